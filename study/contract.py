@@ -1,0 +1,193 @@
+"""What study and analysis agree on: the results layout, names of metrics, tags and outcomes, and the judge's ranking.
+
+Standard library only; analysis imports this module and nothing else of study (DESIGN.md, house rule 1).
+
+    results/NAME/
+        study.yaml            the study as it was resolved, with its overrides
+        ledger.db             Optuna's storage: one Optuna study per phase, named NAME/PHASE
+        study.lock            the owner: pid, host, since
+        study.log
+        trials/KEY/           what one training leaves behind (trainables/trainer.py); KEY is PHASE-NNNN
+        evaluation/           frozen list and scores of the sealed test
+        report.html, report/  page, figures, tables
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+RESULTS = Path("results")
+PHASES = ("reproduce", "ablate", "search", "confirm")
+
+
+class Outcome(StrEnum):
+    """How a training ended. RUNNING is no outcome: it has not ended."""
+
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+    OUT_OF_MEMORY = "out_of_memory"
+
+
+OPTUNA_STATE = {Outcome.COMPLETE: "COMPLETE", Outcome.PRUNED: "PRUNED"}  # every other outcome: FAIL
+MLFLOW_STATUS = {Outcome.COMPLETE: "FINISHED", Outcome.PRUNED: "KILLED"}  # every other outcome: FAILED
+
+
+class Attr:
+    """User attributes of a ledger trial."""
+
+    KEY = "key"  # PHASE-NNNN
+    CONFIG = "config"  # the TrialConfig as a mapping
+    GROUP = "group"  # trainings that differ by seed alone share it
+    OUTCOME = "outcome"
+    REASON = "reason"  # one sentence
+    DETAIL = "detail"  # traceback, where there is one
+    STEP = "step"  # of a divergence
+    ATTEMPTS = "attempts"
+    ORIGIN = "origin"  # confirm: key of the search trial it repeats; ablate: {question, arm}
+    SUMMARY = "summary"  # last report's summary: steps, images, seconds, peak memory, parameters, ...
+
+
+class StudyAttr:
+    """User attributes of every ledger study (NAME/PHASE)."""
+
+    STUDY = "study"  # the resolved study.yaml
+    JUDGE = "judge"  # the judge's settings
+    JUDGE_HASH = "judge_hash"  # SHA-256 of them, written before trial 1
+    DATA = "data"  # fingerprint of the data, written before trial 1
+    ENVIRONMENT = "environment"  # versions, host, devices, git commit
+    TIMINGS = "timings"  # seconds of each part of the run
+
+
+class Tag:
+    """MLflow tags."""
+
+    STUDY = "study"
+    PHASE = "phase"
+    KEY = "trial_key"
+    OUTCOME = "outcome"
+    REASON = "reason"
+    RECIPE = "recipe"
+    SEED = "seed"
+    GROUP = "group"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a study's files lie."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.db"
+
+    @property
+    def study_file(self) -> Path:
+        return self.root / "study.yaml"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "study.log"
+
+    @property
+    def trials(self) -> Path:
+        return self.root / "trials"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluation"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def report_folder(self) -> Path:
+        return self.root / "report"
+
+    def trial(self, key: str) -> Path:
+        """The folder of one training."""
+        return self.trials / key
+
+
+def trial_key(phase: str, number: int) -> str:
+    """'search-0003' from the phase and the number of the trial in that phase's Optuna study."""
+    return f"{phase}-{number:04d}"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How the best configuration is chosen; hashed into the ledger before trial 1.
+
+    metric: a validation metric; direction follows from it. report: the best or the last report counts.
+    margins: absolute; reproduced when all metrics are within theirs of the published numbers.
+    """
+
+    metric: str
+    protocol: str
+    report: Literal["best", "last"]
+    margins: Mapping[str, float]
+
+    @property
+    def minimise(self) -> bool:
+        return not self.metric.startswith("delta")
+
+    def value(self, history: Sequence[Mapping[str, Any]]) -> float | None:
+        """The judged value of a training's reports ({'val/<metric>': ...}); None where it has none that is finite."""
+        values = [float(r[f"val/{self.metric}"]) for r in history if r.get(f"val/{self.metric}") is not None]
+        finite = [v for v in values if math.isfinite(v)]
+        if not finite:
+            return None
+        if self.report == "last":
+            return values[-1] if math.isfinite(values[-1]) else None
+        return min(finite) if self.minimise else max(finite)
+
+    def rank(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Rows {'key', 'outcome', 'value'} from best to worst; only complete ones with a value; ties go to the lower key."""
+        sign = 1.0 if self.minimise else -1.0
+        eligible = [r for r in rows if r["outcome"] == Outcome.COMPLETE and r["value"] is not None]
+        return sorted(eligible, key=lambda r: (sign * float(r["value"]), str(r["key"])))
+
+    def choose(self, rows: Sequence[Mapping[str, Any]]) -> Choice | None:
+        """The winner of the confirmation: rows {'key', 'outcome', 'value', 'group'} of the confirm phase.
+
+        A group with a training that did not complete cannot win over one whose trainings all did: its missing values
+        count as the worst. The champion is the group's median seed (the lower of two middle ones).
+        """
+        worst = math.inf if self.minimise else -math.inf
+        groups: dict[str, list[Mapping[str, Any]]] = {}
+        for row in rows:
+            groups.setdefault(str(row["group"]), []).append(row)
+        best: Choice | None = None
+        for group, members in sorted(groups.items()):
+            ranked = self.rank(members)
+            if not ranked:
+                continue
+            padded = [float(r["value"]) for r in ranked] + [worst] * (len(members) - len(ranked))
+            middle = median(padded)
+            if best is None or (middle < best.median if self.minimise else middle > best.median):
+                champion = ranked[min((len(members) - 1) // 2, len(ranked) - 1)]
+                best = Choice(group, middle, str(champion["key"]), tuple(str(r["key"]) for r in members))
+        return best
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The judge's choice: the winning group, its median value, its champion training and all its trainings."""
+
+    group: str
+    median: float
+    champion: str
+    members: tuple[str, ...]

@@ -1,0 +1,70 @@
+"""Durable files (DESIGN.md, house rule 8): temporary file, fsync, rename, fsync of the folder; hashes beside checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file so that a reader, or a kill at any point, sees the old content or the new, never less."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Durably replace a JSON file; NaN and infinity are refused (they are no JSON)."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder survive a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file that something else wrote."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def replace_folder(temporary: Path, final: Path) -> None:
+    """Put a complete folder in place of `final`; a kill between the two renames leaves `final.old`, which readers heal."""
+    old = final.with_name(final.name + ".old")
+    for path in sorted(temporary.rglob("*")):
+        sync_folder(path) if path.is_dir() else sync_file(path)
+    sync_folder(temporary)
+    if old.exists() and final.exists():
+        shutil.rmtree(old)
+    if final.exists():
+        final.rename(old)
+    temporary.rename(final)
+    sync_folder(final.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

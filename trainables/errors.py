@@ -1,0 +1,23 @@
+"""What can go wrong, told apart: a user's mistake, a training that diverged, memory that ran out.
+
+A bug is none of these and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake the user can mend; its text is one sentence naming file and key and what to do (exit code 2)."""
+
+
+class Diverged(Exception):
+    """A loss or gradient stopped being finite. `step` is the optimiser step (0-based) and `reason` says what."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(f"step {step}: {reason}")
+        self.step = step
+        self.reason = reason
+
+
+class OutOfMemory(Exception):
+    """The device or the host had no memory left for the training."""
