@@ -1,0 +1,104 @@
+"""What every question's module hands to the report: the answer in sentences, then figures, then tables.
+
+A figure carries its data apart from its drawing: `draw(figure, data)` sees nothing else that is a number, so the CSV
+beside a picture is the picture. Nothing here reads a study; names and settings are text and are escaped by the page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
+
+Draw = Callable[[Canvas, pd.DataFrame], None]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One picture. `draw` fills an empty matplotlib figure of `size_in` inches (width, height) from `data`.
+
+    name: file stem, unique in a report. alt: what a reader who cannot see it needs to know. caption: runs, split,
+    spread and n. photograph: pixels (PNG); otherwise lines (SVG).
+    """
+
+    name: str
+    title: str
+    alt: str
+    caption: str
+    draw: Draw
+    data: pd.DataFrame
+    photograph: bool = False
+    size_in: tuple[float, float] = (7.0, 4.0)
+
+    def render(self) -> Canvas:
+        """The drawn figure, with its own canvas: no global state of pyplot is touched."""
+        canvas = Canvas(figsize=self.size_in, layout="constrained")
+        self.draw(canvas, self.data)
+        return canvas
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table. `units` gives a column's unit (m, s, images, share ...) where it has one."""
+
+    name: str
+    title: str
+    frame: pd.DataFrame
+    note: str = ""
+    units: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Section:
+    """The answer to one question. `answers` are sentences, the most important first; `data` is plain JSON."""
+
+    key: str
+    title: str
+    answers: Sequence[str]
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """The section for a terminal."""
+        parts = [self.title, "=" * len(self.title), *self.answers]
+        for table in self.tables:
+            heads = {c: f"{c} ({u})" for c, u in table.units.items()}
+            body = table.frame.rename(columns=heads).to_string(index=False, float_format=number, na_rep="-")
+            parts += ["", table.title, body if len(table.frame) else "(no rows)", *([table.note] if table.note else [])]
+        return "\n".join(parts)
+
+
+def number(value: float | None) -> str:
+    """A number for a sentence: about three significant digits, never in more places than it deserves."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    if value == 0:
+        return "0"
+    if 0.001 <= abs(value) < 10_000:
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 1 else f"{value:.3f}"
+    return f"{value:.3g}"
+
+
+def plain(value: Any) -> Any:
+    """A value as strict JSON types: numpy and pandas scalars unwrapped, NaN and infinity as null, frames as records."""
+    if isinstance(value, pd.DataFrame):
+        return [plain(row) for row in value.to_dict(orient="records")]
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, np.ndarray, pd.Series)):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if value is None or value is pd.NaT or value is pd.NA:
+        return None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (str, int, bool)):
+        return value
+    return str(value)
