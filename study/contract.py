@@ -64,6 +64,7 @@ class StudyAttr:
     DATA = "data"  # fingerprint of the data, written before trial 1
     ENVIRONMENT = "environment"  # versions, host, devices, git commit
     TIMINGS = "timings"  # seconds of each part of the run
+    PLANNED = "planned"  # how many trainings the phase will hold; ended when as many have an outcome
 
 
 class Tag:

@@ -168,6 +168,8 @@ class TrialConfig(Section):
     budget_images: Count
     validate_every_images: Count
     checkpoint_every_images: Count
+    best_metric: str  # the validation metric whose best report keeps its weights; a study sets it to its judge's
+    protocol: str  # under which validation is scored (trainables.evaluate.PROTOCOLS)
     snapshot_every_steps: Annotated[int, Field(ge=0)]  # rolling in-memory snapshot for spike replay; 0: none
     train_mode: Literal["train", "eval_after_first_step"]  # the port's: eval mode after the first step of an epoch
     mirrored: bool  # predictions are averaged with the mirrored image's
@@ -204,10 +206,15 @@ def as_dict(config: Section) -> dict[str, Any]:
 
 def flat(config: Section) -> dict[str, Any]:
     """The settings as {'optim.lr': 1e-4, ...}; lists and empty mappings stay values."""
+    return flatten(as_dict(config))
+
+
+def flatten(settings: dict[str, Any]) -> dict[str, Any]:
+    """A nested mapping as {'optim.lr': 1e-4, ...}; lists and empty mappings stay values."""
 
     def walk(prefix: str, value: Any) -> dict[str, Any]:
         if isinstance(value, dict) and value:
             return {k: v for name, inner in value.items() for k, v in walk(f"{prefix}.{name}", inner).items()}
         return {prefix.removeprefix("."): value}
 
-    return walk("", as_dict(config))
+    return walk("", settings)
