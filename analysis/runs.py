@@ -1,0 +1,155 @@
+"""From ledger and folders to tidy tables, and the analysis's only writes to the tracking store.
+
+The ledger is opened read-only (SQLite's mode=ro), so a report can be made while a study runs and changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from sqlalchemy.exc import SQLAlchemyError
+
+from analysis.tables import RUNNING, WAITING, StudyTables, read_json, read_reports, report_frame, trial_frame
+from study.contract import PHASES, RESULTS, Attr, Judge, Layout, Outcome, StudyAttr, trial_key
+from trainables.config import flatten
+from trainables.errors import UserError
+from trainables.yamlfile import nearest, read_yaml
+
+__all__ = ["StudyTables", "layout_of", "load"]
+
+Trials = list[optuna.trial.FrozenTrial]
+
+
+def layout_of(study: str | Path) -> Layout:
+    """The results folder of a study given by name or by folder. Raises UserError where there is none."""
+    for root in (Path(study), RESULTS / str(study)):
+        if Layout(root).ledger.exists() or Layout(root).study_file.exists():
+            return Layout(root.resolve())
+    known = sorted(path.parent.name for path in RESULTS.glob("*/study.yaml"))
+    hint = nearest(str(study), known) or (f"; there are {', '.join(known)}" if known else "")
+    raise UserError(
+        f"{study}: no study of that name in {RESULTS}/ and no results folder{hint}; run it by study.run first"
+    )
+
+
+def load(study: str | Path) -> StudyTables:
+    """Everything known of a study, running, half finished or all failed; StudyTables says what a column means."""
+    layout = layout_of(study)
+    settings = read_yaml(layout.study_file).value if layout.study_file.exists() else {}
+    phases = _read_ledger(layout, settings)
+    attributes: dict[str, Any] = {}
+    timings: dict[str, Any] = {}
+    for attrs, _ in phases.values():
+        timings |= attrs.get(StudyAttr.TIMINGS) or {}
+        attributes = attrs | attributes
+    settings = attributes.get(StudyAttr.STUDY) or settings
+    judge = _judge(attributes.get(StudyAttr.JUDGE) or settings.get("judge"))
+    notes: list[str] = []
+    trials: list[dict[str, Any]] = []
+    reports: list[dict[str, Any]] = []
+    for phase, (_, members) in phases.items():
+        for trial in members:
+            key = str(trial.user_attrs.get(Attr.KEY) or trial_key(phase, trial.number))
+            history = read_reports(layout.trial(key), notes)
+            summary = read_json(layout.trial(key) / "summary.json", notes) or trial.user_attrs.get(Attr.SUMMARY) or {}
+            reports += history
+            trials.append(_trial_row(phase, key, trial, history, summary, judge))
+    return StudyTables(
+        name=str(settings.get("name") or layout.name),
+        layout=layout,
+        study=settings,
+        judge=judge,
+        judge_hash=attributes.get(StudyAttr.JUDGE_HASH),
+        data=attributes.get(StudyAttr.DATA) or {},
+        environment=attributes.get(StudyAttr.ENVIRONMENT) or {},
+        timings=timings,
+        planned={phase: attrs.get(StudyAttr.PLANNED) for phase, (attrs, _) in phases.items()},
+        trials=trial_frame(trials),
+        reports=report_frame(reports),
+        evaluation=read_json(layout.evaluation / "evaluation.json", notes) or None,
+        notes=notes,
+    )
+
+
+def _read_ledger(layout: Layout, settings: Mapping[str, Any]) -> dict[str, tuple[dict[str, Any], Trials]]:
+    """Per phase that has begun: the study's user attributes and its trials."""
+    url = settings.get("ledger")
+    if not url and not layout.ledger.exists():
+        return {}
+    address = str(url or f"sqlite:///file:{urllib.parse.quote(str(layout.ledger))}?mode=ro&uri=true")
+    try:
+        storage = optuna.storages.RDBStorage(address, skip_table_creation=True)
+        studies = storage.get_all_studies()
+        named = settings.get("name") if url else None  # a file holds one study, whatever its folder is called now
+        result = {}
+        for frozen in studies:
+            name, _, phase = frozen.study_name.rpartition("/")
+            if phase in PHASES and named in (None, name):
+                result[phase] = (
+                    frozen.user_attrs,
+                    storage.get_all_trials(storage.get_study_id_from_name(frozen.study_name), deepcopy=False),
+                )
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        where = layout.ledger if not url else "the ledger named in study.yaml"
+        raise UserError(f"{where}: the ledger cannot be read ({str(error).splitlines()[0]}); restore it") from error
+    return {phase: result[phase] for phase in PHASES if phase in result}
+
+
+def _trial_row(
+    phase: str,
+    key: str,
+    trial: optuna.trial.FrozenTrial,
+    history: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    judge: Judge | None,
+) -> dict[str, Any]:
+    attrs = trial.user_attrs
+    config = attrs.get(Attr.CONFIG) or {}
+    value = judge.value(history) if judge else None
+    ledger_value = trial.value if trial.state.is_finished() and trial.values else None
+    last = history[-1] if history else {}
+    started, ended = trial.datetime_start, trial.datetime_complete
+    elapsed = (ended - started).total_seconds() if started and ended else math.nan
+    row = {
+        "key": key,
+        "phase": phase,
+        "number": trial.number,
+        "group": str(attrs.get(Attr.GROUP) or key),
+        "outcome": _outcome(trial),
+        "reason": attrs.get(Attr.REASON),
+        "detail": attrs.get(Attr.DETAIL),
+        "step": attrs.get(Attr.STEP),
+        "attempts": attrs.get(Attr.ATTEMPTS),
+        "origin": attrs.get(Attr.ORIGIN),
+        "value": ledger_value if value is None and not history else value,
+        "ledger_value": ledger_value,
+        "images": last.get("images"),
+        "steps": last.get("step"),
+        "seconds": summary.get("seconds", last.get("time/seconds", elapsed)),
+        "started": started,
+        "ended": ended,
+    }
+    row |= {name: config.get(name) for name in ("recipe", "stage", "variant", "seed")}
+    row |= {f"config.{path}": v for path, v in flatten(dict(config)).items()} if config else {}
+    row |= {f"param.{path}": v for path, v in trial.params.items()}
+    return row | {f"summary.{path}": v for path, v in flatten(dict(summary)).items() if summary}
+
+
+def _outcome(trial: optuna.trial.FrozenTrial) -> str:
+    """The outcome that the study wrote; where a trial ended without one, what Optuna's state says."""
+    states = optuna.trial.TrialState
+    if trial.state in (states.RUNNING, states.WAITING):
+        return RUNNING if trial.state == states.RUNNING else WAITING
+    fallback = {states.COMPLETE: Outcome.COMPLETE, states.PRUNED: Outcome.PRUNED}.get(trial.state, Outcome.FAILED)
+    return str(Outcome(trial.user_attrs.get(Attr.OUTCOME, fallback)))
+
+
+def _judge(settings: Mapping[str, Any] | None) -> Judge | None:
+    if not settings:
+        return None
+    return Judge(**{name: settings[name] for name in ("metric", "protocol", "report", "margins")})

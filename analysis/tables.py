@@ -1,0 +1,250 @@
+"""A study as tidy tables, and the one Parquet file that holds them (issue "Released results").
+
+Reading a training's folder lives here too: reports.jsonl at once, step traces only when a question asks, and then only
+the columns it names. A running study is normal: its last line may be half written, its trace may still be parts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analysis.section import plain
+from study.contract import PHASES, Judge, Layout, Outcome
+from trainables.durable import sync_file
+from trainables.errors import UserError
+
+RUNNING, WAITING = "running", "waiting"  # states of a training that has no outcome yet
+IDENTITY = ("key", "phase", "number", "group", "recipe", "stage", "variant", "seed")
+ENDING = ("outcome", "reason", "detail", "step", "attempts", "origin", "value", "ledger_value")
+EXTENT = ("images", "steps", "seconds", "started", "ended")
+FORMAT = "densedepth-study-table-1"
+
+
+@dataclass(frozen=True)
+class StudyTables:
+    """Everything the analysis knows of a study.
+
+    trials: one row per training (IDENTITY, ENDING, EXTENT, then `config.<path>`, `param.<path>`, `summary.<path>`);
+        value is the judge's, NaN where the training has none; ledger_value is what the search was told.
+    reports: one row per report: key, step, images, epoch, time_s, then one column per metric (`val/rmse`).
+    planned: trainings that each begun phase will hold; None where the ledger does not say.
+    evaluation: the sealed test's stored document (analysis/final_evaluation.py), None while it is sealed.
+    extras: tables of other questions that a released table must carry (spikes), by name.
+    notes: what could not be read, in sentences for the report.
+    """
+
+    name: str
+    layout: Layout | None  # None: read from a released table, no folder at hand
+    study: Mapping[str, Any]
+    judge: Judge | None
+    judge_hash: str | None
+    data: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    timings: Mapping[str, Any]
+    planned: Mapping[str, int | None]
+    trials: pd.DataFrame
+    reports: pd.DataFrame
+    evaluation: Mapping[str, Any] | None
+    extras: dict[str, pd.DataFrame] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def phase(self, name: str) -> pd.DataFrame:
+        """The trainings of one phase, in order."""
+        return self.trials[self.trials["phase"] == name]
+
+    def history(self, key: str) -> pd.DataFrame:
+        """The reports of one training, in order of images."""
+        return self.reports[self.reports["key"] == key]
+
+    def folder(self, key: str) -> Path:
+        """The folder of one training. Raises UserError for a study read from a released table."""
+        if self.layout is None:
+            raise UserError(f"{self.name}: a released table holds no folder of {key}; use the results folder")
+        return self.layout.trial(key)
+
+    def trace(self, key: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """The step trace of one training, only the named columns that it has; empty where there is none.
+
+        A file that cannot be read leaves a note and an empty frame: one damaged trace must not take the report.
+        """
+        if self.layout is None:
+            return pd.DataFrame()
+        return read_trace(self.layout.trial(key), columns, self.notes)
+
+    def unfinished(self) -> list[str]:
+        """Why the study has not ended, one sentence per phase; empty when every configured phase has."""
+        missing = []
+        for phase in configured_phases(self.study):
+            rows = self.phase(phase)
+            ended = int(rows["outcome"].isin(list(Outcome)).sum())
+            planned = self.planned.get(phase)
+            if phase not in self.planned:
+                missing.append(f"{phase} has not begun")
+            elif planned is not None and ended < planned:
+                missing.append(f"{phase} has ended {ended} of {planned} trainings")
+            elif ended < len(rows):
+                missing.append(f"{phase} has {len(rows) - ended} trainings without an outcome")
+        return missing
+
+
+def configured_phases(study: Mapping[str, Any]) -> list[str]:
+    """The phases that the settings ask for, in order."""
+    asked = {
+        "reproduce": bool((study.get("reproduce") or {}).get("recipes")),
+        "ablate": bool((study.get("ablate") or {}).get("settings")),
+        "search": bool((study.get("search") or {}).get("trials")),
+        "confirm": bool((study.get("confirm") or {}).get("top")) and bool((study.get("search") or {}).get("trials")),
+    }
+    return [phase for phase in PHASES if asked[phase]]
+
+
+def read_reports(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """The reports of one training as flat rows; a resumed training's repeated reports count once, the last wins."""
+    path = folder / "reports.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            report = json.loads(line)
+            row = {name: report[name] for name in ("step", "images", "epoch", "time_s")} | dict(report["metrics"])
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines) - 1:  # the last line may be in the middle of being written
+                notes.append(f"{folder.name}: line {number + 1} of reports.jsonl is damaged and left out.")
+            continue
+        rows[int(row["images"])] = {"key": folder.name, **row}
+    return [rows[images] for images in sorted(rows)]
+
+
+def read_trace(folder: Path, columns: Sequence[str] | None, notes: list[str]) -> pd.DataFrame:
+    """The named columns of a compacted trace, or of its parts while the training runs."""
+    compacted = folder / "trace.parquet"
+    paths = [compacted] if compacted.exists() else sorted((folder / "trace").glob("part-*.parquet"))
+    pieces = []
+    for path in paths:
+        try:
+            file = pq.ParquetFile(path, page_checksum_verification=True)
+            have = set(file.schema_arrow.names)
+            pieces.append(file.read(columns=None if columns is None else [c for c in columns if c in have]))
+        except (pa.ArrowException, OSError) as error:
+            notes.append(f"{folder.name}: {path.name} cannot be read ({str(error).splitlines()[0]}) and is left out.")
+    return pa.concat_tables(pieces, promote_options="default").to_pandas() if pieces else pd.DataFrame()
+
+
+def read_json(path: Path, notes: list[str]) -> dict[str, Any]:
+    """A JSON mapping that may not be there yet; a damaged one leaves a note."""
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        notes.append(f"{path.parent.name}: {path.name} is damaged and left out.")
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def trial_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Trials as a frame that has all of its fixed columns even when there is no row or no value."""
+    frame = pd.DataFrame(list(rows))
+    fixed = [*IDENTITY, *ENDING, *EXTENT]
+    for column in fixed:
+        if column not in frame:
+            frame[column] = None
+    for column in ("value", "ledger_value", "images", "steps", "seconds"):
+        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
+    for column in ("started", "ended"):
+        frame[column] = pd.to_datetime(frame[column])
+    return frame[fixed + sorted(c for c in frame.columns if c not in fixed)].copy()
+
+
+def report_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Reports as a frame with its fixed columns."""
+    frame = pd.DataFrame(list(rows))
+    fixed = ["key", "step", "images", "epoch", "time_s"]
+    for column in fixed:
+        if column not in frame:
+            frame[column] = pd.Series(dtype=object if column == "key" else float)
+    return frame[fixed + [c for c in frame.columns if c not in fixed]].copy()
+
+
+def write_table(tables: StudyTables, path: Path) -> None:
+    """Release a study as one Parquet file: a row per training, its reports inside, the study's facts as metadata."""
+    frame = tables.trials.copy()
+    encoded = [
+        c for c in frame.columns if frame[c].map(lambda v: not isinstance(v, str)).any() and frame[c].dtype == object
+    ]
+    for column in encoded:
+        frame[column] = [json.dumps(plain(v)) for v in frame[column]]
+    by_key = {str(key): rows.drop(columns="key") for key, rows in tables.reports.groupby("key", sort=False)}
+    frame["reports"] = [json.dumps(plain(by_key[k])) if k in by_key else "[]" for k in frame["key"]]
+    facts = {
+        "format": FORMAT,
+        "encoded": encoded,
+        "facts": {n: getattr(tables, n) for n in FACTS} | {"judge": _judge_facts(tables.judge)},
+        "extras": {name: _columns(extra) for name, extra in tables.extras.items()},
+    }
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    table = table.replace_schema_metadata(
+        {**(table.schema.metadata or {}), b"study": json.dumps(plain(facts)).encode()}
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table, temporary, compression="zstd")
+    sync_file(temporary)
+    temporary.replace(path)
+
+
+FACTS = ("name", "study", "judge_hash", "data", "environment", "timings", "planned", "evaluation", "notes")
+
+
+def read_table(path: Path) -> StudyTables:
+    """The study in a released table. Raises UserError where the file is none."""
+    try:
+        table = pq.read_table(path)
+        facts = json.loads((table.schema.metadata or {})[b"study"])
+        if facts["format"] != FORMAT:
+            raise KeyError(facts["format"])
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path}: is no released table of a study ({error}); name a results table (.parquet)"
+        ) from error
+    frame = table.to_pandas()
+    reports = [
+        {"key": key, **row}
+        for key, text in zip(frame["key"], frame["reports"], strict=True)
+        for row in json.loads(text)
+    ]
+    frame = frame.drop(columns="reports")
+    for column in facts["encoded"]:
+        frame[column] = pd.Series([json.loads(v) for v in frame[column]], index=frame.index, dtype=object)
+    judge = facts["facts"].pop("judge")
+    extras = {name: pd.DataFrame(columns) for name, columns in facts["extras"].items()}
+    return StudyTables(
+        **facts["facts"],
+        judge=Judge(**judge) if judge else None,
+        layout=None,
+        trials=trial_frame(frame.to_dict(orient="records")),
+        reports=report_frame(reports),
+        extras=extras,
+    )
+
+
+def _judge_facts(judge: Judge | None) -> dict[str, Any] | None:
+    if judge is None:
+        return None
+    return {"metric": judge.metric, "protocol": judge.protocol, "report": judge.report, "margins": dict(judge.margins)}
+
+
+def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
+    return {str(column): plain(frame[column].tolist()) for column in frame.columns}
