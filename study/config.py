@@ -1,0 +1,261 @@
+"""A study as one typed value: study.yaml over study/defaults.yaml, with `--set` on top.
+
+Everything that can be refused is refused here or in study/plan.py, before a training starts, with file, line and key.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, field_validator
+
+from study.contract import Judge
+from trainables.config import Count, Section
+from trainables.errors import UserError
+from trainables.recipe import parse_assignments, validate
+from trainables.yamlfile import Document, nearest, read_yaml
+
+DEFAULTS = Path(__file__).parent / "defaults.yaml"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+VALIDATION_METRICS = ("rmse", "abs_rel", "sq_rel", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
+# Mappings whose keys are dotted paths of settings, or names, and may be new.
+OPEN = frozenset({"data", "trial", "search.space", "judge.margins"})
+NonNegativeCount = Annotated[int, Field(ge=0)]
+
+
+def _amount(value: Any) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value != "auto" and not (number and value >= 0):
+        raise ValueError(f"write auto or a number from 0, not {value!r}")
+    return value
+
+
+Amount = Annotated[Any, AfterValidator(_amount)]
+
+
+class ReproduceConfig(Section):
+    """Which recipes are trained as published, on how many seeds each."""
+
+    recipes: tuple[Any, ...]
+    seeds: Count
+
+    @field_validator("recipes")
+    @classmethod
+    def _named(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        for entry in value:
+            one = isinstance(entry, dict) and len(entry) == 1 and isinstance(next(iter(entry.values())), dict)
+            if not (isinstance(entry, str) or one):
+                raise ValueError(f"each entry is a recipe's name or {{name: {{path: value}}}}, not {entry!r}")
+        return value
+
+
+class AblateConfig(Section):
+    """Paired trainings: each entry of `settings` flips what it names, against the same training unflipped."""
+
+    recipe: str
+    settings: tuple[dict[str, Any], ...]
+    seeds: Count
+
+
+class PrunerConfig(Section):
+    """When a trial of the search is stopped early, by images seen."""
+
+    kind: Literal["successive_halving", "hyperband", "median", "none"]
+    min_images: Count | None
+    reduction: Annotated[int, Field(ge=2)]
+
+
+class SearchConfig(Section):
+    """The search; `space` is read by study/space.py."""
+
+    recipe: str
+    trials: NonNegativeCount
+    sampler: Literal["tpe", "gp", "quasi_random", "random", "grid"]
+    pruner: PrunerConfig
+    space: dict[str, dict[str, Any]]
+    first: tuple[dict[str, Any], ...]
+
+
+class ConfirmConfig(Section):
+    """The best `top` of the search, trained again on `seeds` fresh seeds."""
+
+    top: NonNegativeCount
+    seeds: Count
+
+
+class JudgeConfig(Section):
+    """study.contract.Judge, as written in a study."""
+
+    metric: Literal[VALIDATION_METRICS]  # type: ignore[valid-type]
+    protocol: str
+    report: Literal["best", "last"]
+    margins: dict[str, Annotated[float, Field(ge=0)]]
+
+
+class ResourcesConfig(Section):
+    """What one training gets, and where trainings run."""
+
+    gpus_per_trial: Amount
+    cpus_per_trial: Amount
+    address: str | None
+    silence_limit_s: Annotated[float, Field(gt=0)] | None
+
+
+class TrackingConfig(Section):
+    """MLflow's store: sqlite:///FILE, http(s)://HOST:PORT, postgresql://...; null: none."""
+
+    uri: str | None
+
+    @field_validator("uri")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"(sqlite:///.|https?://.|postgresql(\+\w+)?://.|mysql(\+\w+)?://.)", value):
+            raise ValueError(f"write sqlite:///FILE, http://HOST:PORT or null, not {value}")
+        return value
+
+
+class StudyConfig(Section):
+    """A whole study."""
+
+    name: str
+    seed: NonNegativeCount
+    data: dict[str, Any]
+    trial: dict[str, Any]
+    reproduce: ReproduceConfig
+    ablate: AblateConfig
+    search: SearchConfig
+    confirm: ConfirmConfig
+    judge: JudgeConfig
+    resources: ResourcesConfig
+    tracking: TrackingConfig
+
+    @field_validator("name")
+    @classmethod
+    def _a_folder(cls, value: str) -> str:
+        if not NAME.fullmatch(value):
+            raise ValueError(f"a name is letters, digits, dots, dashes and underscores, at most 64, not {value!r}")
+        return value
+
+
+@dataclass(frozen=True)
+class Within(Document):
+    """A document seen from one of its blocks: `where` takes paths inside it."""
+
+    prefix: str
+    outer: Document
+
+    def where(self, path: str) -> str:
+        return self.outer.where(f"{self.prefix}.{path}" if self.prefix and path else self.prefix or path)
+
+
+@dataclass(frozen=True)
+class Assigned(Document):
+    """A document some of whose values came from --set."""
+
+    assigned: tuple[str, ...]
+
+    def where(self, path: str) -> str:
+        for name in self.assigned:
+            if path == name or path.startswith(f"{name}."):
+                return f"--set {path}"
+        return super().where(path)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's settings, and where each was written."""
+
+    config: StudyConfig
+    document: Document
+
+    def within(self, prefix: str) -> Document:
+        """The document, with paths counted from `prefix`."""
+        return Within(self.document.name, {}, {}, prefix, self.document)
+
+    @property
+    def judge(self) -> Judge:
+        return judge_of(self.config)
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """Every setting of the study, as JSON types."""
+        return self.config.model_dump(mode="json")
+
+
+def judge_of(config: StudyConfig) -> Judge:
+    """The judge that study and analysis share."""
+    judge = config.judge
+    return Judge(str(judge.metric), judge.protocol, judge.report, dict(judge.margins))
+
+
+def load_study(path: Path, assignments: list[str]) -> Study:
+    """The study in a file with `--set` values. Raises UserError naming file, line and key."""
+    document = read_yaml(path)
+    value = _fill(document.value, read_yaml(DEFAULTS).value, "")
+    names = []
+    for dotted, given in parse_assignments(assignments).items():
+        _assign(value, dotted, given)
+        names.append(dotted)
+    whole = Assigned(document.name, value, document.lines, tuple(names))
+    if value["name"] is None:
+        raise UserError(f"{document.name}: name is missing; name the study, for example name: rooms")
+    return Study(validate(StudyConfig, value, whole), whole)
+
+
+def from_resolved(value: Mapping[str, Any], name: str) -> Study:
+    """A study from its resolved settings, as kept in the ledger."""
+    document = Document(name, dict(value), {})
+    return Study(validate(StudyConfig, value, document), document)
+
+
+def _fill(given: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Defaults under what is given; mappings whose keys are free are taken as they are given."""
+    result = copy.deepcopy(dict(given))
+    for key, default in defaults.items():
+        here = f"{prefix}{key}"
+        if key not in result or (result[key] is None and isinstance(default, dict)):
+            result[key] = copy.deepcopy(default)
+        elif isinstance(default, dict) and isinstance(result[key], dict) and here not in OPEN:
+            result[key] = _fill(result[key], default, f"{here}.")
+    return result
+
+
+def _assign(root: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set one --set path in place: at each level the longest existing key wins."""
+    matches = _paths(root, dotted.split("."), ())
+    deepest = [m for m in matches if sum(len(key.split(".")) for key in m) == len(dotted.split("."))]
+    if len(deepest) > 1:
+        shown = " or ".join(" > ".join(m) for m in deepest)
+        raise UserError(f"--set {dotted}: could mean {shown}; write it one way in the study's file")
+    chosen = deepest[0] if deepest else max(matches, key=lambda m: (len(".".join(m)), m), default=())
+    node: Any = root
+    for key in chosen[:-1] if deepest else chosen:
+        node = node[key]
+    if deepest:
+        node[chosen[-1]] = value
+        return
+    rest = dotted[len(".".join(chosen)) :].lstrip(".")
+    here = ".".join(chosen)
+    free = any(here == name or here.startswith(f"{name}.") for name in OPEN)
+    if not isinstance(node, dict):
+        raise UserError(f"--set {dotted}: {here} is a value, so it has no {rest}; set {here} itself")
+    if not free:
+        first = rest.split(".")[0]
+        raise UserError(f"--set {dotted}: no setting {rest}{nearest(first, node)}; here: {', '.join(node)}")
+    node[rest] = value
+
+
+def _paths(node: Any, parts: list[str], taken: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Every way to read the parts as existing keys, as far as each goes."""
+    found = []
+    if isinstance(node, dict):
+        for size in range(1, len(parts) + 1):
+            key = ".".join(parts[:size])
+            if key in node:
+                found += _paths(node[key], parts[size:], (*taken, key))
+    return found or ([taken] if taken else [])
