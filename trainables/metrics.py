@@ -1,0 +1,161 @@
+"""Depth metrics: pure functions in float64, one value per image, masked.
+
+Source: FACTS.md section 5 (the definitions that Eigen et al. 2014, DenseDepth and BTS share); the structure metrics are
+those of DenseDepth's section 4 and of the Michigan report, which state neither data range, crop, size nor holes.
+
+Every function takes `pred` and `target` (N, H, W) in metres and `mask` (N, H, W) bool, and returns (N,) float64: NaN
+where the mask leaves nothing to measure. What lies outside the mask, NaN and infinity included, changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Protocol as TypingProtocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5
+SSIM_K = (0.01, 0.03)
+
+
+class Metric(TypingProtocol):
+    """(pred, target, mask), each (N, H, W), to (N,) float64."""
+
+    def __call__(self, *, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor: ...
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of (N, H, W) over each image's mask, (N,) float64; NaN for an empty mask."""
+    kept = torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
+    return kept.sum((1, 2), dtype=torch.float64) / mask.sum((1, 2))
+
+
+def _doubles(pred: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps in float64, 1 m outside the mask: inert in every quotient and logarithm."""
+    one = torch.ones((), dtype=torch.float64, device=pred.device)
+    return torch.where(mask, pred.double(), one), torch.where(mask, target.double(), one)
+
+
+def abs_rel(*, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """mean(|p - t| / t)."""
+    p, t = _doubles(pred, target, mask)
+    return masked_mean((p - t).abs() / t, mask)
+
+
+def sq_rel(*, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """mean((p - t)^2 / t), metres."""
+    p, t = _doubles(pred, target, mask)
+    return masked_mean((p - t).square() / t, mask)
+
+
+def rmse(*, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """sqrt(mean((p - t)^2)), metres."""
+    p, t = _doubles(pred, target, mask)
+    return masked_mean((p - t).square(), mask).sqrt()
+
+
+def rmse_log(*, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """sqrt(mean((ln p - ln t)^2))."""
+    p, t = _doubles(pred, target, mask)
+    return masked_mean((p.log() - t.log()).square(), mask).sqrt()
+
+
+def log10(*, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """mean |log10 p - log10 t|."""
+    p, t = _doubles(pred, target, mask)
+    return masked_mean((p.log() - t.log()).abs(), mask) / math.log(10)
+
+
+def delta(power: int, *, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Share of pixels with max(p / t, t / p) < 1.25^power, 0 to 1."""
+    p, t = _doubles(pred, target, mask)
+    return masked_mean((torch.maximum(p / t, t / p) < 1.25**power).double(), mask)
+
+
+def silog(*, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """sqrt(E[e^2] - E[e]^2) of e = ln p - ln t; not multiplied by 100.
+
+    Computed as the spread about the mean, which cannot turn negative by rounding.
+    """
+    p, t = _doubles(pred, target, mask)
+    error = p.log() - t.log()
+    return masked_mean((error - masked_mean(error, mask)[:, None, None]).square(), mask).sqrt()
+
+
+def _gaussian_filter(maps: Tensor) -> Tensor:
+    """(N, H, W) to (N, H - 10, W - 10): SSIM's Gaussian window over positions where it fits entirely."""
+    offsets = torch.arange(SSIM_WINDOW, dtype=maps.dtype, device=maps.device) - SSIM_WINDOW // 2
+    window = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
+    window = window / window.sum()
+    rows = functional.conv2d(maps[:, None], window.view(1, 1, -1, 1))
+    return functional.conv2d(rows, window.view(1, 1, 1, -1))[:, 0]
+
+
+def mssim(data_range: float, *, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean SSIM of the depth maps over the windows that lie wholly inside the mask, -1 to 1.
+
+    Gaussian windows as in SSIM's paper. The data range decides the number: the constants that keep SSIM stable grow
+    with its square (FACTS.md section 5).
+    """
+    if min(mask.shape[1:]) < SSIM_WINDOW:
+        return torch.full((len(mask),), math.nan, dtype=torch.float64, device=mask.device)
+    p, t = _doubles(pred, target, mask)
+    c1, c2 = ((k * data_range) ** 2 for k in SSIM_K)
+    mean_p, mean_t = _gaussian_filter(p), _gaussian_filter(t)
+    var_p = _gaussian_filter(p * p) - mean_p.square()
+    var_t = _gaussian_filter(t * t) - mean_t.square()
+    covariance = _gaussian_filter(p * t) - mean_p * mean_t
+    luminance = (2 * mean_p * mean_t + c1) / (mean_p.square() + mean_t.square() + c1)
+    structure = (2 * covariance + c2) / (var_p + var_t + c2)
+    outside = functional.max_pool2d((~mask)[:, None].float(), SSIM_WINDOW, stride=1)[:, 0]
+    return masked_mean(luminance * structure, outside == 0)
+
+
+def edge_magnitude(depth_m: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """kornia's Sobel magnitude (kernel / 8, replicated border) and where its 3 x 3 neighbourhood is all valid."""
+    from kornia.filters import sobel  # a second to import, and only these metrics need it
+
+    inside = torch.where(mask, depth_m.double(), torch.ones((), dtype=torch.float64, device=depth_m.device))
+    outside = functional.max_pool2d((~mask)[:, None].float(), 3, stride=1, padding=1)[:, 0]
+    magnitude: Tensor = sobel(inside[:, None])[:, 0]
+    return magnitude, outside == 0
+
+
+def edge_f1(threshold: float, *, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """F1 of the edge maps (Sobel magnitude above the threshold), 0 to 1; NaN where neither map has an edge."""
+    magnitude_p, valid = edge_magnitude(pred, mask)
+    magnitude_t, _ = edge_magnitude(target, mask)
+    edges_p, edges_t = (magnitude_p > threshold) & valid, (magnitude_t > threshold) & valid
+    hits = (edges_p & edges_t).sum((1, 2), dtype=torch.float64)
+    return 2 * hits / (edges_p.sum((1, 2)) + edges_t.sum((1, 2)))
+
+
+def edge_share(depth_m: Tensor, mask: Tensor, thresholds: list[float]) -> Tensor:
+    """The curve behind the choice of a threshold: (N, T) share of pixels whose Sobel magnitude exceeds each of them."""
+    magnitude, valid = edge_magnitude(depth_m, mask)
+    return torch.stack([masked_mean((magnitude > t).double(), valid) for t in thresholds], dim=1)
+
+
+METRICS: dict[str, Metric] = {
+    "abs_rel": abs_rel,
+    "sq_rel": sq_rel,
+    "rmse": rmse,
+    "rmse_log": rmse_log,
+    "log10": log10,
+    "delta1": partial(delta, 1),
+    "delta2": partial(delta, 2),
+    "delta3": partial(delta, 3),
+    "silog": silog,
+    "mssim_10": partial(mssim, 10.0),
+    "mssim_255": partial(mssim, 255.0),
+    "edge_f1_0.5": partial(edge_f1, 0.5),
+    "edge_f1_0.2": partial(edge_f1, 0.2),
+}
+DEPTH_METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "delta1", "delta2", "delta3", "silog")
+STRUCTURE_METRICS = tuple(name for name in METRICS if name not in DEPTH_METRICS)
+ROOT_OF_MEAN = frozenset({"rmse", "rmse_log"})  # pooled over pixels: the root of the pooled mean of squares
+HIGHER_IS_BETTER = frozenset({"delta1", "delta2", "delta3", *STRUCTURE_METRICS})
