@@ -1,0 +1,41 @@
+# make study, make test: everything from a bare machine with Python 3.11 to 3.13 and make. The rest: see README.md.
+PYTHON ?= python3
+VENV ?= .venv
+STUDY ?= study.yaml
+PY := $(VENV)/bin/python
+READY := $(VENV)/installed
+
+.PHONY: study test check ui report bench drill clean
+
+study: $(READY)
+	$(PY) -m study.run --resume $(STUDY)
+	$(PY) -m analysis.report $(STUDY)
+
+test: $(READY)
+	$(PY) -m pytest
+
+check: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+ui: $(READY)
+	$(VENV)/bin/mlflow server --backend-store-uri sqlite:///mlflow.db --artifacts-destination mlartifacts --host 127.0.0.1 --port 5000
+
+report: $(READY)
+	$(PY) -m analysis.report $(STUDY)
+
+bench: $(READY)
+	$(PY) -m trainables.bench
+
+drill: $(READY)
+	$(PY) -m pytest -m slow tests
+
+# Installs when requirements.txt's content changed, not when its date did (a fresh clone has new dates).
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, {v[0]}.{v[1]} was found: make PYTHON=python3.12 ...")'
+	@if [ -f $(READY) ] && cmp -s requirements.txt $(READY); then touch $(READY); else \
+	  $(PYTHON) -m venv $(VENV) && $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt \
+	  && cp requirements.txt $(READY); fi
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache

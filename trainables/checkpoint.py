@@ -1,0 +1,156 @@
+"""Checkpoints: safetensors and JSON in a folder, each file's SHA-256 beside them, nothing that runs code on loading.
+
+    checkpoints/latest/   weights, optimiser, state (position, schedule, RNG, metric history): resumes bit for bit
+    checkpoints/best/     weights and state of the best report
+    checkpoints/spikes/step-N/   weights, optimiser and state from before a loss spike, for replay
+
+A folder is replaced as a whole. A kill between its two renames leaves NAME.old, which `heal` puts back.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from trainables.config import TrialConfig, as_dict
+from trainables.durable import replace_folder, sha256
+from trainables.errors import UserError
+from trainables.models import DepthModel, build_model
+
+LATEST, BEST, SPIKES = "latest", "best", "spikes"
+WEIGHTS, OPTIMISER, STATE, CONFIG, HASHES = (
+    "weights.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "config.json",
+    "SHA256.json",
+)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A training's state on the CPU: tensors copied, so that the training can go on while it is written."""
+
+    weights: dict[str, Tensor]
+    optimiser: dict[str, Tensor] | None
+    state: dict[str, Any]
+
+
+def take_snapshot(model: nn.Module, optimiser: torch.optim.Optimizer | None, state: Mapping[str, Any]) -> Snapshot:
+    """Copy weights, optimiser state and the JSON-able `state` (plus the CPU generator's) to host memory."""
+    weights = {name: _copy(tensor) for name, tensor in model.state_dict().items()}
+    tensors = None
+    if optimiser is not None:
+        slots = optimiser.state_dict()["state"]
+        tensors = {f"{i}.{k}": _copy(torch.as_tensor(v)) for i, slot in slots.items() for k, v in slot.items() if v is not None}
+    rng = torch.get_rng_state().numpy().tobytes().hex()
+    return Snapshot(weights, tensors, {**state, "torch_rng": rng})
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot, config: TrialConfig) -> None:
+    """Durably replace the checkpoint folder."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
+    files = {
+        WEIGHTS: save_safetensors(snapshot.weights),
+        STATE: json.dumps(snapshot.state, allow_nan=False).encode(),
+        CONFIG: json.dumps(as_dict(config), indent=1).encode(),
+    }
+    if snapshot.optimiser is not None:
+        files[OPTIMISER] = save_safetensors(snapshot.optimiser)
+    for name, content in files.items():
+        (temporary / name).write_bytes(content)
+    hashes = {name: sha256(temporary / name) for name in files}
+    (temporary / HASHES).write_text(json.dumps(hashes, indent=1))
+    replace_folder(temporary, folder)
+
+
+def heal(folder: Path) -> bool:
+    """Finish a replacement that a kill interrupted; whether there is a checkpoint."""
+    old = folder.with_name(folder.name + ".old")
+    if old.exists():
+        if folder.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(folder)
+    return folder.exists()
+
+
+def verify(folder: Path) -> None:
+    """Raise UserError unless every file of a checkpoint is there and unchanged."""
+    advice = "restore it from a copy, or remove the training's folder to train it again"
+    try:
+        hashes = json.loads((folder / HASHES).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / HASHES}: the checkpoint's hashes cannot be read ({error}); {advice}") from error
+    if not isinstance(hashes, dict) or not {WEIGHTS, STATE, CONFIG} <= hashes.keys():
+        raise UserError(f"{folder / HASHES}: does not list the checkpoint's files; {advice}")
+    for name, expected in hashes.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise UserError(f"{path}: is missing from the checkpoint; {advice}")
+        if sha256(path) != expected:
+            raise UserError(f"{path}: has changed since it was written (SHA-256 differs); {advice}")
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The verified JSON state of a checkpoint."""
+    verify(folder)
+    state: dict[str, Any] = json.loads((folder / STATE).read_text())
+    return state
+
+
+def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load a verified checkpoint into model and optimiser, restore the CPU generator, and return the state."""
+    state = read_state(folder)
+    model.load_state_dict(load_safetensors((folder / WEIGHTS).read_bytes()))
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in load_safetensors((folder / OPTIMISER).read_bytes()).items():
+        index, _, key = name.partition(".")
+        slots.setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+    for parameter, slot in optimiser.state.items():  # fused kernels walk memory: moments need their weight's strides
+        for key, value in slot.items():
+            if value.shape == parameter.shape:
+                slot[key] = torch.empty_like(parameter).copy_(value)
+    torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state["torch_rng"]), dtype=torch.uint8))
+    return state
+
+
+def read_config(folder: Path) -> TrialConfig:
+    """The verified settings a checkpoint was trained with."""
+    verify(folder)
+    return TrialConfig.model_validate_json((folder / CONFIG).read_bytes())
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The verified weights of a checkpoint, on the CPU."""
+    verify(folder)
+    weights: dict[str, Tensor] = load_safetensors((folder / WEIGHTS).read_bytes())
+    return weights
+
+
+def load_model(folder: Path) -> tuple[DepthModel, TrialConfig]:
+    """The trained model in eval mode, and its settings. Raises UserError for a damaged or missing checkpoint."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no checkpoint folder; name one that a training wrote (checkpoints/best)")
+    config = read_config(folder)
+    model = build_model(config.model.model_copy(update={"weights": None}), config.target.kind)
+    model.load_state_dict(read_weights(folder))
+    return model.eval(), config
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A CPU copy that owns its memory, in the default layout (safetensors stores no strides)."""
+    return tensor.detach().to("cpu", copy=True).contiguous()

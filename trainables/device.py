@@ -1,0 +1,88 @@
+"""Where a training runs: device, precision, peak memory and how busy the device was."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import threading
+import time
+
+import psutil
+import torch
+
+from trainables.config import TrialConfig
+from trainables.errors import UserError
+
+SAMPLE_SECONDS = 1.0
+
+
+def choose_device(config: TrialConfig) -> torch.device:
+    """The device asked for; `auto` takes a GPU when there is one. Raises UserError for a GPU that is not there."""
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise UserError("device: cuda was asked for and this machine has no usable GPU; set device to auto or cpu")
+    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+
+
+def choose_dtype(config: TrialConfig, device: torch.device) -> torch.dtype:
+    """The autocast type; `auto` is bfloat16 only where the device multiplies it natively."""
+    if config.precision != "auto":
+        return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+    return torch.bfloat16 if native else torch.float32
+
+
+def describe(device: torch.device) -> str:
+    """A name to compare devices by: the GPU's name, or the processor's instruction set."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({torch.backends.cpu.get_cpu_capability()}, {psutil.cpu_count()} cores)"
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak of the device's allocated memory since `Meter` started; on CPU, of this process's resident memory, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+class Meter:
+    """Samples the device's utilisation (0 to 1) in a thread: of the GPU by its driver, of the CPU by this process.
+
+    On CPU it is the share of the training's threads that was busy.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._process = psutil.Process()
+        self._samples: list[float] = []
+        self._stop = threading.Event()
+        self._mark = (time.perf_counter(), self._cpu_seconds())
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            threading.Thread(target=self._sample, daemon=True, name="utilisation").start()
+
+    def read(self) -> float:
+        """Mean utilisation since the last reading."""
+        if self._device.type == "cuda":
+            samples, self._samples = self._samples, []
+            return sum(samples) / len(samples) if samples else 0.0
+        then, now = self._mark, (time.perf_counter(), self._cpu_seconds())
+        self._mark = now
+        share = (now[1] - then[1]) / max(now[0] - then[0], 1e-9) / torch.get_num_threads()
+        return min(share, 1.0)
+
+    def close(self) -> None:
+        self._stop.set()
+
+    def _sample(self) -> None:
+        while not self._stop.wait(SAMPLE_SECONDS):
+            self._samples.append(torch.cuda.utilization(self._device) / 100)
+
+    def _cpu_seconds(self) -> float:
+        times = self._process.cpu_times()
+        return float(times.user + times.system)
