@@ -269,28 +269,22 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def evaluate(
-    model: nn.Module,
-    frames: FrameList,
-    config: TrialConfig,
-    protocols: Sequence[str],
-    device: torch.device,
-    batch_size: int,
-) -> Evaluation:
-    """Score a model, already on `device`, on every one of the frames, the last partial batch included.
+def predictions(
+    model: nn.Module, frames: FrameList, config: TrialConfig, device: torch.device, batch_size: int
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Frame indices with predicted and true depth in metres (N, H, W), on `device`; truth of 0 is a hole.
 
     In float32 whatever the training's precision. Predictions are resized to the truth's size. Where the training cuts a
-    border off its images, the depth at the cut is continued outwards, so that every pixel of the protocol is answered.
+    border off its images, the depth at the cut is continued outwards, so that every pixel of a protocol is answered.
     """
     from trainables.data.loader import EvalLoader
 
-    scorer = Scorer(protocols, frames.truth)
     with evaluation_mode(model):
-        for ids, images, depths_m, indices in EvalLoader(frames, config, batch_size):
+        for _, images, depths_m, indices in EvalLoader(frames, config, batch_size):
             inputs = images.to(device, non_blocking=True).float().div_(255.0)
             y_mirrored = model(inputs.flip(-1)) if config.mirrored else None
             y = model(inputs)
-            for size, group in groupby(range(len(ids)), key=lambda k: depths_m[k].shape):
+            for size, group in groupby(range(len(indices)), key=lambda k: depths_m[k].shape):
                 members = list(group)
                 truth = torch.from_numpy(np.stack([depths_m[k] for k in members])).to(device)
                 border = config.data.crop_border_px
@@ -299,5 +293,19 @@ def evaluate(
                 pred = depth_from_outputs(y[members], mirrored, config.target, inner)
                 if border:
                     pred = functional.pad(pred[:, None], (border,) * 4, mode="replicate")[:, 0]
-                scorer.add([ids[k] for k in members], [frames.scenes[indices[k]] for k in members], pred, truth)
+                yield [indices[k] for k in members], pred, truth
+
+
+def evaluate(
+    model: nn.Module,
+    frames: FrameList,
+    config: TrialConfig,
+    protocols: Sequence[str],
+    device: torch.device,
+    batch_size: int,
+) -> Evaluation:
+    """Score a model, already on `device`, on every one of the frames, the last partial batch included."""
+    scorer = Scorer(protocols, frames.truth)
+    for indices, pred, truth in predictions(model, frames, config, device, batch_size):
+        scorer.add([frames.ids[i] for i in indices], [frames.scenes[i] for i in indices], pred, truth)
     return scorer.finish()

@@ -12,7 +12,7 @@ from torch import nn
 from trainables.config import TrialConfig
 from trainables.data.frames import FrameList
 from trainables.durable import write_bytes
-from trainables.evaluate import predict_frames
+from trainables.evaluate import predictions
 
 FRAMES = 3
 COLUMNS = ("rgb", "truth (m)", "prediction (m)", "error (m)")
@@ -25,13 +25,12 @@ def write_preview(path: Path, model: nn.Module, frames: FrameList, config: Trial
     chosen = sorted({round(i) for i in np.linspace(0, len(frames) - 1, min(FRAMES, len(frames)))})
     figure = Figure(figsize=(11, 2.4 * len(chosen)), layout="constrained")
     axes = figure.subplots(len(chosen), len(COLUMNS), squeeze=False)
-    for row, index in zip(axes, chosen, strict=True):
-        frame = frames.read(index)
-        (pred,) = predict_frames(model, [frame], config, device)
-        truth = np.ma.masked_equal(frame.depth_m, 0.0)
+    predicted = predictions(model, frames.subset(chosen), config, device, batch_size=1)
+    for row, index, (_, (pred,), (depth_m,)) in zip(axes, chosen, predicted, strict=True):
+        pred, truth = pred.cpu().numpy(), np.ma.masked_equal(depth_m.cpu().numpy(), 0.0)
         low, high = (float(truth.min()), float(truth.max())) if truth.count() else (0.0, config.target.max_depth_m)
         error = np.ma.abs(pred - truth)
-        row[0].imshow(frame.rgb)
+        row[0].imshow(frames.read(index).rgb)
         for axis, picture, colours, bounds in (
             (row[1], truth, "viridis", (low, high)),
             (row[2], pred, "viridis", (low, high)),
