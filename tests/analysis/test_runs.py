@@ -1,0 +1,99 @@
+"""runs.load and the released table, on planted results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import runs, tables
+from study.contract import Outcome
+from tests.analysis.make_results import Training, make_results, planted_study, planted_trace, write_trace
+from trainables.durable import sha256
+from trainables.errors import UserError
+
+
+def test_every_outcome_is_told_apart_and_the_ledger_is_not_touched(tmp_path: Path) -> None:
+    layout, truth = planted_study(tmp_path / "planted", 1, unfinished=True)
+    before = sha256(layout.ledger)
+    loaded = runs.load(layout.root)
+    outcome = loaded.trials.set_index("key")["outcome"]
+    assert [outcome[k] for k in (truth.best, truth.diverged, truth.pruned, truth.failed, truth.out_of_memory)] == [
+        Outcome.COMPLETE, Outcome.DIVERGED, Outcome.PRUNED, Outcome.FAILED, Outcome.OUT_OF_MEMORY
+    ]  # fmt: skip
+    assert outcome[str(truth.unfinished)] == tables.RUNNING
+    assert loaded.unfinished() == ["search has ended 29 of 30 trainings"]
+    best = loaded.trials.set_index("key").loc[truth.best]
+    assert best["value"] == pytest.approx(0.48) and best["images"] == 2400 and best["config.optim.lr"] == 4e-4
+    assert sha256(layout.ledger) == before
+
+
+def test_the_judge_takes_the_best_report_not_the_last(tmp_path: Path) -> None:
+    layout = make_results(tmp_path / "s", [Training("search", 0, history=[0.9, 0.4, 0.7])])
+    assert runs.load(layout.root).trials["value"].tolist() == [0.4]
+
+
+def test_a_half_written_line_is_normal_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    layout = make_results(tmp_path / "s", [Training("search", 0.5, outcome=None)])
+    path = layout.trial("search-0000") / "reports.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + whole.splitlines()[-1][:40])
+    loaded = runs.load(layout.root)
+    assert len(loaded.reports) == len(whole.splitlines()) and loaded.notes == []
+    path.write_text(whole.replace('"step"', '"s', 1))
+    assert "line 1 of reports.jsonl is damaged" in runs.load(layout.root).notes[0]
+
+
+def test_an_empty_and_an_all_failed_study_load(tmp_path: Path) -> None:
+    failed = [Training("search", 1.0, outcome=Outcome.FAILED, reason="planted") for _ in range(3)]
+    loaded = runs.load(make_results(tmp_path / "failed", failed).root)
+    assert loaded.trials["value"].isna().all() and loaded.reports.empty and loaded.unfinished() == []
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "study.yaml").write_text("name: begun\nsearch: {trials: 3}\n")
+    begun = runs.load(tmp_path / "begun")
+    assert begun.trials.empty and begun.unfinished() == ["search has not begun"] and "config" not in begun.trials
+
+
+def test_unknown_and_damaged_studies_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no study of that name"):
+        runs.load(tmp_path / "nowhere")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "ledger.db").write_bytes(b"SQLite format 3\0" + bytes(4000))
+    with pytest.raises(UserError, match="the ledger cannot be read"):
+        runs.load(tmp_path / "torn")
+
+
+def test_traces_are_read_by_column_and_a_flipped_byte_is_found(tmp_path: Path) -> None:
+    trace = planted_trace(np.random.default_rng(3), steps=50, batch_size=2, samples=["a", "b", "c"])
+    layout = make_results(tmp_path / "s", [Training("search", 0.5, trace=trace)])
+    loaded = runs.load(layout.root)
+    assert list(loaded.trace("search-0000", ["step", "loss", "no such column"]).columns) == ["step", "loss"]
+    ids = loaded.trace("search-0000", ["samples"])["samples"]
+    assert list(ids[0]) == [["a", "b", "c"][i] for i in trace["order"][:2]]
+    path = layout.trial("search-0000") / "trace.parquet"
+    content = bytearray(path.read_bytes())
+    content[200] ^= 0xFF
+    path.write_bytes(content)
+    assert loaded.trace("search-0000").empty and "trace.parquet cannot be read" in loaded.notes[0]
+    parts = layout.trial("search-0000") / "trace"
+    write_trace(parts, trace)
+    (parts / "trace.parquet").rename(parts / "part-000000000000.parquet")
+    path.unlink()
+    assert len(loaded.trace("search-0000", ["loss"])) == 50
+
+
+def test_the_released_table_gives_the_same_study(tmp_path: Path) -> None:
+    layout, _ = planted_study(tmp_path / "planted", 2)
+    loaded = runs.load(layout.root)
+    loaded.extras["spikes"] = pd.DataFrame({"key": ["a"], "size": [float("nan")]})
+    tables.write_table(loaded, tmp_path / "study.parquet")
+    again = tables.read_table(tmp_path / "study.parquet")
+    pd.testing.assert_frame_equal(loaded.trials, again.trials, check_dtype=False)
+    pd.testing.assert_frame_equal(loaded.reports.reset_index(drop=True), again.reports, check_dtype=False)
+    assert (
+        again.judge == loaded.judge and again.study == loaded.study and again.extras["spikes"]["key"].tolist() == ["a"]
+    )
+    with pytest.raises(UserError, match="no released table"):
+        tables.read_table(layout.study_file)
