@@ -341,10 +341,13 @@ def planted_study(
         for s in range(2)
     ]
     ablate = [
-        Training("ablate", 0.6 + effect * (arm == "flipped") + 0.01 * s, group=f"{question}/{arm}", seed=s,
-                 origin={"question": question, "arm": arm}, overrides=change if arm == "flipped" else {})
-        for question, change, effect in (("gradient", {"loss.gradient": 0.0}, 0.1), ("flip", {"augment.flip": 0.0}, 0))
-        for s in range(3) for arm in ("as_is", "flipped")
+        Training("ablate", 0.6 + effect + 0.01 * s, group=f"densedepth: {question}", seed=1000 + s, overrides=change,
+                 origin={"question": question, "arm": "flipped" if change else "base", "recipe": "densedepth"})
+        for s in range(3)
+        for question, change, effect in (
+            ("base", {}, 0.0), ("loss.gradient=0.0", {"loss.gradient": 0.0}, 0.1 + 0.002 * s),
+            ("augment.flip=0.0", {"augment.flip": 0.0}, 0.01 * (s - 1)),
+        )
     ]  # fmt: skip
     layout = make_results(root, [*reproduce, *ablate, *search, *confirm])
     truth = Truth(

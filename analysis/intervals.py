@@ -1,0 +1,106 @@
+"""Effects with their uncertainty, said the same way by every section: effect, interval and n, or "not distinguishable".
+
+Three designs occur. Frames of one scene are near-duplicates, so frames are resampled by scene (cluster bootstrap);
+paired trainings share a seed, so their differences are Student-t; two groups of seeds are compared by Welch's t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from analysis.section import number
+
+LEVEL = 0.95
+MIN_CLUSTERS = 30  # DESIGN.md, the judge
+MIN_SEEDS = 3  # below, a t interval says nothing that the numbers themselves do not
+DRAWS = 2000
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean or a difference. low, high: its 95% interval, None where n does not carry one. n in words ('3 seeds')."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: str
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether an interval exists and leaves out zero."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    def words(self, unit: str = "") -> str:
+        """'0.031 m (95% interval 0.012 to 0.050, n = 34 scenes)'."""
+        shown = f"{number(self.value)} {unit}".strip()
+        if self.low is None or self.high is None:
+            return f"{shown} (n = {self.n}, no interval)"
+        return f"{shown} (95% interval {number(self.low)} to {number(self.high)}, n = {self.n})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The estimate as plain JSON."""
+        return asdict(self) | {"distinguishable": self.distinguishable}
+
+
+def by_scene(values: Sequence[float], scenes: Sequence[str | None], seed: int) -> Estimate:
+    """The mean of per-frame values (a metric, or a paired difference of two), resampled by whole scenes.
+
+    The mean is over frames, as the protocol's; with a scene unknown, or fewer than MIN_CLUSTERS, without an interval.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    known = [scene for scene in scenes if isinstance(scene, str)]
+    names = sorted(set(known))
+    value = float(array.mean()) if len(array) else math.nan
+    if len(known) < len(array):
+        return Estimate(value, None, None, f"{len(array)} frames of unknown scenes")
+    if len(names) < MIN_CLUSTERS:
+        return Estimate(value, None, None, f"{len(names)} scenes")
+    place = {name: i for i, name in enumerate(names)}
+    member = np.array([place[scene] for scene in known])
+    sums = np.bincount(member, weights=array, minlength=len(names))
+    counts = np.bincount(member, minlength=len(names)).astype(np.float64)
+    picks = np.random.default_rng(seed).integers(len(names), size=(DRAWS, len(names)))
+    means = sums[picks].sum(1) / counts[picks].sum(1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, float(low), float(high), f"{len(names)} scenes")
+
+
+def paired(differences: Sequence[float], what: str = "seeds") -> Estimate:
+    """The mean of paired differences (same seed, one setting flipped) with a Student-t interval."""
+    array = np.asarray(differences, dtype=np.float64)
+    n = len(array)
+    value = float(array.mean()) if n else math.nan
+    if n < MIN_SEEDS:
+        return Estimate(value, None, None, f"{n} paired {what}")
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * array.std(ddof=1) / math.sqrt(n))
+    return Estimate(value, value - half, value + half, f"{n} paired {what}")
+
+
+def unpaired(first: Sequence[float], second: Sequence[float], what: str = "seeds") -> Estimate:
+    """Mean of `first` minus mean of `second` with Welch's t interval."""
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    n = f"{len(a)} + {len(b)} {what}"
+    value = float(a.mean() - b.mean()) if len(a) and len(b) else math.nan
+    if min(len(a), len(b)) < MIN_SEEDS:
+        return Estimate(value, None, None, n)
+    parts = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    error = math.sqrt(sum(parts))
+    if error == 0:
+        return Estimate(value, value, value, n)
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * error)
+    return Estimate(value, value - half, value + half, n)
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """The standard error of the mean; None for fewer than two values."""
+    array = np.asarray(values, dtype=np.float64)
+    return float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) >= 2 else None
