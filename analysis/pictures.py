@@ -124,4 +124,4 @@ def _bar(canvas: Canvas, image: mpl.image.AxesImage, beside: object, label: str)
     bar = canvas.colorbar(image, ax=beside, fraction=0.05, pad=0.01, aspect=14)  # type: ignore[arg-type]
     bar.ax.tick_params(labelsize=7, length=2)
     bar.set_label(label, fontsize=7, labelpad=1)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)

@@ -11,11 +11,13 @@ import base64
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import matplotlib as mpl
+import matplotlib.rcsetup
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -39,7 +41,7 @@ OUTCOME_MARKER = {"complete": "o", "pruned": "|", "diverged": "x", "failed": "P"
 _THEME = {INK: "currentColor", FAINT: "var(--faint)", PAPER: "var(--paper)"} | {
     colour: f"var(--c{place})" for place, colour in enumerate(CYCLE)
 }
-_RC: Mapping[str, object] = {
+_RC: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left",
     "axes.labelsize": 9, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.fontsize": 8.5,
     "legend.frameon": False,
@@ -47,7 +49,7 @@ _RC: Mapping[str, object] = {
     "figure.facecolor": "none", "savefig.facecolor": "none", "savefig.edgecolor": "none", "xtick.color": FAINT,
     "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "xtick.major.width": 0.7,
     "ytick.major.width": 0.7, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": False,
-    "lines.linewidth": 1.3, "lines.markersize": 4.5, "axes.prop_cycle": mpl.cycler(color=list(CYCLE)),
+    "lines.linewidth": 1.3, "lines.markersize": 4.5, "axes.prop_cycle": mpl.rcsetup.cycler(color=list(CYCLE)),
     "svg.fonttype": "none", "text.parse_math": False, "image.cmap": "viridis", "patch.linewidth": 0.6,
     "axes.unicode_minus": False, "boxplot.flierprops.markersize": 3,
 }  # fmt: skip
@@ -56,7 +58,7 @@ _RC: Mapping[str, object] = {
 @contextmanager
 def style(salt: str) -> Iterator[None]:
     """The look of the report, for whatever is drawn inside. `salt` keeps the ids of two inline figures apart."""
-    with mpl.rc_context(dict(_RC) | {"svg.hashsalt": salt}), warnings.catch_warnings():
+    with mpl.rc_context(_RC | {"svg.hashsalt": salt}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Glyph .* missing from font.*")
         yield
 
@@ -154,12 +156,9 @@ def data_uri(media_type: str, content: bytes) -> str:
 
 def csv_text(frame: pd.DataFrame) -> str:
     """A frame as CSV; text that a spreadsheet would run as a formula starts with an apostrophe."""
-    safe = frame.copy()
-    safe.columns = pd.Index([_defused(str(column)) for column in frame.columns])
-    for place, kind in enumerate(frame.dtypes):
-        if not (pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind)):
-            safe.isetitem(place, frame.iloc[:, place].map(_defused))
-    return str(safe.to_csv(index=False, lineterminator="\n"))
+    columns = [frame.iloc[:, place] for place in range(frame.shape[1])]
+    safe = pd.DataFrame({place: column.map(_defused) for place, column in enumerate(columns)})
+    return str(safe.to_csv(index=False, header=[str(_defused(str(c))) for c in frame.columns], lineterminator="\n"))
 
 
 def _defused(value: object) -> object:
@@ -169,15 +168,11 @@ def _defused(value: object) -> object:
 
 
 def thinned(values: np.ndarray, most: int) -> np.ndarray:
-    """Indices (ascending) that keep a curve's extremes: the smallest and largest of each of most / 2 equal stretches."""
+    """Indices (ascending) that keep a curve's extremes: the least and greatest of each of most / 2 equal stretches."""
     count = len(values)
     if count <= most:
         return np.arange(count)
     edges = np.linspace(0, count, most // 2 + 1).astype(int)
     filled = np.where(np.isfinite(values), values, -np.inf)
-    keep = [
-        edge + pick(filled[edge:end])
-        for edge, end in pairwise(edges)
-        for pick in (np.argmin, np.argmax)
-    ]
+    keep = [edge + pick(filled[edge:end]) for edge, end in pairwise(edges) for pick in (np.argmin, np.argmax)]
     return np.unique(np.asarray([0, *keep, count - 1]))

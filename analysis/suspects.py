@@ -1,0 +1,144 @@
+"""Which samples raise the loss: suspicion over all trainings and passes, from each sample's own losses.
+
+A pass of a sample is compared with what was usual at that stage of that training: z = (log loss - median) / scaled MAD
+of the passes around it, cut at `most_deviations` so that no single pass decides. Late passes weigh more, since a network
+that knows nothing finds every sample equally hard. A sample's mean z is then set against all samples, and against its
+own scene where that has frames enough: neighbours show nearly the same view, so they should be about equally hard.
+suspicion is the larger of both, in scaled MADs between samples. A pass without any finite positive loss is `empty`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from analysis.traces import SIGMA, Floats, Steps
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How samples are suspected. The report prints them."""
+
+    stage_passes: int  # passes of all samples that make one stage of a training
+    most_deviations: float  # of one pass
+    first_share: float  # of a training's steps that is not looked at: nothing is learned yet
+    scene_frames: int  # frames that a scene needs to be compared within itself
+    suspicion: float  # from here on a sample is a suspect
+    least_passes: int  # that a suspect needs
+    empty_share: float  # of a sample's passes without a valid pixel that makes it a suspect
+
+
+RULES = Rules(256, 6.0, 0.2, 5, 6.0, 3, 0.5)
+
+
+@dataclass
+class Passes:
+    """Sums over trainings, one entry per sample id; `add` one trace after another."""
+
+    rules: Rules
+    places: dict[str, int] = field(default_factory=dict)
+    weighted: Floats = field(default_factory=lambda: np.zeros(0))
+    weight: Floats = field(default_factory=lambda: np.zeros(0))
+    passes: Floats = field(default_factory=lambda: np.zeros(0))
+    empty: Floats = field(default_factory=lambda: np.zeros(0))
+    trainings: Floats = field(default_factory=lambda: np.zeros(0))
+    among_worst: Floats = field(default_factory=lambda: np.zeros(0))  # trainings in which it is among the worst 5%
+
+    def add(self, steps: Steps) -> None:
+        """Take in one training's trace."""
+        places = np.array([self.places.setdefault(name, len(self.places)) for name in steps.names], dtype=np.int64)
+        self._grow(len(self.places))
+        of_step = np.repeat(np.arange(len(steps.step)), np.diff(steps.offsets))
+        sample, own = places[steps.sample], steps.own
+        count = len(self.places)
+        usable = np.isfinite(own) & (own > 0)
+        self.passes += np.bincount(sample, minlength=count)
+        self.empty += np.bincount(sample[~usable], minlength=count)
+        late = usable & (of_step >= self.rules.first_share * len(steps.step))
+        sample, own, of_step = sample[late], own[late], of_step[late]
+        if len(own) < 2:
+            return
+        z = stage_deviations(np.log(own), self.rules)
+        weight = (of_step + 1) / len(steps.step)
+        weighted, total = np.bincount(sample, weight * z, count), np.bincount(sample, weight, count)
+        self.weighted += weighted
+        self.weight += total
+        seen = total > 0
+        self.trainings += seen
+        means = weighted[seen] / total[seen]
+        worst = np.flatnonzero(seen)[means >= np.quantile(means, 0.95)]
+        self.among_worst[worst] += 1
+
+    def _grow(self, count: int) -> None:
+        for name in ("weighted", "weight", "passes", "empty", "trainings", "among_worst"):
+            now: Floats = getattr(self, name)
+            setattr(self, name, np.concatenate([now, np.zeros(count - len(now))]))
+
+
+def stage_deviations(logs: Floats, rules: Rules) -> Floats:
+    """Each pass's deviations from the median of its stage: consecutive passes of all samples, in order."""
+    result = np.empty(len(logs))
+    stages = max(1, len(logs) // rules.stage_passes)
+    for stage in np.array_split(np.arange(len(logs)), stages):
+        values = logs[stage]
+        middle = np.median(values)
+        spread = max(SIGMA * float(np.median(np.abs(values - middle))), 0.03)
+        result[stage] = np.clip((values - middle) / spread, -rules.most_deviations, rules.most_deviations)
+    return result
+
+
+def scene_of(sample: str) -> str:
+    """The folder a sample lies in: the scene, in every published form that has scenes."""
+    return str(PurePosixPath(sample).parent)
+
+
+def suspicion(passes: Passes) -> pd.DataFrame:
+    """One row per sample, most suspicious first.
+
+    Columns: sample, scene, suspicion (scaled MADs), excess (mean deviations over its passes), against (all | scene),
+    passes, empty_passes, trainings, among_worst (trainings that have it among their worst 5%), suspect.
+    """
+    names = list(passes.places)
+    known = passes.weight > 0
+    mean = np.full(len(names), np.nan)
+    mean[known] = passes.weighted[known] / passes.weight[known]
+    frame = pd.DataFrame({"sample": names, "scene": [scene_of(n) for n in names], "excess": mean})
+    # Few passes make a noisy mean: the spread between samples holds that noise too, so rarely seen ones are damped.
+    damp = np.sqrt(passes.passes / (passes.passes + passes.rules.least_passes))
+    overall = damp * _standard(mean, np.zeros(len(names), dtype=np.int64), signed=True)
+    within = damp * _within_scene(frame, passes.rules.scene_frames)
+    frame["suspicion"] = np.fmax(overall, within)
+    frame["against"] = np.where(np.nan_to_num(within, nan=-np.inf) > overall, "scene", "all")
+    frame["passes"] = passes.passes.astype(int)
+    frame["empty_passes"] = passes.empty.astype(int)
+    frame["trainings"] = passes.trainings.astype(int)
+    frame["among_worst"] = passes.among_worst.astype(int)
+    hollow = passes.empty >= np.maximum(passes.rules.empty_share * passes.passes, passes.rules.least_passes)
+    frame.loc[hollow, "suspicion"] = np.inf
+    enough = passes.passes >= passes.rules.least_passes
+    frame["suspect"] = hollow | (enough & (frame["suspicion"] >= passes.rules.suspicion).to_numpy())
+    return frame.sort_values(["suspicion", "sample"], ascending=[False, True], na_position="last", ignore_index=True)
+
+
+def _within_scene(frame: pd.DataFrame, least: int) -> Floats:
+    """Absolute standing within the scene; NaN where the scene has too few frames to say."""
+    scenes, codes = np.unique(frame["scene"].to_numpy(dtype=str), return_inverse=True)
+    sizes = np.bincount(codes[frame["excess"].notna()], minlength=len(scenes))
+    values = frame["excess"].to_numpy(dtype=float).copy()
+    values[sizes[codes] < least] = np.nan
+    return np.abs(_standard(values, codes, signed=False))
+
+
+def _standard(values: Floats, codes: npt.NDArray[np.int64], *, signed: bool) -> Floats:
+    """Distance from the group's median in scaled MADs of all such distances."""
+    medians = pd.Series(values).groupby(codes).transform("median").to_numpy()
+    gaps: Floats = values - medians
+    known = gaps[np.isfinite(gaps)]
+    if len(known) < 4:
+        return np.full(len(values), np.nan)
+    spread = max(SIGMA * float(np.median(np.abs(known))), 0.05)
+    return gaps / spread if signed else np.abs(gaps) / spread
