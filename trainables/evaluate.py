@@ -258,12 +258,11 @@ class Scorer:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, gradients off; afterwards each module is back in the mode it had."""
+    """Every module in eval mode; afterwards each module is back in the mode it had."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         for module, training in modes:
             module.training = training
@@ -281,9 +280,11 @@ def predictions(
 
     with evaluation_mode(model):
         for _, images, depths_m, indices in EvalLoader(frames, config, batch_size):
-            inputs = images.to(device, non_blocking=True).float().div_(255.0)
-            y_mirrored = model(inputs.flip(-1)) if config.mirrored else None
-            y = model(inputs)
+            with torch.inference_mode():
+                inputs = images.to(device, non_blocking=True).float().div_(255.0)
+                inputs = inputs.contiguous(memory_format=torch.channels_last)  # as in training
+                y_mirrored = model(inputs.flip(-1)) if config.mirrored else None
+                y = model(inputs)
             for size, group in groupby(range(len(indices)), key=lambda k: depths_m[k].shape):
                 members = list(group)
                 truth = torch.from_numpy(np.stack([depths_m[k] for k in members])).to(device)
