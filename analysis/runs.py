@@ -5,24 +5,57 @@ The ledger is opened read-only (SQLite's mode=ro), so a report can be made while
 
 from __future__ import annotations
 
+import argparse
 import math
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from sqlalchemy.exc import SQLAlchemyError
 
-from analysis.tables import RUNNING, WAITING, StudyTables, read_json, read_reports, report_frame, trial_frame
+from analysis.section import Section, plain
+from analysis.tables import (
+    RUNNING,
+    WAITING,
+    StudyTables,
+    read_json,
+    read_reports,
+    read_table,
+    report_frame,
+    trial_frame,
+)
 from study.contract import PHASES, RESULTS, Attr, Judge, Layout, Outcome, StudyAttr, trial_key
+from trainables import cli
 from trainables.config import flatten
 from trainables.errors import UserError
 from trainables.yamlfile import nearest, read_yaml
 
-__all__ = ["StudyTables", "layout_of", "load"]
+__all__ = ["StudyTables", "command", "layout_of", "load"]
 
 Trials = list[optuna.trial.FrozenTrial]
+
+
+def command(
+    module: str, purpose: str, analyse: Callable[[StudyTables], Section], argv: Sequence[str] | None = None
+) -> int:
+    """`python -m analysis.<module> STUDY`: one section alone, as text or, with --json, its data."""
+    arguments = cli.parser(f"analysis.{module}", purpose, f"python -m analysis.{module} rooms-quick")
+    arguments.add_argument("study", metavar="STUDY", help="a study's name, its results folder, or a released .parquet")
+
+    def body(args: argparse.Namespace) -> Any:
+        tables = read_table(Path(args.study)) if args.study.endswith(".parquet") else load(args.study)
+        section = analyse(tables)
+        print(section.text())
+        return {
+            "study": tables.name,
+            "answers": plain(section.answers),
+            "data": plain(section.data),
+            "notes": tables.notes,
+        }
+
+    return cli.run(arguments, body, None if argv is None else list(argv))
 
 
 def layout_of(study: str | Path) -> Layout:

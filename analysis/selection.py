@@ -1,0 +1,324 @@
+"""Which checkpoint: the judge's choice, how sure it is, and how much of the search's best value was luck.
+
+The ranking is study/contract.py's, the settings of the judge those hashed into the ledger before trial 1. The search
+proposes; trainings on fresh seeds decide. Simplest: the fewest settings that differ from the searched recipe's own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
+
+from analysis import intervals, runs
+from analysis.plots import BLUE, GREY, OUTCOME_COLOUR, VERMILION, empty
+from analysis.section import Figure, Section, Table, number
+from analysis.tables import StudyTables
+from study.contract import Judge, Outcome
+
+MOST_CANDIDATES = 20
+UNITS = {"rmse": "m", "sq_rel": "m"}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The judge's choice. phase: where it was decided ('confirm'; 'search' or 'reproduce': not confirmed)."""
+
+    phase: str
+    group: str
+    champion: str
+    members: tuple[str, ...]
+    median: float
+
+
+def choose(tables: StudyTables) -> Chosen | None:
+    """The champion: of the confirmation; before there is one, of the search; without a search, of the reproductions."""
+    if tables.judge is None:
+        return None
+    for phase in ("confirm", "search", "reproduce"):
+        best = tables.judge.choose(judged_rows(tables, phase))
+        if best is not None:
+            return Chosen(phase, best.group, best.champion, best.members, best.median)
+    return None
+
+
+def judged_rows(tables: StudyTables, phase: str, group: str | None = None) -> list[dict[str, Any]]:
+    """A phase's trainings as the judge takes them; of a recipe with stages only the last stage is judged.
+
+    A training that has not ended yet is left out: it is no failure.
+    """
+    rows = tables.phase(phase)
+    rows = rows[rows["outcome"].isin(list(Outcome))]
+    if group is not None:
+        rows = rows[rows["group"] == group]
+    if rows.empty:
+        return []
+    stage = pd.to_numeric(rows["stage"]).fillna(0)
+    last = stage.groupby(rows["group"]).transform("max")
+    kept = rows[stage == last]
+    return [
+        {"key": r.key, "outcome": r.outcome, "group": r.group, "value": None if pd.isna(r.value) else float(r.value)}
+        for r in kept[["key", "outcome", "group", "value"]].itertuples()
+    ]
+
+
+def unit_of(metric: str) -> str:
+    """The unit of a metric for sentences; empty where it has none."""
+    return UNITS.get(metric, "")
+
+
+def settings_that_differ(tables: StudyTables, key: str, other: str) -> dict[str, tuple[Any, Any]]:
+    """The settings {path: (of key, of other)} in which two trainings differ, seed and bookkeeping aside."""
+    by_key = tables.trials.set_index("key")
+    if key not in by_key.index or other not in by_key.index:
+        return {}
+    paths = [c for c in tables.trials.columns if c.startswith("config.") and c not in ("config.seed",)]
+    a, b = by_key.loc[key, paths], by_key.loc[other, paths]
+    return {p.removeprefix("config."): (a[p], b[p]) for p in paths if _shown(a[p]) != _shown(b[p])}
+
+
+def analyse(tables: StudyTables) -> Section:
+    """The section: the choice, its distance from the runner-up, the gap between search and confirmation."""
+    judge, chosen = tables.judge, choose(tables)
+    if judge is None or chosen is None:
+        ended = int(tables.trials["outcome"].isin(list(Outcome)).sum())
+        answer = f"No checkpoint can be chosen: none of {ended} ended trainings is complete with a finite judged value."
+        return Section("selection", "Which checkpoint?", [answer], [], [_outcomes(tables)], {"champion": None})
+    candidates = _candidates(tables, judge, chosen)
+    gaps = _gaps(tables, judge, candidates) if chosen.phase == "confirm" else pd.DataFrame()
+    versus, rivals = _versus(judge, candidates, chosen)
+    simplest = _simplest(judge, candidates, chosen)
+    answers = [
+        _choice_sentence(tables, judge, candidates, chosen),
+        *_rival_sentences(judge, versus, rivals),
+        *_simplest_sentence(judge, candidates, chosen, simplest),
+        *_gap_sentences(judge, gaps),
+    ]
+    data = {
+        "champion": chosen.champion, "group": chosen.group, "phase": chosen.phase, "median": chosen.median,
+        "confirmed": chosen.phase == "confirm", "metric": judge.metric, "members": list(chosen.members),
+        "judge": asdict(judge) | {"margins": dict(judge.margins)}, "judge_hash": tables.judge_hash,
+        "versus": {group: estimate.as_dict() for group, estimate in versus.items()},
+        "not_distinguishable_from": rivals, "simplest_within_one_standard_error": simplest,
+        "gaps": gaps.to_dict(orient="records"),
+    }  # fmt: skip
+    figures = [_history_figure(tables, judge), _seeds_figure(tables, judge, chosen)]
+    return Section("selection", "Which checkpoint?", answers, figures, _tables(tables, judge, candidates, gaps), data)
+
+
+def _candidates(tables: StudyTables, judge: Judge, chosen: Chosen) -> pd.DataFrame:
+    """One row per group of the deciding phase, the judge's choice first, then best first; at most MOST_CANDIDATES."""
+    rows = pd.DataFrame(judged_rows(tables, chosen.phase))
+    own = _own_setting(tables)
+    chosen_by_group = {str(g): judge.choose(m.to_dict(orient="records")) for g, m in rows.groupby("group", sort=True)}
+    sign = 1.0 if judge.minimise else -1.0
+    known = [best for best in chosen_by_group.values() if best is not None]
+    result = []
+    for best in sorted(known, key=lambda b: (b.group != chosen.group, sign * b.median, b.group))[:MOST_CANDIDATES]:
+        members = rows[rows["group"] == best.group]
+        values = members.loc[members["outcome"] == Outcome.COMPLETE, "value"].dropna().astype(float).tolist()
+        changed = settings_that_differ(tables, best.champion, own) if own else {}
+        result.append(
+            {
+                "group": best.group,
+                "champion": best.champion,
+                "median": best.median,
+                "seeds": len(members),
+                "complete": len(values),
+                "values": values,
+                "standard_error": intervals.standard_error(values),
+                "settings_changed": len(changed),
+                "changes": ", ".join(f"{p} = {_shown(v[0])}" for p, v in changed.items()) or "none",
+            }
+        )
+    return pd.DataFrame(result)
+
+
+def _own_setting(tables: StudyTables) -> str | None:
+    """The search's first trial: the recipe's own setting."""
+    search = tables.phase("search")
+    return str(search.iloc[0]["key"]) if len(search) else None
+
+
+def _gaps(tables: StudyTables, judge: Judge, candidates: pd.DataFrame) -> pd.DataFrame:
+    """Per confirmed setting: what the search said, what fresh seeds say; gap > 0: the search was too kind."""
+    confirm = tables.phase("confirm").drop_duplicates("group").set_index("group")["origin"]
+    search = tables.phase("search").set_index("key")["value"]
+    sign = 1.0 if judge.minimise else -1.0
+    rows = [
+        {"group": r.group, "origin": str(confirm[r.group]), "search": float(search[str(confirm[r.group])]),
+         "confirm_median": r.median, "gap": sign * (r.median - float(search[str(confirm[r.group])])), "seeds": r.seeds}
+        for r in candidates.itertuples() if str(confirm[r.group]) in search.index
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["group", "origin", "search", "confirm_median", "gap", "seeds"])
+
+
+def _versus(judge: Judge, candidates: pd.DataFrame, chosen: Chosen) -> tuple[dict[str, intervals.Estimate], list[str]]:
+    """How much worse every other group is, and those whose difference cannot be told from none."""
+    sign = 1.0 if judge.minimise else -1.0
+    winner = [sign * v for v in candidates.iloc[0]["values"]]
+    versus = {
+        str(r.group): intervals.unpaired([sign * v for v in r.values_], winner)
+        for r in candidates.rename(columns={"values": "values_"}).iloc[1:].itertuples()
+    }
+    return versus, [group for group, estimate in versus.items() if not estimate.distinguishable]
+
+
+def _simplest(judge: Judge, candidates: pd.DataFrame, chosen: Chosen) -> str | None:
+    """The group with the fewest changed settings within one standard error of the winner; None: cannot be said."""
+    winner = candidates.iloc[0]
+    if winner["standard_error"] is None or pd.isna(winner["standard_error"]):
+        return None
+    limit = abs(candidates["median"] - winner["median"]) <= winner["standard_error"]
+    near = candidates[limit].sort_values(
+        ["settings_changed", "median", "group"], ascending=[True, judge.minimise, True]
+    )
+    return str(near.iloc[0]["group"])
+
+
+def _choice_sentence(tables: StudyTables, judge: Judge, candidates: pd.DataFrame, chosen: Chosen) -> str:
+    unit, row = unit_of(judge.metric), candidates.iloc[0]
+    said = f"{judge.metric} {number(chosen.median)} {unit}".strip()
+    if chosen.phase == "confirm":
+        return (
+            f"The judge chose the setting of {chosen.group}: median validation {said} over {row['seeds']} fresh seeds; "
+            f"its median seed {chosen.champion} is the champion. "
+            f"Changed from the recipe's own setting: {row['changes']}."
+        )
+    where = "the best of the search" if chosen.phase == "search" else "the best reproduced recipe"
+    late = (
+        "the confirmation has not ended" if tables.study.get("confirm", {}).get("top") else "the study confirms nothing"
+    )
+    return (
+        f"Best so far is {chosen.champion} ({where}, {chosen.group}): validation {said}. It is not confirmed on fresh "
+        f"seeds ({late}), so part of this value is luck."
+    )
+
+
+def _rival_sentences(judge: Judge, versus: Mapping[str, intervals.Estimate], rivals: list[str]) -> list[str]:
+    unit = unit_of(judge.metric)
+    if not versus:
+        return []
+    if rivals:
+        near = f"{rivals[0]}: it is worse by {versus[rivals[0]].words(unit)}"
+        more = f", and {len(rivals) - 1} more" if len(rivals) > 1 else ""
+        return [f"The choice is not distinguishable from {near}{more}."]
+    nearest = next(iter(versus))
+    return [f"The runner-up {nearest} is worse by {versus[nearest].words(unit)}."]
+
+
+def _simplest_sentence(judge: Judge, candidates: pd.DataFrame, chosen: Chosen, simplest: str | None) -> list[str]:
+    if simplest is None:
+        return ["One seed per setting gives no standard error, so no simpler setting can be called as good."]
+    by_group = candidates.set_index("group")
+    error = f"{number(by_group.loc[chosen.group, 'standard_error'])} {unit_of(judge.metric)}".strip()
+    if simplest == chosen.group:
+        return [f"No simpler confirmed setting lies within one standard error ({error}) of it."]
+    changes = by_group.loc[simplest, "changes"]
+    return [f"The simplest setting within one standard error ({error}) is {simplest}, which changes: {changes}."]
+
+
+def _gap_sentences(judge: Judge, gaps: pd.DataFrame) -> list[str]:
+    if gaps.empty:
+        return []
+    unit, worst = unit_of(judge.metric), gaps.loc[gaps["gap"].idxmax()]
+    mean = intervals.paired(gaps["gap"].tolist(), "settings")
+    return [
+        f"Winner's curse: fresh seeds are worse than the search said by {mean.words(unit)}; most for "
+        f"{worst['origin']}, which the search put at {number(worst['search'])} and its fresh seeds at "
+        f"{number(worst['confirm_median'])} {unit}".rstrip()
+        + "."
+    ]
+
+
+def _tables(tables: StudyTables, judge: Judge, candidates: pd.DataFrame, gaps: pd.DataFrame) -> list[Table]:
+    unit = unit_of(judge.metric)
+    shown = candidates.drop(columns="values")
+    note = (
+        f"Judged by validation {judge.metric}, {judge.report} report; a training that failed counts as the worst value."
+    )
+    result = [
+        Table("selection-candidates", "Candidates, best first", shown, note, {"median": unit, "standard_error": unit})
+    ]
+    if len(gaps):
+        note = "gap: how much worse the median of the fresh seeds is than the value the search selected by."
+        units = dict.fromkeys(("search", "confirm_median", "gap"), unit)
+        result.append(Table("selection-gap", "Search against fresh seeds", gaps, note, units))
+    return [*result, _outcomes(tables)]
+
+
+def _outcomes(tables: StudyTables) -> Table:
+    counts = pd.crosstab(tables.trials["phase"], tables.trials["outcome"]).reset_index()
+    return Table("selection-outcomes", "How trainings ended", counts.rename_axis(columns=None), "", {})
+
+
+def _history_figure(tables: StudyTables, judge: Judge) -> Figure:
+    search = tables.phase("search")[["key", "number", "outcome", "value", "images"]].reset_index(drop=True)
+    complete = search["value"].where(search["outcome"] == Outcome.COMPLETE)
+    search["best_so_far"] = (complete.cummin() if judge.minimise else complete.cummax()).ffill()
+    label = f"validation {judge.metric}" + (f" ({unit_of(judge.metric)})" if unit_of(judge.metric) else "")
+
+    def draw(canvas: Canvas, data: pd.DataFrame) -> None:
+        axes = canvas.add_subplot()
+        if data["value"].isna().all():
+            empty(axes, "no search trial has a value")
+            return
+        for outcome, rows in data.groupby("outcome"):
+            colour = OUTCOME_COLOUR.get(str(outcome), GREY)
+            axes.scatter(rows["number"], rows["value"], s=14, color=colour, label=f"{outcome} (n = {len(rows)})")
+        axes.step(data["number"], data["best_so_far"], where="post", color=BLUE, label="best complete so far")
+        axes.set(xlabel="trial of the search (number)", ylabel=label)
+        axes.legend()
+
+    best = search["best_so_far"].iloc[-1] if len(search) else float("nan")
+    return Figure(
+        "selection-history", "Every trial of the search",
+        f"Validation {judge.metric} of each of {len(search)} search trials in order; the best complete one reaches "
+        f"{number(best)}.",
+        f"{judge.report.capitalize()} report of each trial, by outcome; trials without a finite value are not drawn. "
+        f"Study {tables.name}, validation split.",
+        draw, search,
+    )  # fmt: skip
+
+
+def _seeds_figure(tables: StudyTables, judge: Judge, chosen: Chosen) -> Figure:
+    rows = pd.DataFrame(judged_rows(tables, "confirm"), columns=["key", "outcome", "group", "value"])
+    search = tables.phase("search").set_index("key")["value"]
+    rows["search_value"] = [search.get(group, np.nan) for group in rows["group"]]
+    label = f"validation {judge.metric}" + (f" ({unit_of(judge.metric)})" if unit_of(judge.metric) else "")
+
+    def draw(canvas: Canvas, data: pd.DataFrame) -> None:
+        axes = canvas.add_subplot()
+        if data.empty:
+            empty(axes, "nothing is confirmed on fresh seeds")
+            return
+        groups = list(dict.fromkeys(data["group"]))
+        at = data["group"].map({group: i for i, group in enumerate(groups)})
+        axes.scatter(at, data["value"], s=22, color=BLUE, label=f"fresh seeds (n = {len(data)})", zorder=3)
+        axes.scatter(at, data["search_value"], s=40, color=VERMILION, marker="_", label="what the search said")
+        axes.set_xticks(range(len(groups)), groups, rotation=20, ha="right")
+        axes.set(ylabel=label, xlabel="setting (search trial it repeats)")
+        axes.legend()
+
+    return Figure(
+        "selection-seeds", "Fresh seeds against what the search said",
+        f"{len(rows)} confirmation trainings by setting, beside the value each setting had in the search.",
+        f"One dot per training of the confirmation; the dash is the search's own value. Champion: {chosen.champion}. "
+        f"Study {tables.name}, validation split.",
+        draw, rows,
+    )  # fmt: skip
+
+
+def _shown(value: Any) -> str:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "null"
+    return number(value) if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(runs.command("selection", "Name the champion, say how sure the choice is and how much was luck.", analyse))

@@ -1,0 +1,85 @@
+"""The judge's choice on planted studies: the planted best, two equal ones, a lucky seed, nothing to choose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from analysis import runs, selection
+from study.contract import Outcome
+from tests.analysis.make_results import Training, make_results, planted_study
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_planted_best_is_named_and_the_lucky_seed_shows_in_the_gap(tmp_path: Path, seed: int) -> None:
+    layout, truth = planted_study(tmp_path / "planted", seed)
+    section = selection.analyse(runs.load(layout.root))
+    assert section.data["group"] == truth.winner and section.data["champion"].startswith("confirm-")
+    assert section.data["not_distinguishable_from"] == []
+    gaps = {row["origin"]: row["gap"] for row in section.data["gaps"]}
+    assert gaps[truth.lucky] == pytest.approx(0.12, abs=0.02) and gaps[truth.best] == pytest.approx(0.02, abs=0.02)
+    assert any("Winner's curse" in answer and truth.lucky in answer for answer in section.answers)
+
+
+def test_two_equal_settings_are_not_distinguishable_and_the_simpler_one_is_named(tmp_path: Path) -> None:
+    layout, truth = planted_study(tmp_path / "planted", 4, twins=True)
+    section = selection.analyse(runs.load(layout.root))
+    other = truth.twin if section.data["group"] == truth.best else truth.best
+    assert section.data["not_distinguishable_from"] == [other]
+    assert any("not distinguishable from" in answer and "95% interval" in answer for answer in section.answers)
+
+
+def test_the_simplest_setting_within_one_standard_error(tmp_path: Path) -> None:
+    own, changed = {"optim.lr": 1e-4}, {"optim.lr": 2e-4, "loss.depth": 0.2}
+    values = {"search-0000": (own, (0.50, 0.52, 0.54)), "search-0001": (changed, (0.49, 0.515, 0.54))}
+    trainings = [Training("search", 0.5, own), Training("search", 0.49, changed)]
+    trainings += [
+        Training("confirm", v, {}, params, group=g, seed=i, origin=g)
+        for g, (params, group) in values.items()
+        for i, v in enumerate(group)
+    ]
+    section = selection.analyse(runs.load(make_results(tmp_path / "s", trainings).root))
+    assert section.data["group"] == "search-0001"
+    assert section.data["simplest_within_one_standard_error"] == "search-0000"
+
+
+def test_one_seed_gives_no_interval_and_an_unconfirmed_best_says_so(tmp_path: Path) -> None:
+    layout = make_results(tmp_path / "s", [Training("search", 0.5), Training("search", 0.4)])
+    section = selection.analyse(runs.load(layout.root))
+    assert section.data["champion"] == "search-0001" and not section.data["confirmed"]
+    assert "not confirmed" in section.answers[0] and "n = 1 + 1 seeds, no interval" in section.answers[1]
+
+
+def test_a_setting_with_a_failed_seed_does_not_win(tmp_path: Path) -> None:
+    done, broken = Outcome.COMPLETE, Outcome.DIVERGED
+    planted = {
+        "a": ((0.30, done), (0.30, broken), (0.30, Outcome.FAILED)),
+        "b": ((0.50, done), (0.51, done), (0.52, done)),
+    }
+    rows = [
+        Training("confirm", value, group=group, seed=seed, origin=group, outcome=outcome)
+        for group, members in planted.items()
+        for seed, (value, outcome) in enumerate(members)
+    ]
+    section = selection.analyse(runs.load(make_results(tmp_path / "s", rows).root))
+    assert section.data["champion"] == "confirm-0004"
+
+
+def test_nothing_to_choose_is_said_and_the_command_answers_in_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = make_results(tmp_path / "s", [Training("search", 1.0, outcome=Outcome.FAILED) for _ in range(3)])
+    purpose = "test"
+    assert runs.command("selection", purpose, selection.analyse, [str(layout.root), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["data"]["champion"] is None and "none of 3 ended trainings" in document["answers"][0]
+    assert runs.command("selection", purpose, selection.analyse, [str(tmp_path / "no"), "--json"]) == 2
+
+
+def test_every_figure_draws_from_its_data(tmp_path: Path) -> None:
+    layout, _ = planted_study(tmp_path / "planted", 5)
+    for figure in selection.analyse(runs.load(layout.root)).figures:
+        canvas = figure.render()
+        assert canvas.axes[0].get_ylabel().startswith("validation rmse (m)") and len(figure.data)
