@@ -51,7 +51,9 @@ def take_snapshot(model: nn.Module, optimiser: torch.optim.Optimizer | None, sta
     tensors = None
     if optimiser is not None:
         slots = optimiser.state_dict()["state"]
-        tensors = {f"{i}.{k}": _copy(torch.as_tensor(v)) for i, slot in slots.items() for k, v in slot.items() if v is not None}
+        tensors = {
+            f"{i}.{k}": _copy(torch.as_tensor(v)) for i, slot in slots.items() for k, v in slot.items() if v is not None
+        }
     rng = torch.get_rng_state().numpy().tobytes().hex()
     return Snapshot(weights, tensors, {**state, "torch_rng": rng})
 

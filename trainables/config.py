@@ -26,7 +26,7 @@ class Section(BaseModel):
 
 
 class ValidationSplit(Section):
-    """Which part of the training list is held out. By scene: whole scenes in seeded order until the share is reached."""
+    """The held-out part of the training list. By scene: whole scenes in seeded order until the share is reached."""
 
     by: Literal["scene", "frame"]
     share: Annotated[float, Field(gt=0, lt=1)]

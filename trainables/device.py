@@ -43,7 +43,7 @@ def describe(device: torch.device) -> str:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Peak of the device's allocated memory since `Meter` started; on CPU, of this process's resident memory, in MiB."""
+    """Peak of the device's allocated memory since `Meter` started; on CPU, of this process's resident memory; MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""Durable files (DESIGN.md, house rule 8): temporary file, fsync, rename, fsync of the folder; hashes beside checkpoints."""
+"""Durable files (DESIGN.md, house rule 8): temporary file, fsync, rename, fsync of the folder."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def sync_file(path: Path) -> None:
 
 
 def replace_folder(temporary: Path, final: Path) -> None:
-    """Put a complete folder in place of `final`; a kill between the two renames leaves `final.old`, which readers heal."""
+    """Put a complete folder in place of `final`; a kill between the renames leaves `final.old`, which readers heal."""
     old = final.with_name(final.name + ".old")
     for path in sorted(temporary.rglob("*")):
         sync_folder(path) if path.is_dir() else sync_file(path)

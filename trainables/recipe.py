@@ -36,7 +36,9 @@ def recipe_stages(name: str) -> list[dict[str, Any]]:
     stages, variants = body.pop("stages", [{}]), body.pop("variants", {})
     parent = body.pop("extends")
     if variant and variant not in variants:
-        raise UserError(f"recipe {base} has no variant {variant}{nearest(variant, variants)}; it has {sorted(variants)}")
+        raise UserError(
+            f"recipe {base} has no variant {variant}{nearest(variant, variants)}; it has {sorted(variants)}"
+        )
     settings = recipe_stages(parent)[0] if parent else {}
     result = []
     for number, stage in enumerate(stages):
@@ -63,7 +65,9 @@ def merge(settings: dict[str, Any], layer: Mapping[str, Any], document: Document
     for key, value in layer.items():
         if complete and "." not in key:
             settings[key] = copy.deepcopy(value)
-        elif isinstance(value, Mapping) and value and isinstance(_get(settings, key), dict) and key not in OPEN_MAPPINGS:
+        elif (
+            isinstance(value, Mapping) and value and isinstance(_get(settings, key), dict) and key not in OPEN_MAPPINGS
+        ):
             for inner, deeper in value.items():
                 merge(settings, {f"{key}.{inner}": deeper}, document)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ class StepLog:
         return len(self._rows)
 
     def add(self, row: dict[str, Any], scalars: Mapping[str, Tensor], sample_losses: Sequence[Tensor]) -> None:
-        """Keep one step; `scalars` holds loss, every term, grad_norm, clipped, failed and, with a trace, the target's."""
+        """Keep one step; `scalars`: loss, every term, grad_norm, clipped, failed and, with a trace, the target's."""
         self._names = tuple(scalars)
         self._rows.append(row)
         self._scalars.append(torch.stack(list(scalars.values())))
@@ -56,10 +57,11 @@ class StepLog:
         self._rows, self._scalars, self._sample_losses = [], [], []
 
     def _reason(self, row: Mapping[str, Any]) -> str:
-        broken = [name for name in self._terms if not _finite(row[name])]
+        samples = f"samples {', '.join(row['samples'])}"
+        broken = [name for name in self._terms if not math.isfinite(row[name])]
         if broken:
-            return f"the loss is {row['loss']} (term {', '.join(broken)}; samples {', '.join(row['samples'])})"
-        return f"the gradient norm is {row['grad_norm']} at a loss of {row['loss']:.4g} (samples {', '.join(row['samples'])})"
+            return f"the loss is {row['loss']} (term {', '.join(broken)}; {samples})"
+        return f"the gradient norm is {row['grad_norm']} at a loss of {row['loss']:.4g} ({samples})"
 
 
 def target_extremes(targets: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -68,7 +70,3 @@ def target_extremes(targets: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tenso
     high = torch.stack([target.masked_fill(~valid, -torch.inf).amax() for target, valid in targets]).amax()
     holes = torch.stack([1.0 - valid.float().mean() for _, valid in targets]).mean()
     return {"target_min": low, "target_max": high, "hole_share": holes}
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0.0

@@ -52,7 +52,9 @@ def _train(args: argparse.Namespace) -> Any:
             outcome = "diverged" if isinstance(error, Diverged) else "out_of_memory"
             print(f"{outcome}: {error}", file=sys.stderr)
             return {"folder": str(folder), "outcome": outcome, "reason": str(error)}, 1
-        results.append({"folder": str(folder), "outcome": "complete", "images": report.images, "metrics": report.metrics})
+        results.append(
+            {"folder": str(folder), "outcome": "complete", "images": report.images, "metrics": report.metrics}
+        )
         previous = folder
     return {"stages": results}
 

@@ -34,7 +34,9 @@ def validation_loss(
     total = torch.zeros((), device=device)
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         for start in range(0, len(frames), config.batch_size):
-            samples = [prepare(frames.read(i), config) for i in range(start, min(start + config.batch_size, len(frames)))]
+            samples = [
+                prepare(frames.read(i), config) for i in range(start, min(start + config.batch_size, len(frames)))
+            ]
             images = torch.stack([s.rgb for s in samples]).to(device).float().div_(255)
             target = torch.stack([s.target for s in samples]).to(device)
             valid = torch.stack([s.valid for s in samples]).to(device)

@@ -1,0 +1,93 @@
+"""Shared fixtures: a tiny data set in the Kaggle layout, and the settings of a training that takes a second."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from trainables.config import TrialConfig
+from trainables.recipe import load_recipe
+
+torch.set_num_threads(1)
+
+ROWS, COLUMNS = 48, 64
+SCENES, FRAMES = 5, 6
+
+
+def write_tiny(root: Path, *, holes: bool = False) -> Path:
+    """Tilted planes with a nearer box, brighter where nearer, in the exact Kaggle layout."""
+    rng = np.random.default_rng(7)
+    lists: dict[str, list[str]] = {"train": [], "test": []}
+    y, x = np.mgrid[0:ROWS, 0:COLUMNS] / COLUMNS
+    for scene in range(SCENES + 1):
+        for frame in range(FRAMES):
+            depth = 1.5 + scene + 3 * y + rng.uniform(0, 2) * x
+            top, left = rng.integers(4, 24, 2)
+            depth[top : top + 16, left : left + 20] = rng.uniform(1, 3)
+            rgb = np.stack([255 / (1 + depth), 25 * depth, 128 + 60 * np.sin(9 * x)], -1) + rng.normal(
+                0, 4, (*depth.shape, 3)
+            )
+            picture = Image.fromarray(rgb.clip(0, 255).astype(np.uint8))
+            if holes:
+                depth[: 4 + frame] = 0
+            if scene < SCENES:
+                stem = f"data/nyu2_train/scene_{scene:04d}_out/{frame + 1}"
+                names, eight = (f"{stem}.jpg", f"{stem}.png"), (depth / 10 * 255).round().astype(np.uint8)
+                target, split = Image.fromarray(eight), "train"
+            else:
+                stem = f"data/nyu2_test/{frame:05d}"
+                names, split = (f"{stem}_colors.png", f"{stem}_depth.png"), "test"
+                target = Image.fromarray((depth * 1000).round().astype(np.uint16))
+            (root / names[0]).parent.mkdir(parents=True, exist_ok=True)
+            picture.save(root / names[0], **({"quality": 95} if split == "train" else {}))
+            target.save(root / names[1])
+            lists[split].append(",".join(names))
+    for split, lines in lists.items():
+        (root / f"data/nyu2_{split}.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Kaggle-layout data set of 30 training and 6 test frames without holes."""
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_root: Path) -> Callable[..., TrialConfig]:
+    """Settings by dotted path over a U-Net that trains in a second: tiny_config(**{'optim.lr': 1e-3})."""
+
+    def make(**overrides: Any) -> TrialConfig:
+        settings = {
+            "data.source": "kaggle",
+            "data.root": str(tiny_root),
+            "model.family": "unet",
+            "model.encoder": None,
+            "model.weights": None,
+            "model.unet_channels": 4,
+            "model.unet_levels": 2,
+            "input": [48, 64],
+            "batch_size": 4,
+            "budget_images": 48,
+            "validate_every_images": 24,
+            "checkpoint_every_images": 12,
+            "snapshot_every_steps": 0,
+            "optim.schedule": "one_cycle",
+            "optim.lr": 1e-3,
+            "threads": 1,
+            "device": "cpu",
+            "precision": "float32",
+        }
+        return load_recipe("densedepth", settings | overrides)[0]
+
+    return make

@@ -1,0 +1,351 @@
+"""`python -m trainables.bench`: the speed of a training beside the plain loop a user would otherwise run.
+
+Both run in one process, in turn, and every ratio is taken within a pair; medians and ranges are printed. The plain loop
+restates DenseDepth's published PyTorch port (ialhashim/DenseDepth@2e15107 PyTorch/train.py) with this project's model
+and loss: float32, NCHW, Adam as torch makes it, `.item()` each step, frames decoded by PIL in the main process.
+
+Each time is also a share of a limit measured before and after: the step's floating-point operations (torch's counter,
+matrix products and convolutions) over the best matrix rate of device and precision. A share above 1 is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainables import cli
+from trainables.errors import UserError
+
+EXAMPLE = (
+    "python -m trainables.bench step --set data.source=rooms --set model.weights=null --set input=[240,320] "
+    "--set batch_size=4 --set threads=2"
+)
+MATRIX_SIZES = {"cpu": (1024, 2048, 3072), "cuda": (4096, 8192, 12288)}
+MATRIX_SECONDS = 0.5
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    parser = cli.parser("trainables.bench", __doc__ or "", EXAMPLE)
+    parser.add_argument("what", nargs="?", choices=sorted(BENCHES), help="one measurement (default: all)")
+    parser.add_argument("--recipe", default="densedepth")
+    parser.add_argument("--set", metavar="PATH=VALUE", action="append", default=[], dest="assignments")
+    parser.add_argument("--pairs", type=int, default=5, help="interleaved pairs that count (default: 5)")
+    parser.add_argument("--steps", type=int, default=10, help="steps of each side of a pair (default: 10)")
+    return cli.run(parser, _bench, argv)
+
+
+def _bench(args: argparse.Namespace) -> Any:
+    from trainables.data.dataset import prepare_data
+    from trainables.recipe import load_recipe, parse_assignments
+
+    if args.pairs < 1 or args.steps < 1:
+        raise UserError("--pairs and --steps must be at least 1")
+    config = load_recipe(args.recipe, parse_assignments(args.assignments))[0]
+    prepare_data(config.data)
+    chosen = [args.what] if args.what else sorted(BENCHES)
+    results = {}
+    for name in chosen:
+        results[name] = BENCHES[name](config, args.pairs, args.steps)
+        print(f"{name}:")
+        for key, value in results[name].items():
+            print(f"  {key}: {_show(value)}")
+    return results
+
+
+def bench_step(config: Any, pairs: int, steps: int) -> dict[str, Any]:
+    """The step on batches already in memory: this trainer's against the plain loop's."""
+    with _training(config) as training:
+        batches = _resident_batches(training, 4)
+        plain = _PlainLoop(training, config)
+        before = matrix_rate(training.device, training.dtype)
+
+        def ours() -> None:
+            for _ in range(steps):
+                training.train_step(batches)
+            training.flush()
+
+        def theirs() -> None:
+            for batch in itertools.islice(plain_batches, steps):
+                plain.step(batch)
+
+        plain_batches = itertools.cycle([plain.to_device(next(batches)) for _ in range(4)])
+        timings = interleave({"ours": ours, "plain": theirs}, pairs, training.device)
+        rate = max(before, matrix_rate(training.device, training.dtype))
+        flops = step_flops(training, next(batches))
+    images = steps * config.batch_size
+    return _compare(timings, images) | _limit(timings["ours"], flops * steps, rate) | _where(training)
+
+
+def bench_loader(config: Any, pairs: int, steps: int) -> dict[str, Any]:
+    """Frames per second of one core, augmentation included: this loader, its cache, and the port's PIL loader."""
+    import torch
+
+    from trainables.data.dataset import open_training
+    from trainables.data.loader import TrainLoader, augment
+
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    frames = open_training(config).train
+    count = steps * config.batch_size
+
+    def run(loader: Any) -> Callable[[], None]:
+        iterator = iter(loader)
+
+        def body() -> None:
+            for _ in range(steps):
+                augment(next(iterator), device)
+
+        return body
+
+    with tempfile.TemporaryDirectory() as folder:
+        single = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0, "cache": None})})
+        cached = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0, "cache": folder})})
+        port = _port_loader(config)
+        bodies = {
+            "ours": run(TrainLoader(frames, single, 0)),
+            "cached": run(TrainLoader(frames, cached, 0)),
+            "plain": lambda: [port(i % len(frames)) for i in range(count)] and None,
+        }
+        timings = interleave(bodies, pairs, device)
+    result = {f"{name}_frames_per_s": _spread([count / t for t in times]) for name, times in timings.items()}
+    for name in ("ours", "cached"):
+        result[f"{name}_over_plain"] = _spread([p / o for p, o in zip(timings["plain"], timings[name], strict=True)])
+    return result
+
+
+def bench_end_to_end(config: Any, pairs: int, steps: int) -> dict[str, Any]:
+    """The same step fed by the real loader and from memory: the share of speed that loading leaves."""
+    from trainables.data.loader import TrainLoader
+
+    with _training(config) as training:
+        resident = _resident_batches(training, 4)
+        loaded = iter(TrainLoader(training.data.train, config, 0))
+
+        def run(batches: Iterator[Any]) -> Callable[[], None]:
+            def body() -> None:
+                for _ in range(steps):
+                    training.train_step(batches)
+                training.flush()
+
+            return body
+
+        timings = interleave({"loaded": run(loaded), "resident": run(resident)}, pairs, training.device)
+    images = steps * config.batch_size
+    return {
+        "loaded_images_per_s": _spread([images / t for t in timings["loaded"]]),
+        "resident_images_per_s": _spread([images / t for t in timings["resident"]]),
+        "loaded_over_resident": _spread([r / t for t, r in zip(timings["loaded"], timings["resident"], strict=True)]),
+    } | _where(training)
+
+
+def bench_evaluation(config: Any, pairs: int, steps: int) -> dict[str, Any]:
+    """Seconds to score the validation frames under every protocol, with mirrored averaging as the config says."""
+    from trainables.evaluate import PROTOCOLS, evaluate
+
+    with _training(config) as training:
+        frames = training.data.validation
+        body = lambda: evaluate(training.model, frames, config, list(PROTOCOLS), training.device, config.batch_size)  # noqa: E731
+        timings = interleave({"ours": lambda: body() and None}, pairs, training.device)
+    per_frame = [t / len(frames) for t in timings["ours"]]
+    return {
+        "frames": len(frames),
+        "seconds": _spread(timings["ours"]),
+        "seconds_per_frame": _spread(per_frame),
+    } | _where(training)
+
+
+BENCHES: dict[str, Callable[[Any, int, int], dict[str, Any]]] = {
+    "step": bench_step,
+    "loader": bench_loader,
+    "end_to_end": bench_end_to_end,
+    "evaluation": bench_evaluation,
+}
+
+
+def interleave(bodies: dict[str, Callable[[], None]], pairs: int, device: Any) -> dict[str, list[float]]:
+    """Seconds of each body in each of `pairs` rounds, run in turn after one round that does not count."""
+    timings: dict[str, list[float]] = {name: [] for name in bodies}
+    for number in range(pairs + 1):
+        for name, body in bodies.items():
+            _synchronise(device)
+            start = time.perf_counter()
+            body()
+            _synchronise(device)
+            if number:
+                timings[name].append(time.perf_counter() - start)
+    return timings
+
+
+def matrix_rate(device: Any, dtype: Any) -> float:
+    """The best rate of square matrix products over several sizes, in floating-point operations per second."""
+    import torch
+
+    best = 0.0
+    for size in MATRIX_SIZES[device.type]:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        a @ b
+        _synchronise(device)
+        count, start = 0, time.perf_counter()
+        while count == 0 or time.perf_counter() - start < MATRIX_SECONDS:
+            for _ in range(5 if device.type == "cuda" else 1):
+                a @ b
+                count += 1
+            _synchronise(device)
+        best = max(best, 2 * size**3 * count / (time.perf_counter() - start))
+    return best
+
+
+def step_flops(training: Any, batch: Any) -> float:
+    """Operations of one forward and backward pass over a batch, by torch's counter, in eager mode."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from trainables.data.loader import augment
+
+    images, _, _ = augment(batch, training.device)
+    with FlopCounterMode(display=False) as counter, torch.autocast(training.device.type, training.dtype):
+        training.model(images).sum().backward()
+    training.optimiser.zero_grad(set_to_none=True)
+    return float(counter.get_total_flops())
+
+
+class _PlainLoop:
+    """The published port's step on a copy of the model."""
+
+    def __init__(self, training: Any, config: Any) -> None:
+        import torch
+
+        from trainables.models import build_model
+
+        self._config, self._device = config, training.device
+        self._model = build_model(config.model, config.target.kind).to(training.device).train()
+        self._optimiser = torch.optim.Adam(self._model.parameters(), config.optim.lr)
+
+    def to_device(self, batch: Any) -> tuple[Any, Any, Any]:
+        from trainables.data.loader import augment
+
+        images, target, valid = augment(batch, self._device)
+        return images.contiguous(), target, valid
+
+    def step(self, batch: tuple[Any, Any, Any]) -> float:
+        from trainables.losses import composite
+        from trainables.target import DATA_RANGE
+
+        images, target, valid = batch
+        self._optimiser.zero_grad()
+        pred = self._model(images)
+        loss = composite(pred, target, valid, self._config.loss, DATA_RANGE[self._config.target.kind]).total
+        loss.backward()
+        self._optimiser.step()
+        return float(loss.item())
+
+
+def _port_loader(config: Any) -> Callable[[int], Any]:
+    """The port's dataset: PIL decoding, flip and channel swap by PIL and NumPy, resize by PIL, tensors in the process."""
+    import random
+    from itertools import permutations
+
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from trainables.data.dataset import open_training
+
+    frames = open_training(config).train
+    root = Path(config.data.root) if config.data.root else None
+    if root is None or not root.is_dir():
+        from trainables.data.rooms import rooms_root
+
+        root = rooms_root(config.data.rooms)
+    orders, draw = list(permutations(range(3))), random.Random(0)
+    size = (config.input[1], config.input[0])
+
+    def read(index: int) -> Any:
+        name = frames.ids[index]
+        image = Image.open(root / name)
+        depth = Image.open((root / name).with_suffix(".png"))
+        if draw.random() < config.augment.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            depth = depth.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if draw.random() < config.augment.channel_swap:
+            image = Image.fromarray(np.asarray(image)[..., list(orders[draw.randint(0, 5)])])
+        if image.size != size:
+            image = image.resize(size)
+        depth = depth.resize((size[0] // 2, size[1] // 2))
+        tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
+        truth = torch.from_numpy(np.array(depth)).float().div(255) * 1000
+        return tensor, 1000.0 / truth.clamp(10, 1000)
+
+    return read
+
+
+@contextlib.contextmanager
+def _training(config: Any) -> Iterator[Any]:
+    from trainables.trainer import Training
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(Training(config, Path(folder), None)) as training:
+        yield training
+
+
+def _resident_batches(training: Any, count: int) -> Iterator[Any]:
+    """An endless cycle of the first batches, already on the device."""
+    from trainables.data.loader import TrainLoader
+
+    loader = iter(TrainLoader(training.data.train, training.config, 0))
+    batches = [next(loader).to(training.device) for _ in range(count)]
+    return itertools.cycle(batches)
+
+
+def _compare(timings: dict[str, list[float]], images: int) -> dict[str, Any]:
+    return {
+        "ours_images_per_s": _spread([images / t for t in timings["ours"]]),
+        "plain_images_per_s": _spread([images / t for t in timings["plain"]]),
+        "ours_over_plain": _spread([p / o for o, p in zip(timings["ours"], timings["plain"], strict=True)]),
+    }
+
+
+def _limit(times: Sequence[float], flops: float, rate: float) -> dict[str, Any]:
+    shares = [flops / t / rate for t in times]
+    if max(shares) > 1:
+        raise AssertionError(f"a share of {max(shares):.2f} of the matrix limit: the limit or the count is wrong")
+    return {"tflop_per_step_group": flops / 1e12, "matrix_tflop_per_s": rate / 1e12, "share_of_limit": _spread(shares)}
+
+
+def _where(training: Any) -> dict[str, Any]:
+    from trainables import device
+
+    return {
+        "device": device.describe(training.device),
+        "precision": str(training.dtype).removeprefix("torch."),
+        "peak_memory_mib": device.peak_memory_mib(training.device),
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
+
+
+def _synchronise(device: Any) -> None:
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value['median']:.4g} (min {value['min']:.4g}, max {value['max']:.4g}, n = {value['n']})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
