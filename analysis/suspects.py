@@ -1,7 +1,7 @@
 """Which samples raise the loss: suspicion over all trainings and passes, from each sample's own losses.
 
 A pass of a sample is compared with what was usual at that stage of that training: z = (log loss - median) / scaled MAD
-of the passes around it, cut at `most_deviations` so that no single pass decides. Late passes weigh more, since a network
+of the passes around it, cut at `most_deviations` so that no single pass decides. Late passes weigh more: a network
 that knows nothing finds every sample equally hard. A sample's mean z is then set against all samples, and against its
 own scene where that has frames enough: neighbours show nearly the same view, so they should be about equally hard.
 suspicion is the larger of both, in scaled MADs between samples. A pass without any finite positive loss is `empty`.

@@ -1,0 +1,306 @@
+"""Why did the loss spike? Every spike of every training with its cause, and the samples that the losses accuse.
+
+A spike is called
+    numeric        the loss is not finite, or the training diverged within the spike
+    data           one suspect sample (analysis/suspects.py) holds most of the batch's rise
+    one sample     the same, but that sample is no suspect: hard in one batch, not in its other passes
+    optimisation   the rise is shared by the batch, or outlasts it: the weights were moved too far
+What the traces say is kept in `StudyTables.extras`, so a released table regenerates the section without the traces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import spike_plots
+from analysis.plots import thinned
+from analysis.runs import load
+from analysis.section import Section, Table, number, plain
+from analysis.suspects import RULES, Passes, suspicion
+from analysis.tables import StudyTables
+from analysis.traces import THRESHOLDS, Spike, Steps, find_spikes, read_steps, trailing
+from study.contract import Outcome
+from trainables import cli
+
+CAUSES = ("data", "one sample", "optimisation", "numeric")
+MOST_OF = 0.5  # share of a batch's rise that makes it one sample's
+OTHERS_CALM = 3.0  # deviations under which the batch's other samples are as usual
+CURVES = 4  # trainings whose loss is drawn
+CURVE_POINTS = 1200
+LISTED = 200  # suspects and spikes that a table holds
+SHOWN = 24  # suspects in the picture
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the traces say. spikes: one row each. suspects: the LISTED most suspicious samples. trainings: one row per
+    trace with its settings and counts. curves: thinned losses of the trainings that are drawn. counts: totals."""
+
+    spikes: pd.DataFrame
+    suspects: pd.DataFrame
+    trainings: pd.DataFrame
+    curves: pd.DataFrame
+
+
+def collect(tables: StudyTables) -> Findings:
+    """Read every trace once; afterwards, and for released tables, what was found then."""
+    names = ("spikes", "suspects", "trainings", "curves")
+    stored = {name: tables.extras.get(f"spikes.{name}") for name in names}
+    if tables.layout is None or all(frame is not None for frame in stored.values()):
+        return Findings(**{name: pd.DataFrame() if frame is None else frame for name, frame in stored.items()})
+    passes, trainings = Passes(RULES), []
+    found: list[dict[str, object]] = []
+    records: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in tables.trials.to_dict("records")]
+    for trial in records:
+        steps = read_steps(tables.folder(str(trial["key"])), tables.notes)
+        if steps is None:
+            continue
+        passes.add(steps)
+        spikes = find_spikes(steps, _weights(trial), THRESHOLDS)
+        found += [_spike_row(trial, spike, steps) for spike in spikes]
+        trainings.append(_training_row(trial, steps))
+    suspects = suspicion(passes)
+    spikes_frame = _with_causes(pd.DataFrame(found), suspects, tables)
+    result = Findings(
+        spikes=spikes_frame,
+        suspects=suspects.head(LISTED),
+        trainings=_with_counts(pd.DataFrame(trainings), spikes_frame),
+        curves=_curves(tables, spikes_frame),
+    )
+    tables.extras.update({f"spikes.{name}": getattr(result, name) for name in names})
+    return result
+
+
+def _weights(trial: Mapping[str, object]) -> dict[str, float]:
+    prefix = "config.loss."
+    named = {str(k).removeprefix(prefix): v for k, v in trial.items() if str(k).startswith(prefix)}
+    return {name: float(v) for name, v in named.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+
+
+def _spike_row(trial: Mapping[str, object], spike: Spike, steps: Steps) -> dict[str, object]:
+    listed = trial.get("config.data.order") == "listed"
+    place = -1  # of the worst sample in the training list; unshuffled, a first pass is the list
+    if listed and spike.sample:
+        place = int(np.flatnonzero(steps.sample == steps.names.index(spike.sample))[0])
+    diverged = trial["outcome"] == Outcome.DIVERGED and spike.recovery_steps is None
+    return {"key": trial["key"], **asdict(spike), "listed": listed, "list_position": place, "diverged": diverged}
+
+
+def _training_row(trial: Mapping[str, object], steps: Steps) -> dict[str, object]:
+    names = {"lr": "config.optim.lr", "clip_norm": "config.optim.clip_norm", "batch_size": "config.batch_size"}
+    settings = {name: trial.get(path) for name, path in (names | {"order": "config.data.order"}).items()}
+    facts = {name: trial[name] for name in ("key", "phase", "recipe", "outcome")}
+    counted = {"steps": len(steps.step), "passes": len(steps.own), "samples": len(steps.names)}
+    return {**facts, **settings, **counted, "clipped_share": float(steps.clipped.mean())}
+
+
+def _with_causes(spikes: pd.DataFrame, suspects: pd.DataFrame, tables: StudyTables) -> pd.DataFrame:
+    """Cause and damage of each spike; damage is the judged metric after it minus before it, worse is positive."""
+    if spikes.empty:
+        return spikes
+    accused = set(suspects.loc[suspects["suspect"], "sample"])
+    alone = (spikes["sample_share"] >= MOST_OF) & ~(spikes["others_deviations"] > OTHERS_CALM)
+    brief = spikes["recovery_steps"].notna() & (spikes["recovery_steps"] <= 1 + THRESHOLDS.recovered_steps)
+    numeric = ~np.isfinite(spikes["loss"]) | spikes["diverged"]
+    cause = np.where(alone & brief, "one sample", "optimisation")
+    cause = np.where(alone & spikes["sample"].isin(accused), "data", cause)
+    spikes["cause"] = np.where(numeric, "numeric", cause)
+    before, after = _around(spikes, tables)
+    sign = -1.0 if tables.judge is not None and not tables.judge.minimise else 1.0
+    spikes["validation_before"], spikes["validation_after"] = before, after
+    spikes["damage"] = sign * (spikes["validation_after"] - spikes["validation_before"])
+    return spikes
+
+
+def _around(spikes: pd.DataFrame, tables: StudyTables) -> tuple[list[float], list[float]]:
+    metric = f"val/{tables.judge.metric}" if tables.judge is not None else "val/loss"
+    before, after = [], []
+    known = tables.reports[["key", "images", metric]].dropna() if metric in tables.reports else pd.DataFrame()
+    histories = {str(k): rows for k, rows in known.groupby("key")} if len(known) else {}
+    for key, images in zip(spikes["key"], spikes["images"], strict=True):
+        rows = histories.get(str(key))
+        earlier = rows.loc[rows["images"] < images, metric] if rows is not None else []
+        later = rows.loc[rows["images"] >= images, metric] if rows is not None else []
+        before.append(float(earlier.iloc[-1]) if len(earlier) else math.nan)  # type: ignore[union-attr]
+        after.append(float(later.iloc[0]) if len(later) else math.nan)  # type: ignore[union-attr]
+    return before, after
+
+
+def _with_counts(trainings: pd.DataFrame, spikes: pd.DataFrame) -> pd.DataFrame:
+    if trainings.empty:
+        return trainings
+    for cause in CAUSES:
+        counts = spikes.loc[spikes["cause"] == cause, "key"].value_counts() if len(spikes) else pd.Series(dtype=int)
+        trainings[f"spikes ({cause})"] = trainings["key"].map(counts).fillna(0).astype(int)
+    trainings["spikes"] = trainings[[f"spikes ({cause})" for cause in CAUSES]].sum(axis=1)
+    trainings["per_1000_steps"] = 1000 * trainings["spikes"] / trainings["steps"]
+    return trainings
+
+
+def _curves(tables: StudyTables, spikes: pd.DataFrame) -> pd.DataFrame:
+    """Thinned losses of the trainings with the most spikes, each spike's own step kept."""
+    pieces = []
+    for key, rows in _most_spiked(spikes):
+        steps = read_steps(tables.folder(key), tables.notes)
+        if steps is None:
+            continue
+        with np.errstate(divide="ignore"):
+            logs = np.log(steps.loss)
+        middle, _ = trailing(logs, THRESHOLDS.window_steps, THRESHOLDS.least_steps)
+        keep = np.union1d(thinned(steps.loss, CURVE_POINTS), rows["row"].to_numpy(dtype=int))
+        causes = dict(zip(rows["row"], rows["cause"], strict=True))
+        pieces.append(
+            pd.DataFrame({
+                "key": key, "step": steps.step[keep], "loss": steps.loss[keep], "usual_loss": np.exp(middle[keep]),
+                "spike": [causes.get(int(row), "") for row in keep],
+            })
+        )  # fmt: skip
+    return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame()
+
+
+def _most_spiked(spikes: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    if spikes.empty:
+        return []
+    counts = spikes["key"].value_counts(sort=True)
+    keys = sorted(counts.index, key=lambda key: (-int(counts[key]), str(key)))[:CURVES]
+    return [(str(key), spikes[spikes["key"] == key]) for key in keys]
+
+
+def analyse(tables: StudyTables) -> Section:
+    """The section on loss spikes. `data['verdict']` is data, optimisation, numeric, one sample or none."""
+    found = collect(tables)
+    verdict, sentences = judge_cause(found)
+    named = [] if found.suspects.empty else found.suspects.loc[found.suspects["suspect"], "sample"].tolist()
+    return Section(
+        "spikes",
+        "Loss spikes",
+        sentences,
+        spike_plots.figures(found.spikes, found.suspects.head(SHOWN), found.trainings, found.curves),
+        _tables(found),
+        plain({
+            "verdict": verdict,
+            "spikes": len(found.spikes),
+            "causes": found.spikes["cause"].value_counts().to_dict() if len(found.spikes) else {},
+            "quarantine": named,
+            "suspects": found.suspects,
+            "thresholds": asdict(THRESHOLDS) | asdict(RULES),
+        }),
+    )  # fmt: skip
+
+
+def judge_cause(found: Findings) -> tuple[str, list[str]]:
+    """The study's verdict and the sentences that say it."""
+    if found.trainings.empty:
+        return "none", ["No training left a step trace, so spikes cannot be looked for (trace: true keeps one)."]
+    count, trainings, steps = len(found.spikes), len(found.trainings), int(found.trainings["steps"].sum())
+    extent = f"{steps:,} steps of {trainings} trainings"
+    suspects = found.suspects[found.suspects["suspect"]] if len(found.suspects) else found.suspects
+    sentences, verdict = [], "none"
+    if count:
+        causes = found.spikes["cause"].value_counts()
+        verdict = min(causes.index, key=lambda cause: (-int(causes[cause]), CAUSES.index(str(cause))))
+        listed = ", ".join(f"{causes[c]} {c}" for c in CAUSES if c in causes)
+        touched = found.spikes["key"].nunique()
+        sentences.append(
+            f"{count} loss spikes in {extent} ({1000 * count / steps:.2g} per 1,000 steps, in {touched} trainings). "
+            f"By cause: {listed}."
+        )
+    else:
+        sentences.append(f"No loss spike in {extent}.")
+    if len(suspects):
+        verdict = "data" if verdict in ("none", "one sample", "data") else verdict
+        sentences.append(_accusation(suspects, found))
+    else:
+        samples = int(found.trainings["samples"].max())
+        sentences.append(f"No sample of {samples} is suspect: none stands out over all its passes.")
+    return str(verdict), [*sentences, *_settings_sentences(found), *_position_sentences(found)]
+
+
+def _accusation(suspects: pd.DataFrame, found: Findings) -> str:
+    first = suspects.iloc[0]
+    spiked = 0 if found.spikes.empty else int(found.spikes["sample"].isin(suspects["sample"]).sum())
+    hollow = int((suspects["empty_passes"] > 0).sum())
+    return (
+        f"{len(suspects)} samples are suspect, first {first['sample']} ("
+        + ("no valid pixel" if math.isinf(first["suspicion"]) else f"suspicion {number(first['suspicion'])}")
+        + f", {first['passes']} passes in {first['trainings']} trainings); "
+        + f"{spiked} spikes begin in one of them"
+        + (f"; {hollow} had passes without any valid pixel" if hollow else "")
+        + ". The quarantine list below can be pasted into data.exclude."
+    )
+
+
+def _settings_sentences(found: Findings) -> list[str]:
+    rows = found.trainings.dropna(subset=["lr"])
+    if found.spikes.empty or rows["lr"].nunique() < 4:
+        return []
+    moved = rows["spikes (optimisation)"] + rows["spikes (numeric)"]
+    high = rows["lr"] >= rows["lr"].quantile(0.75)
+    rates = [1000 * moved[part].sum() / rows.loc[part, "steps"].sum() for part in (high, ~high)]
+    sentence = (
+        f"Spikes that come from settings (optimisation, numeric): {number(rates[0])} per 1,000 steps in the quarter "
+        f"with the highest learning rates (n = {int(high.sum())} trainings), {number(rates[1])} in the others "
+        f"(n = {int((~high).sum())})."
+    )
+    clipped = rows["clip_norm"].notna()
+    if not clipped.any() or clipped.all():
+        return [sentence]
+    rates = [1000 * moved[part].sum() / rows.loc[part, "steps"].sum() for part in (clipped, ~clipped)]
+    return [
+        sentence,
+        f"With clipping: {number(rates[0])} per 1,000 steps (n = {int(clipped.sum())}); "
+        f"without: {number(rates[1])} (n = {int((~clipped).sum())}).",
+    ]
+
+
+def _position_sentences(found: Findings) -> list[str]:
+    if found.spikes.empty or not found.spikes["listed"].any():
+        return []
+    listed = found.spikes[found.spikes["listed"]]
+    again = listed[listed.groupby(["key", "sample"])["epoch"].transform("nunique") > 1]
+    return [
+        f"In unshuffled lists {len(again)} of {len(listed)} spikes come back at the same sample in another epoch "
+        f"({again['sample'].nunique()} samples)."
+    ]
+
+
+def _tables(found: Findings) -> Sequence[Table]:
+    listed = found.spikes
+    if len(listed):
+        listed = listed.drop(columns=["row", "diverged"]).sort_values("deviations", ascending=False).head(LISTED)
+    accused = found.suspects[found.suspects["suspect"]] if len(found.suspects) else found.suspects
+    lines = pd.DataFrame({"data.exclude": list(accused["sample"]) if len(accused) else []})
+    limits = pd.DataFrame([{"setting": k, "value": v} for k, v in (asdict(THRESHOLDS) | asdict(RULES)).items()])
+    units = {"lr": "", "grad_norm": "before clipping", "damage": "change of the judged metric, worse is positive"}
+    return (
+        Table("spikes", "Spikes", listed, f"The {LISTED} highest of {len(found.spikes)}.", units),
+        Table("spike-suspects", "Samples by suspicion", found.suspects.head(2 * SHOWN), "Over all trainings, passes."),
+        Table("quarantine", "Quarantine list", lines, "Sample ids, as data.exclude takes them."),
+        Table("spike-trainings", "Spikes by training", found.trainings),
+        Table("spike-thresholds", "Thresholds", limits),
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m analysis.spikes STUDY`: this section alone."""
+    arguments = cli.parser("analysis.spikes", "Why did the loss spike?", "python -m analysis.spikes rooms-quick")
+    arguments.add_argument("study", help="a study's name or its results folder")
+
+    def body(args: argparse.Namespace) -> object:
+        section = analyse(load(args.study))
+        print(section.text())
+        return section.data
+
+    return cli.run(arguments, body, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
