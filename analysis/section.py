@@ -85,6 +85,15 @@ def number(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A frame's rows as mappings by column name, missing values as None."""
+    return [{str(k): None if _missing(v) else v for k, v in row.items()} for row in frame.to_dict(orient="records")]
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value is pd.NaT or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
 def plain(value: Any) -> Any:
     """A value as strict JSON types: numpy and pandas scalars unwrapped, NaN and infinity as null, frames as records."""
     if isinstance(value, pd.DataFrame):

@@ -7,7 +7,7 @@ proposes; trainings on fresh seeds decide. Simplest: the fewest settings that di
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,12 +17,15 @@ from matplotlib.figure import Figure as Canvas
 
 from analysis import intervals, runs
 from analysis.plots import BLUE, GREY, OUTCOME_COLOUR, VERMILION, empty
-from analysis.section import Figure, Section, Table, number
+from analysis.section import Figure, Section, Table, number, records
 from analysis.tables import StudyTables
 from study.contract import Judge, Outcome
 
 MOST_CANDIDATES = 20
 UNITS = {"rmse": "m", "sq_rel": "m"}
+
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,7 @@ def judged_rows(tables: StudyTables, phase: str, group: str | None = None) -> li
     stage = pd.to_numeric(rows["stage"]).fillna(0)
     last = stage.groupby(rows["group"]).transform("max")
     kept = rows[stage == last]
-    return [
-        {"key": r.key, "outcome": r.outcome, "group": r.group, "value": None if pd.isna(r.value) else float(r.value)}
-        for r in kept[["key", "outcome", "group", "value"]].itertuples()
-    ]
+    return records(kept[["key", "outcome", "group", "value"]])
 
 
 def unit_of(metric: str) -> str:
@@ -90,13 +90,13 @@ def analyse(tables: StudyTables) -> Section:
         answer = f"No checkpoint can be chosen: none of {ended} ended trainings is complete with a finite judged value."
         return Section("selection", "Which checkpoint?", [answer], [], [_outcomes(tables)], {"champion": None})
     candidates = _candidates(tables, judge, chosen)
-    gaps = _gaps(tables, judge, candidates) if chosen.phase == "confirm" else pd.DataFrame()
-    versus, rivals = _versus(judge, candidates, chosen)
-    simplest = _simplest(judge, candidates, chosen)
+    gaps = _gaps(tables, judge, candidates) if chosen.phase == "confirm" else []
+    versus, rivals = _versus(judge, candidates)
+    simplest = _simplest(judge, candidates)
     answers = [
         _choice_sentence(tables, judge, candidates, chosen),
         *_rival_sentences(judge, versus, rivals),
-        *_simplest_sentence(judge, candidates, chosen, simplest),
+        *_simplest_sentence(judge, candidates, simplest),
         *_gap_sentences(judge, gaps),
     ]
     data = {
@@ -105,23 +105,24 @@ def analyse(tables: StudyTables) -> Section:
         "judge": asdict(judge) | {"margins": dict(judge.margins)}, "judge_hash": tables.judge_hash,
         "versus": {group: estimate.as_dict() for group, estimate in versus.items()},
         "not_distinguishable_from": rivals, "simplest_within_one_standard_error": simplest,
-        "gaps": gaps.to_dict(orient="records"),
+        "gaps": gaps,
     }  # fmt: skip
     figures = [_history_figure(tables, judge), _seeds_figure(tables, judge, chosen)]
     return Section("selection", "Which checkpoint?", answers, figures, _tables(tables, judge, candidates, gaps), data)
 
 
-def _candidates(tables: StudyTables, judge: Judge, chosen: Chosen) -> pd.DataFrame:
+def _candidates(tables: StudyTables, judge: Judge, chosen: Chosen) -> list[Row]:
     """One row per group of the deciding phase, the judge's choice first, then best first; at most MOST_CANDIDATES."""
-    rows = pd.DataFrame(judged_rows(tables, chosen.phase))
+    groups: dict[str, list[Row]] = {}
+    for row in judged_rows(tables, chosen.phase):
+        groups.setdefault(str(row["group"]), []).append(row)
     own = _own_setting(tables)
-    chosen_by_group = {str(g): judge.choose(m.to_dict(orient="records")) for g, m in rows.groupby("group", sort=True)}
     sign = 1.0 if judge.minimise else -1.0
-    known = [best for best in chosen_by_group.values() if best is not None]
+    known = [best for best in map(judge.choose, groups.values()) if best is not None]
     result = []
     for best in sorted(known, key=lambda b: (b.group != chosen.group, sign * b.median, b.group))[:MOST_CANDIDATES]:
-        members = rows[rows["group"] == best.group]
-        values = members.loc[members["outcome"] == Outcome.COMPLETE, "value"].dropna().astype(float).tolist()
+        members = groups[best.group]
+        values = [float(row["value"]) for row in judge.rank(members)]
         changed = settings_that_differ(tables, best.champion, own) if own else {}
         result.append(
             {
@@ -136,7 +137,7 @@ def _candidates(tables: StudyTables, judge: Judge, chosen: Chosen) -> pd.DataFra
                 "changes": ", ".join(f"{p} = {_shown(v[0])}" for p, v in changed.items()) or "none",
             }
         )
-    return pd.DataFrame(result)
+    return result
 
 
 def _own_setting(tables: StudyTables) -> str | None:
@@ -145,44 +146,42 @@ def _own_setting(tables: StudyTables) -> str | None:
     return str(search.iloc[0]["key"]) if len(search) else None
 
 
-def _gaps(tables: StudyTables, judge: Judge, candidates: pd.DataFrame) -> pd.DataFrame:
+def _gaps(tables: StudyTables, judge: Judge, candidates: Sequence[Row]) -> list[Row]:
     """Per confirmed setting: what the search said, what fresh seeds say; gap > 0: the search was too kind."""
-    confirm = tables.phase("confirm").drop_duplicates("group").set_index("group")["origin"]
-    search = tables.phase("search").set_index("key")["value"]
+    origins = {str(r["group"]): str(r["origin"]) for r in records(tables.phase("confirm")[["group", "origin"]])}
+    search = {str(r["key"]): r["value"] for r in records(tables.phase("search")[["key", "value"]])}
     sign = 1.0 if judge.minimise else -1.0
-    rows = [
-        {"group": r.group, "origin": str(confirm[r.group]), "search": float(search[str(confirm[r.group])]),
-         "confirm_median": r.median, "gap": sign * (r.median - float(search[str(confirm[r.group])])), "seeds": r.seeds}
-        for r in candidates.itertuples() if str(confirm[r.group]) in search.index
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["group", "origin", "search", "confirm_median", "gap", "seeds"])
+    rows = []
+    for candidate in candidates:
+        origin = origins[candidate["group"]]
+        if search.get(origin) is not None:
+            gap = sign * (candidate["median"] - search[origin])
+            row = {"group": candidate["group"], "origin": origin, "search": search[origin]}
+            rows.append(row | {"confirm_median": candidate["median"], "gap": gap, "seeds": candidate["seeds"]})
+    return rows
 
 
-def _versus(judge: Judge, candidates: pd.DataFrame, chosen: Chosen) -> tuple[dict[str, intervals.Estimate], list[str]]:
+def _versus(judge: Judge, candidates: Sequence[Row]) -> tuple[dict[str, intervals.Estimate], list[str]]:
     """How much worse every other group is, and those whose difference cannot be told from none."""
     sign = 1.0 if judge.minimise else -1.0
-    winner = [sign * v for v in candidates.iloc[0]["values"]]
+    winner = [sign * v for v in candidates[0]["values"]]
     versus = {
-        str(r.group): intervals.unpaired([sign * v for v in r.values_], winner)
-        for r in candidates.rename(columns={"values": "values_"}).iloc[1:].itertuples()
+        str(row["group"]): intervals.unpaired([sign * v for v in row["values"]], winner) for row in candidates[1:]
     }
     return versus, [group for group, estimate in versus.items() if not estimate.distinguishable]
 
 
-def _simplest(judge: Judge, candidates: pd.DataFrame, chosen: Chosen) -> str | None:
+def _simplest(judge: Judge, candidates: Sequence[Row]) -> str | None:
     """The group with the fewest changed settings within one standard error of the winner; None: cannot be said."""
-    winner = candidates.iloc[0]
-    if winner["standard_error"] is None or pd.isna(winner["standard_error"]):
+    winner, sign = candidates[0], 1.0 if judge.minimise else -1.0
+    if winner["standard_error"] is None:
         return None
-    limit = abs(candidates["median"] - winner["median"]) <= winner["standard_error"]
-    near = candidates[limit].sort_values(
-        ["settings_changed", "median", "group"], ascending=[True, judge.minimise, True]
-    )
-    return str(near.iloc[0]["group"])
+    near = [row for row in candidates if abs(row["median"] - winner["median"]) <= winner["standard_error"]]
+    return str(min(near, key=lambda r: (r["settings_changed"], sign * r["median"], r["group"]))["group"])
 
 
-def _choice_sentence(tables: StudyTables, judge: Judge, candidates: pd.DataFrame, chosen: Chosen) -> str:
-    unit, row = unit_of(judge.metric), candidates.iloc[0]
+def _choice_sentence(tables: StudyTables, judge: Judge, candidates: Sequence[Row], chosen: Chosen) -> str:
+    unit, row = unit_of(judge.metric), candidates[0]
     said = f"{judge.metric} {number(chosen.median)} {unit}".strip()
     if chosen.phase == "confirm":
         return (
@@ -212,43 +211,39 @@ def _rival_sentences(judge: Judge, versus: Mapping[str, intervals.Estimate], riv
     return [f"The runner-up {nearest} is worse by {versus[nearest].words(unit)}."]
 
 
-def _simplest_sentence(judge: Judge, candidates: pd.DataFrame, chosen: Chosen, simplest: str | None) -> list[str]:
+def _simplest_sentence(judge: Judge, candidates: Sequence[Row], simplest: str | None) -> list[str]:
     if simplest is None:
         return ["One seed per setting gives no standard error, so no simpler setting can be called as good."]
-    by_group = candidates.set_index("group")
-    error = f"{number(by_group.loc[chosen.group, 'standard_error'])} {unit_of(judge.metric)}".strip()
-    if simplest == chosen.group:
+    error = f"{number(candidates[0]['standard_error'])} {unit_of(judge.metric)}".strip()
+    if simplest == candidates[0]["group"]:
         return [f"No simpler confirmed setting lies within one standard error ({error}) of it."]
-    changes = by_group.loc[simplest, "changes"]
+    changes = next(row["changes"] for row in candidates if row["group"] == simplest)
     return [f"The simplest setting within one standard error ({error}) is {simplest}, which changes: {changes}."]
 
 
-def _gap_sentences(judge: Judge, gaps: pd.DataFrame) -> list[str]:
-    if gaps.empty:
+def _gap_sentences(judge: Judge, gaps: Sequence[Row]) -> list[str]:
+    if not gaps:
         return []
-    unit, worst = unit_of(judge.metric), gaps.loc[gaps["gap"].idxmax()]
-    mean = intervals.paired(gaps["gap"].tolist(), "settings")
+    unit, worst = unit_of(judge.metric), max(gaps, key=lambda row: float(row["gap"]))
+    mean = intervals.paired([row["gap"] for row in gaps], "settings")
+    said, confirmed = f"{number(worst['search'])} {unit}".strip(), f"{number(worst['confirm_median'])} {unit}".strip()
     return [
         f"Winner's curse: fresh seeds are worse than the search said by {mean.words(unit)}; most for "
-        f"{worst['origin']}, which the search put at {number(worst['search'])} and its fresh seeds at "
-        f"{number(worst['confirm_median'])} {unit}".rstrip()
-        + "."
+        f"{worst['origin']}, which the search put at {said} and its fresh seeds at {confirmed}."
     ]
 
 
-def _tables(tables: StudyTables, judge: Judge, candidates: pd.DataFrame, gaps: pd.DataFrame) -> list[Table]:
+def _tables(tables: StudyTables, judge: Judge, candidates: Sequence[Row], gaps: Sequence[Row]) -> list[Table]:
     unit = unit_of(judge.metric)
-    shown = candidates.drop(columns="values")
-    note = (
-        f"Judged by validation {judge.metric}, {judge.report} report; a training that failed counts as the worst value."
-    )
+    shown = pd.DataFrame(list(candidates)).drop(columns="values")
+    note = f"Validation {judge.metric}, {judge.report} report; a training that failed counts as the worst value."
     result = [
         Table("selection-candidates", "Candidates, best first", shown, note, {"median": unit, "standard_error": unit})
     ]
-    if len(gaps):
+    if gaps:
         note = "gap: how much worse the median of the fresh seeds is than the value the search selected by."
         units = dict.fromkeys(("search", "confirm_median", "gap"), unit)
-        result.append(Table("selection-gap", "Search against fresh seeds", gaps, note, units))
+        result.append(Table("selection-gap", "Search against fresh seeds", pd.DataFrame(list(gaps)), note, units))
     return [*result, _outcomes(tables)]
 
 
@@ -257,11 +252,14 @@ def _outcomes(tables: StudyTables) -> Table:
     return Table("selection-outcomes", "How trainings ended", counts.rename_axis(columns=None), "", {})
 
 
+def _label(judge: Judge) -> str:
+    return f"validation {judge.metric}" + (f" ({unit_of(judge.metric)})" if unit_of(judge.metric) else "")
+
+
 def _history_figure(tables: StudyTables, judge: Judge) -> Figure:
     search = tables.phase("search")[["key", "number", "outcome", "value", "images"]].reset_index(drop=True)
     complete = search["value"].where(search["outcome"] == Outcome.COMPLETE)
     search["best_so_far"] = (complete.cummin() if judge.minimise else complete.cummax()).ffill()
-    label = f"validation {judge.metric}" + (f" ({unit_of(judge.metric)})" if unit_of(judge.metric) else "")
 
     def draw(canvas: Canvas, data: pd.DataFrame) -> None:
         axes = canvas.add_subplot()
@@ -272,7 +270,7 @@ def _history_figure(tables: StudyTables, judge: Judge) -> Figure:
             colour = OUTCOME_COLOUR.get(str(outcome), GREY)
             axes.scatter(rows["number"], rows["value"], s=14, color=colour, label=f"{outcome} (n = {len(rows)})")
         axes.step(data["number"], data["best_so_far"], where="post", color=BLUE, label="best complete so far")
-        axes.set(xlabel="trial of the search (number)", ylabel=label)
+        axes.set(xlabel="trial of the search (number)", ylabel=_label(judge))
         axes.legend()
 
     best = search["best_so_far"].iloc[-1] if len(search) else float("nan")
@@ -288,9 +286,8 @@ def _history_figure(tables: StudyTables, judge: Judge) -> Figure:
 
 def _seeds_figure(tables: StudyTables, judge: Judge, chosen: Chosen) -> Figure:
     rows = pd.DataFrame(judged_rows(tables, "confirm"), columns=["key", "outcome", "group", "value"])
-    search = tables.phase("search").set_index("key")["value"]
+    search = {str(r["key"]): r["value"] for r in records(tables.phase("search")[["key", "value"]])}
     rows["search_value"] = [search.get(group, np.nan) for group in rows["group"]]
-    label = f"validation {judge.metric}" + (f" ({unit_of(judge.metric)})" if unit_of(judge.metric) else "")
 
     def draw(canvas: Canvas, data: pd.DataFrame) -> None:
         axes = canvas.add_subplot()
@@ -302,7 +299,7 @@ def _seeds_figure(tables: StudyTables, judge: Judge, chosen: Chosen) -> Figure:
         axes.scatter(at, data["value"], s=22, color=BLUE, label=f"fresh seeds (n = {len(data)})", zorder=3)
         axes.scatter(at, data["search_value"], s=40, color=VERMILION, marker="_", label="what the search said")
         axes.set_xticks(range(len(groups)), groups, rotation=20, ha="right")
-        axes.set(ylabel=label, xlabel="setting (search trial it repeats)")
+        axes.set(ylabel=_label(judge), xlabel="setting (search trial it repeats)")
         axes.legend()
 
     return Figure(
