@@ -36,7 +36,7 @@ class StudyTables:
         value is the judge's, NaN where the training has none; ledger_value is what the search was told.
     reports: one row per report: key, step, images, epoch, time_s, then one column per metric (`val/rmse`).
     planned: trainings that each begun phase will hold; None where the ledger does not say.
-    evaluation: the sealed test's stored document (analysis/final_evaluation.py), None while it is sealed.
+    evaluation: the sealed test's stored document (analysis/final_evaluation.py fills it), empty while it is sealed.
     extras: tables of other questions that a released table must carry (spikes), by name.
     notes: what could not be read, in sentences for the report.
     """
@@ -52,7 +52,7 @@ class StudyTables:
     planned: Mapping[str, int | None]
     trials: pd.DataFrame
     reports: pd.DataFrame
-    evaluation: Mapping[str, Any] | None
+    evaluation: dict[str, Any]
     extras: dict[str, pd.DataFrame] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
