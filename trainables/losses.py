@@ -211,4 +211,5 @@ def _log(values: Tensor, floor: float) -> Tensor:
 @functools.cache
 def _window(device: torch.device, dtype: torch.dtype) -> Tensor:
     """pytorch_msssim's Gaussian, 1 x 1 x 1 x SSIM_WINDOW; kept on the device, because copying it there waits for it."""
-    return _fspecial_gauss_1d(SSIM_WINDOW, SSIM_SIGMA).unsqueeze(0).to(device, dtype)
+    window: Tensor = _fspecial_gauss_1d(SSIM_WINDOW, SSIM_SIGMA).unsqueeze(0).to(device, dtype)
+    return window

@@ -1,0 +1,150 @@
+"""Models: an encoder that is tapped by node, and a decoder built from the channels of the taps.
+
+build_model(config, kind)       the model a training starts from
+check_model(config)             the same refusals, without building it
+output_size(config, input)      rows and columns of its answer
+parameter_counts(model)         total, trainable, encoder, decoder
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainables.config import ModelConfig, TargetKind
+from trainables.errors import UserError
+from trainables.models.decoder import Decoder
+from trainables.models.dispnet import DispNetDecoder
+from trainables.models.encoder import BOTTLENECK, INPUT, STRIDE, build_encoder, check_encoder, halved, tap_channels
+from trainables.models.unet import UNetDecoder, UNetEncoder, check_unet, unet_taps
+
+__all__ = ["DepthModel", "build_model", "check_model", "output_size", "parameter_counts"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class DepthModel(nn.Module):
+    """Image -> y. `taps`: scale -> node of the encoder; `kind`: the target space that y is in."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ModelConfig, kind: TargetKind) -> None:
+        super().__init__()
+        self.config, self.kind = config, kind
+        if config.family == "unet":
+            check_unet(config)
+            unet = UNetEncoder(config)
+            self.encoder: nn.Module = unet
+            self.taps, channels = unet_taps(config), unet.channels
+        else:
+            self.encoder, self.taps = build_encoder(config)
+            channels = tap_channels(self.encoder)
+        self.input_is_skip = self.taps.get("s1") == INPUT
+        skips = {
+            scale: 3 if node == INPUT else channels[scale] for scale, node in self.taps.items() if scale != BOTTLENECK
+        }
+        bottleneck = channels[BOTTLENECK]
+        self.project: nn.Module = nn.Identity()
+        if config.bottleneck == "last_layer_input":
+            whole = _bottleneck_channels(config)
+            self.project, bottleneck = nn.Conv2d(bottleneck, whole, 1), whole
+        decoders = {"densedepth": Decoder, "dispnet": DispNetDecoder, "unet": UNetDecoder}
+        self.decoder: nn.Module = decoders[config.family](config, bottleneck, skips)
+        if config.input_normalisation == "imagenet":
+            self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+            self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: N x 3 x H x W float, 0 to 1. Returns y: N x 1 x rows x columns (`output_size`), float32.
+
+        Raises UserError for images that are too small.
+        """
+        size = output_size(self.config, (images.shape[-2], images.shape[-1]))
+        if self.config.input_pool > 1:
+            images = F.max_pool2d(images, self.config.input_pool)
+        if self.config.input_normalisation == "imagenet":
+            images = (images - self.mean) / self.std
+        self._refuse_single_pixel(images)
+        maps = self.encoder(images)
+        if self.input_is_skip:
+            maps = maps | {"s1": images}
+        bottleneck = self.project(maps[BOTTLENECK])
+        if self.config.family != "unet":
+            bottleneck = F.relu(bottleneck)  # the published decoder sees the final BatchNorm's ReLU
+        skips = {scale: value for scale, value in maps.items() if scale != BOTTLENECK}
+        y: Tensor = self.decoder(bottleneck, skips, size)
+        return y
+
+    def train(self, mode: bool = True) -> Self:
+        """As nn.Module's, except that the encoder's BatchNorm stays in eval mode where `batch_norm` is frozen."""
+        super().train(mode)
+        if self.config.batch_norm == "frozen":
+            for module in self.encoder.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def _refuse_single_pixel(self, images: Tensor) -> None:
+        """BatchNorm cannot train on one value per channel: one image with a bottleneck of one pixel."""
+        side = 2 * _stride(self.config)
+        if not self.training or images.shape[0] > 1 or max(images.shape[-2:]) >= side:
+            return
+        if any(isinstance(module, nn.BatchNorm2d) and module.training for module in self.encoder.modules()):
+            raise UserError(
+                f"batch_size: one image of {images.shape[-2]} x {images.shape[-1]} has a single bottleneck pixel, "
+                f"over which BatchNorm cannot train; enlarge input to {side}, or avoid batches of one (batch_size)"
+            )
+
+
+def build_model(config: ModelConfig, kind: TargetKind) -> DepthModel:
+    """A model in train mode, initialised from torch's global random state, with the encoder's weights loaded.
+
+    Raises UserError for what the encoder lacks and for weights that cannot be had or do not fit.
+    """
+    return DepthModel(config, kind).train()
+
+
+def check_model(config: ModelConfig) -> None:
+    """Raise UserError for what `build_model` would refuse. Weights named by torchvision are fetched if need be."""
+    if config.family == "unet":
+        check_unet(config)
+    else:
+        check_encoder(config)
+
+
+def output_size(config: ModelConfig, input_hw: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the answer to an image of that many. Raises UserError where the image is too small."""
+    rows, columns = (side // config.input_pool for side in input_hw)
+    stride = _stride(config)
+    if min(rows, columns) < stride:
+        pooled = f", pooled to {rows} x {columns}," if config.input_pool > 1 else ""
+        raise UserError(
+            f"input: {input_hw[0]} x {input_hw[1]}{pooled} is too small for the encoder, "
+            f"which halves it to 1/{stride}; enlarge it to at least {stride * config.input_pool} on both sides"
+        )
+    if config.family == "unet" or config.skips.s1 != "none":
+        return rows, columns
+    return halved(str(config.encoder), rows), halved(str(config.encoder), columns)
+
+
+def parameter_counts(model: DepthModel) -> dict[str, int]:
+    """Numbers of parameters: total, trainable, of the encoder, of all the rest."""
+    total = sum(p.numel() for p in model.parameters())
+    encoder = sum(p.numel() for p in model.encoder.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"total": total, "trainable": trainable, "encoder": encoder, "decoder": total - encoder}
+
+
+def _stride(config: ModelConfig) -> int:
+    return 2**config.unet_levels if config.family == "unet" else STRIDE
+
+
+def _bottleneck_channels(config: ModelConfig) -> int:
+    """Channels of the whole last block, of which `last_layer_input` lacks the last layer's."""
+    with torch.device("meta"):
+        whole, _ = build_encoder(config.model_copy(update={"bottleneck": "norm", "weights": None, "frozen": ()}))
+    return tap_channels(whole)[BOTTLENECK]

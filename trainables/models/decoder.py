@@ -1,0 +1,125 @@
+"""DenseDepth's decoder, built from the channels of the taps it is given.
+
+Source: paper Table 5; ialhashim/DenseDepth@2e15107 model.py and PyTorch/model.py. A 1x1 convolution, then one up-block
+per scale: twice the size, concatenation with the skip, two 3x3 convolutions; at last a 3x3 convolution to one channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainables.config import SCALES, ModelConfig
+
+SLOPE = 0.2
+Size = tuple[int, int]
+
+
+class Upsample(nn.Module):
+    """Twice the size, then exactly `size`: by interpolation, or by zeros on top and left (`pad_top`; Michigan's).
+
+    Where the skip is smaller, `pad_top` cuts the same edges. `kernel` is the transposed convolution's.
+    """
+
+    def __init__(self, channels: int, out_channels: int, config: ModelConfig, kernel: int) -> None:
+        super().__init__()
+        self.align_corners = config.align_corners
+        self.pad = config.match == "pad_top"
+        self.transposed = None
+        if config.upsampling == "transposed":
+            self.transposed = nn.ConvTranspose2d(channels, out_channels, kernel, stride=2, padding=(kernel - 2) // 2)
+
+    def forward(self, x: Tensor, size: Size | None) -> Tensor:
+        """x: N x C x h x w; size: rows and columns wanted, None for exactly twice."""
+        doubled = (2 * x.shape[-2], 2 * x.shape[-1])
+        size = size or doubled
+        if self.transposed is not None:
+            x = self.transposed(x)
+        if self.pad:
+            x = resize(x, doubled, self.align_corners)
+            return F.pad(x, (size[1] - x.shape[-1], 0, size[0] - x.shape[-2], 0)) if size != doubled else x
+        return resize(x, size, self.align_corners)
+
+
+class UpBlock(nn.Module):
+    """Upsampling, concatenation, conv A, an activation if `activation_between`, conv B, LeakyReLU."""
+
+    def __init__(self, channels: int, skip_channels: int, out_channels: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = Upsample(channels, channels, config, kernel=2)
+        self.conv_a = nn.Conv2d(channels + skip_channels, out_channels, 3, padding=1)
+        self.conv_b = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.between = config.activation_between
+
+    def forward(self, x: Tensor, skip: Tensor | None, size: Size | None) -> Tensor:
+        x = join(self.up(x, size), skip)
+        x = self.conv_a(x)
+        if self.between:
+            x = F.leaky_relu_(x, SLOPE)  # in place: a convolution keeps its input for the gradient, never its output
+        return F.leaky_relu_(self.conv_b(x), SLOPE)
+
+
+class Decoder(nn.Module):
+    """From the bottleneck and the skips {scale: map} to one channel."""
+
+    def __init__(self, config: ModelConfig, bottleneck: int, skips: Mapping[str, int]) -> None:
+        super().__init__()
+        channels = first_channels(bottleneck, config.width)
+        self.conv2 = nn.Conv2d(bottleneck + skips.get("s32", 0), channels, 1)
+        self.scales = up_scales(skips)
+        self.blocks = nn.ModuleDict()
+        for scale in self.scales:
+            self.blocks[scale] = UpBlock(channels, skips.get(scale, 0), half(channels), config)
+            channels = half(channels)
+        self.conv3 = nn.Conv2d(channels, 1, 3, padding=1)
+
+    def forward(self, x: Tensor, skips: Mapping[str, Tensor], size: Size) -> Tensor:
+        """x: N x C x h/32 x w/32; size: rows and columns of the answer, N x 1 x rows x columns, float32."""
+        x = self.conv2(join(x, skips.get("s32")))
+        for scale in self.scales:
+            x = self.blocks[scale](x, skips.get(scale), size_at(scale, self.scales, skips, size))
+        return in_float32(self.conv3, x)
+
+
+def up_scales(skips: Mapping[str, int]) -> tuple[str, ...]:
+    """The scales an up-block ends at, coarse to fine: down to 1/2, and to 1/1 only where the input is a skip."""
+    finest = 0 if "s1" in skips else 1
+    return SCALES[finest:-1][::-1]
+
+
+def size_at(scale: str, scales: tuple[str, ...], skips: Mapping[str, Tensor], size: Size) -> Size | None:
+    """Where an up-block must end: the skip's size, the answer's at the last scale, else None (twice the size)."""
+    if scale in skips:
+        return (skips[scale].shape[-2], skips[scale].shape[-1])
+    return size if scale == scales[-1] else None
+
+
+def first_channels(bottleneck: int, width: float) -> int:
+    """The decoder's first channels."""
+    return max(int(bottleneck * width), 1)
+
+
+def half(channels: int) -> int:
+    return max(channels // 2, 1)
+
+
+def join(x: Tensor, skip: Tensor | None) -> Tensor:
+    return x if skip is None else torch.cat([x, skip], dim=1)
+
+
+def resize(x: Tensor, size: Size, align_corners: bool) -> Tensor:
+    """Bilinear, and nothing where the size is right already."""
+    if (x.shape[-2], x.shape[-1]) == size:
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+
+
+def in_float32(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The last layer outside autocast: bfloat16 would round an inverse depth of 100 to steps of 0.5."""
+    if not torch.amp.is_autocast_available(x.device.type):  # the meta device, on which shapes are measured
+        return layer(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.to(torch.promote_types(x.dtype, torch.float32)))

@@ -1,0 +1,176 @@
+"""Encoders: torchvision backbones, tapped by node.
+
+Source: paper Table 5 and ialhashim/DenseDepth@2e15107 model.py for DenseNet; the nodes are torchvision's own names.
+`post_pool` is the feature map right after a scale was reached (the paper's skips), `pre_pool` the last one before the
+next halving. A residual network halves inside a block, so its first block of a stage stands for "after the pooling".
+Adding an encoder is one entry of ENCODERS.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from trainables.config import SCALES, ModelConfig
+from trainables.errors import UserError
+from trainables.models.weights import Network, fill, read_weights
+from trainables.yamlfile import nearest
+
+INPUT = "x"  # the graph's input, the tap of s1
+BOTTLENECK = "bottleneck"
+STRIDE = 32  # of every encoder's bottleneck
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Nodes per scale and tap, bottleneck nodes, the classifier's module, and how a first odd side is halved."""
+
+    post_pool: Mapping[str, str]
+    pre_pool: Mapping[str, str]
+    bottleneck: Mapping[str, str]
+    head: str
+    first_halving: Literal["ceil", "floor"]
+
+
+def _densenet(last_layer: int) -> Backbone:
+    transitions = {
+        "s8": "features.transition1.pool",
+        "s16": "features.transition2.pool",
+        "s32": "features.transition3.pool",
+    }
+    blocks = {"s4": "features.denseblock1.cat", "s8": "features.denseblock2.cat", "s16": "features.denseblock3.cat"}
+    return Backbone(
+        post_pool={"s1": INPUT, "s2": "features.relu0", "s4": "features.pool0", **transitions},
+        pre_pool={"s2": "features.conv0", **blocks},
+        bottleneck={
+            "norm": "features.norm5",
+            "last_layer_input": f"features.denseblock4.denselayer{last_layer}.cat",
+        },
+        head="classifier",
+        first_halving="ceil",
+    )
+
+
+ENCODERS: dict[str, Backbone] = {
+    "densenet121": _densenet(16),
+    "densenet161": _densenet(24),
+    "densenet169": _densenet(32),
+    "densenet201": _densenet(32),
+    "resnet50": Backbone(
+        post_pool={"s1": INPUT, "s2": "relu", "s4": "maxpool", "s8": "layer2.0.relu_2", "s16": "layer3.0.relu_2"},
+        pre_pool={"s2": "conv1", "s4": "layer1.2.relu_2", "s8": "layer2.3.relu_2", "s16": "layer3.5.relu_2"},
+        bottleneck={"norm": "layer4.2.relu_2"},
+        head="fc",
+        first_halving="ceil",
+    ),
+    "vgg16": Backbone(
+        post_pool={"s1": INPUT, "s2": "features.4", "s4": "features.9", "s8": "features.16", "s16": "features.23"},
+        pre_pool={
+            "s1": "features.3",
+            "s2": "features.8",
+            "s4": "features.15",
+            "s8": "features.22",
+            "s16": "features.29",
+        },
+        bottleneck={"norm": "features.30"},
+        head="classifier",
+        first_halving="floor",
+    ),
+}
+
+
+def resolve_taps(config: ModelConfig) -> dict[str, str]:
+    """Scale -> node of each skip that is used, and of the bottleneck. Raises UserError for one the encoder lacks."""
+    name = str(config.encoder)
+    backbone = _backbone(name)
+    taps = {}
+    for scale in SCALES:
+        kind = getattr(config.skips, scale)
+        if kind == "none":
+            continue
+        nodes = backbone.post_pool if kind == "post_pool" else backbone.pre_pool
+        if scale not in nodes:
+            raise UserError(
+                f"model.skips.{scale}: {name} has no {kind} tap there (only at {', '.join(nodes)}); "
+                "choose another tap or none"
+            )
+        taps[scale] = nodes[scale]
+    if config.bottleneck not in backbone.bottleneck:
+        raise UserError(
+            f"model.bottleneck: {name} has no {config.bottleneck}; set it to {' or '.join(backbone.bottleneck)}"
+        )
+    return taps | {BOTTLENECK: backbone.bottleneck[config.bottleneck]}
+
+
+def build_encoder(config: ModelConfig) -> tuple[nn.Module, dict[str, str]]:
+    """The tapped encoder, with its weights and frozen parts, and its taps. It returns {scale: map} for an image.
+
+    What no tap needs (the classifier, layers after the bottleneck) is not part of it. Raises UserError for a tap that
+    the encoder lacks, weights that cannot be had or do not fit, and a frozen prefix that names nothing.
+    """
+    taps = resolve_taps(config)
+    network = _network(str(config.encoder))
+    if config.weights is not None:
+        fill(network, read_weights(network, config.weights))
+    nodes = {node: scale for scale, node in taps.items() if node != INPUT}
+    with warnings.catch_warnings():
+        # torchvision warns that the train and eval graphs differ in functional dropout of rate 0: they do not matter.
+        warnings.filterwarnings("ignore", message="NOTE: The nodes obtained by tracing")
+        encoder: nn.Module = create_feature_extractor(network.module, nodes)
+    _freeze(encoder, config.frozen)
+    return encoder, taps
+
+
+def check_encoder(config: ModelConfig) -> None:
+    """Raise UserError for what `build_encoder` would refuse, without random initialisation."""
+    with torch.device("meta"):
+        build_encoder(config.model_copy(update={"weights": None}))
+        network = _network(str(config.encoder))
+    if config.weights is not None:
+        read_weights(network, config.weights)
+
+
+def tap_channels(encoder: nn.Module) -> dict[str, int]:
+    """Channels of each tap, measured by a run without memory or arithmetic (the meta device)."""
+    mode = encoder.training
+    state = {key: value.detach().to("meta") for key, value in encoder.state_dict().items()}
+    image = torch.empty(1, 3, 2 * STRIDE, 2 * STRIDE, device="meta")
+    with torch.no_grad():
+        maps: dict[str, Tensor] = torch.func.functional_call(encoder.eval(), state, (image,))
+    encoder.train(mode)
+    return {scale: value.shape[1] for scale, value in maps.items()}
+
+
+def halved(name: str, side: int) -> int:
+    """Rows or columns at s2 of an image of that many."""
+    return (side + 1) // 2 if _backbone(name).first_halving == "ceil" else side // 2
+
+
+def _backbone(name: str) -> Backbone:
+    if name not in ENCODERS:
+        raise UserError(f"model.encoder: no {name}{nearest(name, ENCODERS)}; the encoders are {', '.join(ENCODERS)}")
+    return ENCODERS[name]
+
+
+def _network(name: str) -> Network:
+    return Network(name, getattr(torchvision.models, name)(weights=None), _backbone(name).head)
+
+
+def _freeze(encoder: nn.Module, prefixes: tuple[str, ...]) -> None:
+    for prefix in prefixes:
+        chosen = [p for n, p in encoder.named_parameters() if prefix == "*" or f"{n}.".startswith(f"{prefix}.")]
+        if not chosen:
+            modules = list(dict.fromkeys(".".join(n.split(".")[:2]) for n, _ in encoder.named_parameters()))
+            raise UserError(
+                f"model.frozen: the encoder has no {prefix}{nearest(prefix, modules)}; "
+                f"it has {', '.join(modules)}, and * means all"
+            )
+        for parameter in chosen:
+            parameter.requires_grad_(False)
