@@ -114,7 +114,9 @@ class TrackingConfig(Section):
     @field_validator("uri")
     @classmethod
     def _known(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"(sqlite:///.|https?://.|postgresql(\+\w+)?://.|mysql(\+\w+)?://.)", value):
+        if value is not None and not re.match(
+            r"(sqlite:///.|https?://.|postgresql(\+\w+)?://.|mysql(\+\w+)?://.)", value
+        ):
             raise ValueError(f"write sqlite:///FILE, http://HOST:PORT or null, not {value}")
         return value
 
@@ -133,6 +135,7 @@ class StudyConfig(Section):
     judge: JudgeConfig
     resources: ResourcesConfig
     tracking: TrackingConfig
+    ledger: str | None  # a database by URL; null: ledger.db in the results folder
 
     @field_validator("name")
     @classmethod

@@ -50,7 +50,8 @@ class Attr:
     REASON = "reason"  # one sentence
     DETAIL = "detail"  # traceback, where there is one
     STEP = "step"  # of a divergence
-    ATTEMPTS = "attempts"
+    ATTEMPTS = "attempts"  # how often it was started
+    DEATHS = "deaths"  # workers that ended without a word
     ORIGIN = "origin"  # confirm: key of the search trial it repeats; ablate: {question, arm}
     SUMMARY = "summary"  # last report's summary: steps, images, seconds, peak memory, parameters, ...
 

@@ -1,0 +1,223 @@
+"""Ray Tune as the executor: resources, placement, processes. It keeps nothing; the ledger and the results folder do."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from study.plan import Plan
+from study.search import NotKept, Session, tune_classes
+from trainables.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+CAPACITY_S = 10.0  # how long a count of the cluster's resources is good for
+
+# Ray as an executor only: nothing printed, nothing pickled for a restore, its own signal handler off.
+ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "10",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one training gets."""
+
+    cpus: int
+    gpus: float
+
+    def fits(self, resources: dict[str, float]) -> int:
+        """How many trainings fit into resources at once."""
+        by_cpu = int(resources.get("CPU", 0.0) // self.cpus) if self.cpus else 1 << 30
+        by_gpu = int(resources.get("GPU", 0.0) / self.gpus + 1e-9) if self.gpus else 1 << 30
+        return min(by_cpu, by_gpu)
+
+
+@contextlib.contextmanager
+def ray_running(address: str | None) -> Iterator[dict[str, float]]:
+    """Ray on this machine, or a cluster's; yields its resources. A Ray that is running already is used as it is."""
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{path}" if path else str(ROOT)  # inherited by the workers
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield dict(ray.cluster_resources())
+        return
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+        )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        if address is None:
+            raise
+        raise UserError(
+            f"resources.address: no Ray cluster answers at {address} ({error}); start it or use null"
+        ) from error
+    token = Path.home() / ".ray" / "auth_token"
+    if token.exists() and stat.S_IMODE(token.stat().st_mode) & 0o077:
+        token.chmod(0o600)
+    try:
+        yield dict(ray.cluster_resources())
+    finally:
+        ray.shutdown()
+
+
+def share_of(plan: Plan, resources: dict[str, float]) -> Share:
+    """What a training of the plan gets of these resources. Raises UserError where it can never have it."""
+    settings = plan.study.config.resources
+    where = plan.study.document.where
+    there = {name: resources.get(name, 0.0) for name in ("CPU", "GPU")}
+    needed = max((c.threads or int(there["CPU"])) + c.data.workers for c in plan.configs)
+    cpus = needed if settings.cpus_per_trial == "auto" else int(settings.cpus_per_trial)
+    gpus = (1.0 if there["GPU"] else 0.0) if settings.gpus_per_trial == "auto" else float(settings.gpus_per_trial)
+    if any(c.device == "cpu" for c in plan.configs) and settings.gpus_per_trial == "auto":
+        gpus = 0.0
+    if gpus > there["GPU"]:
+        raise UserError(
+            f"{where('resources.gpus_per_trial')}: {gpus:g} wanted, {there['GPU']:g} there; lower it or use auto"
+        )
+    if gpus > 1 and gpus != int(gpus):
+        raise UserError(f"{where('resources.gpus_per_trial')}: {gpus:g} is neither whole nor a part of one")
+    if cpus > there["CPU"]:
+        key = "trial.threads" if settings.cpus_per_trial == "auto" else "resources.cpus_per_trial"
+        raise UserError(f"{where(key)}: a training needs {cpus} CPUs and there are {there['CPU']:g}; lower {key}")
+    return Share(cpus, gpus)
+
+
+def capacity_of(share: Share, *, growing: bool) -> Callable[[], int]:
+    """How many trainings fit at once; counted again now and then on a cluster, which may grow or lose nodes."""
+    import ray
+
+    seen = {"at": time.monotonic(), "count": max(1, share.fits(dict(ray.cluster_resources())))}
+
+    def capacity() -> int:
+        if growing and time.monotonic() - seen["at"] > CAPACITY_S:
+            seen.update(at=time.monotonic(), count=max(1, share.fits(dict(ray.cluster_resources()))))
+        return int(seen["count"])
+
+    return capacity
+
+
+def execute(
+    session: Session, share: Share, worker: type, on_tick: Callable[[], None], silence_limit_s: float | None
+) -> None:
+    """Run a session to its end, or until it is told to stop; trainings that run then stay running in the ledger."""
+    from ray import tune
+    from ray.tune import PlacementGroupFactory
+
+    searcher_class, scheduler_class = tune_classes()
+    searcher = searcher_class(session)
+    ticker, stopper = _watchers(session, on_tick, silence_limit_s)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(session.capacity())
+    scratch = session.ledger.layout.root.resolve() / ".ray"
+    shutil.rmtree(scratch, ignore_errors=True)
+    bundle = {"CPU": float(share.cpus)} | ({"GPU": share.gpus} if share.gpus else {})
+    with _stoppable(session):
+        tune.run(
+            worker,
+            name="tune",
+            storage_path=str(scratch),
+            resources_per_trial=PlacementGroupFactory([bundle]),
+            search_alg=searcher,
+            scheduler=scheduler_class(session, searcher),
+            num_samples=-1,
+            reuse_actors=True,
+            callbacks=[ticker],
+            stop=stopper,
+            trial_name_creator=_trial_id,
+            trial_dirname_creator=_trial_id,
+            raise_on_failed_trial=False,
+            verbose=0,
+        )
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _trial_id(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+@contextlib.contextmanager
+def _stoppable(session: Session) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM stops the session, a second one the process."""
+
+    def stop(number: int, frame: Any) -> None:
+        if session.stopping:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        session.stopping = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watchers(session: Session, on_tick: Callable[[], None], silence_limit_s: float | None) -> tuple[Any, Any]:
+    """What Tune calls about ten times a second, and what it asks whether to stop."""
+    import ray
+    from ray.tune import Callback, Stopper
+
+    class Ticker(NotKept, Callback):
+        def __init__(self, session: Session, on_tick: Callable[[], None], limit_s: float | None) -> None:
+            self.session, self.on_tick, self.limit_s = session, on_tick, limit_s
+
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            silent = self.session.silent(self.limit_s) if self.limit_s is not None else []
+            for trial in trials if silent else []:
+                actor = trial.temporary_state.ray_actor
+                if trial.trial_id in silent and actor is not None:
+                    ray.kill(actor)
+            self.on_tick()
+
+    class WhenTold(NotKept, Stopper):
+        def __init__(self, session: Session) -> None:
+            self.session = session
+
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return self.session.stopping
+
+    return Ticker(session, on_tick, silence_limit_s), WhenTold(session)
+
+
+def memory_kills() -> int:
+    """Processes that the kernel has killed for memory: in this control group, else on this machine; 0 where unknown."""
+    for path in (
+        Path("/sys/fs/cgroup/memory.events"),
+        Path("/sys/fs/cgroup/memory/memory.oom_control"),
+        Path("/proc/vmstat"),
+    ):
+        with contextlib.suppress(OSError):
+            for line in path.read_text().splitlines():
+                name, _, count = line.partition(" ")
+                if name == "oom_kill":
+                    return int(count)
+    return 0

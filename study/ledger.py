@@ -1,0 +1,295 @@
+"""The ledger: Optuna's storage as the one record of every training of every phase (DESIGN.md, house rule 7).
+
+A training enters in one transaction with everything that is known of it, so a kill leaves it whole or not at all. Its
+outcome is written last of its attributes and told to Optuna right after; a kill between the two is finished on opening.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from study.contract import PHASES, Attr, Judge, Layout, Outcome, StudyAttr, trial_key
+from study.plan import Planned
+from study.space import Dimension, label
+from trainables.config import TrialConfig, as_dict
+from trainables.durable import sync_file, sync_folder
+from trainables.errors import UserError
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+STATES = {Outcome.COMPLETE: "COMPLETE", Outcome.PRUNED: "PRUNED"}
+BUSY_S = 30.0  # how long a write waits for a reader of the same sqlite file
+
+
+@dataclass
+class Entry:
+    """One training as the ledger holds it. `history`: images seen -> the judge's metric."""
+
+    phase: str
+    number: int
+    trial_id: int
+    group: str
+    config: dict[str, Any]
+    origin: Any
+    attempts: int
+    deaths: int
+    outcome: Outcome | None
+    reason: str | None
+    value: float | None
+    started: datetime
+    ended: datetime | None
+    summary: dict[str, Any]
+    history: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return trial_key(self.phase, self.number)
+
+    @property
+    def identity(self) -> tuple[str, int, int]:
+        return (self.group, int(self.config["seed"]), int(self.config["stage"]))
+
+    @property
+    def training(self) -> TrialConfig:
+        """The settings, validated again."""
+        return TrialConfig.model_validate_json(json.dumps(self.config))
+
+
+class Ledger:
+    """A study's ledger, opened by its one owner."""
+
+    def __init__(self, layout: Layout, url: str | None, judge: Judge, pruner: Any) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.layout, self.judge = layout, judge
+        check_file(layout, url)
+        storage = optuna.storages.RDBStorage(
+            url or f"sqlite:///{layout.ledger}",
+            engine_kwargs={} if url else {"connect_args": {"timeout": BUSY_S}},
+        )
+        self.studies: dict[str, optuna.Study] = {
+            phase: optuna.create_study(
+                storage=storage,
+                study_name=f"{layout.name}/{phase}",
+                direction="minimize" if judge.minimise else "maximize",
+                sampler=optuna.samplers.RandomSampler(),
+                pruner=pruner if phase == "search" and pruner is not None else optuna.pruners.NopPruner(),
+                load_if_exists=True,
+            )
+            for phase in PHASES
+        }
+        self.direction = "minimize" if judge.minimise else "maximize"
+        self.sqlite = url is None
+        self.entries: dict[str, list[Entry]] = {}
+        self.entered: dict[str, dict[tuple[str, int, int], Entry]] = {}
+        for phase in PHASES:
+            self.entries[phase] = [self._read(phase, frozen) for frozen in self.frozen(phase)]
+            self.entered[phase] = {entry.identity: entry for entry in self.entries[phase]}
+            for entry in self.entries[phase]:
+                if entry.outcome is not None and entry.ended is None:
+                    self._tell(entry)
+
+    def frozen(self, phase: str) -> list[FrozenTrial]:
+        """Optuna's own view of a phase's trials, in order."""
+        return self.studies[phase].get_trials(deepcopy=False)
+
+    def add(self, planned: Planned, dimensions: tuple[Dimension, ...], params: Mapping[str, Any]) -> Entry:
+        """Enter a training as running. `params`: the searched settings that Optuna learns from."""
+        import optuna
+
+        study = self.studies[planned.phase]
+        number = len(self.entries[planned.phase])
+        spaces = {d.path: d for d in dimensions if d.path in params}
+        attrs = {
+            Attr.KEY: trial_key(planned.phase, number),
+            Attr.CONFIG: as_dict(planned.config),
+            Attr.GROUP: planned.group,
+            Attr.ORIGIN: planned.origin,
+            Attr.ATTEMPTS: 0,
+            Attr.DEATHS: 0,
+        }
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState.RUNNING,
+                params={path: label(params[path]) for path in spaces},
+                distributions={path: d.distribution() for path, d in spaces.items()},
+                user_attrs=attrs,
+            )
+        )
+        entry = self._read(planned.phase, study.get_trials(deepcopy=False)[-1])
+        if entry.number != number:
+            raise UserError(f"{self.layout.ledger}: another process writes to this ledger; end it, then --resume")
+        self.entries[planned.phase].append(entry)
+        self.entered[planned.phase][entry.identity] = entry
+        return entry
+
+    def start(self, entry: Entry) -> None:
+        """Count an attempt."""
+        entry.attempts += 1
+        self._trial(entry).set_user_attr(Attr.ATTEMPTS, entry.attempts)
+
+    def count_death(self, entry: Entry) -> None:
+        """Count a worker that ended without a word."""
+        entry.deaths += 1
+        self._trial(entry).set_user_attr(Attr.DEATHS, entry.deaths)
+
+    def report(self, entry: Entry, images: int, value: float) -> bool:
+        """Write the judged metric after so many images; False where it is known (a resumed training repeats itself)."""
+        if images in entry.history:
+            return False
+        self._trial(entry).report(value, step=images)
+        entry.history[images] = value
+        return True
+
+    def should_prune(self, entry: Entry) -> bool:
+        """What the pruner says of the last report."""
+        return bool(self._trial(entry).should_prune())
+
+    def finish(
+        self,
+        entry: Entry,
+        outcome: Outcome,
+        *,
+        reason: str | None = None,
+        detail: str | None = None,
+        step: int | None = None,
+        summary: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write how a training ended. A complete one without a judged value is a failed one."""
+        if entry.outcome is not None:
+            return
+        entry.value = self.judge.value([{f"val/{self.judge.metric}": v} for _, v in sorted(entry.history.items())])
+        if outcome is Outcome.COMPLETE and entry.value is None:
+            outcome, reason = Outcome.FAILED, f"it ended without a report of {self.judge.metric}"
+        trial = self._trial(entry)
+        known = {Attr.REASON: reason, Attr.DETAIL: detail, Attr.STEP: step, Attr.SUMMARY: dict(summary or {}) or None}
+        for name, value in known.items():
+            if value is not None:
+                trial.set_user_attr(name, value)
+        trial.set_user_attr(Attr.OUTCOME, outcome.value)
+        entry.outcome, entry.reason, entry.summary = outcome, reason, dict(summary or {})
+        self._tell(entry)
+
+    def rows(self, phase: str) -> list[dict[str, Any]]:
+        """A phase's trainings as the judge ranks them."""
+        return [{"key": e.key, "outcome": e.outcome, "value": e.value, "group": e.group} for e in self.entries[phase]]
+
+    def attribute(self, name: str) -> Any:
+        """A study attribute, or None."""
+        return self.studies[PHASES[0]].user_attrs.get(name)
+
+    def set_attributes(self, values: Mapping[str, Any]) -> None:
+        """Write study attributes to every phase."""
+        for study in self.studies.values():
+            for name, value in values.items():
+                if study.user_attrs.get(name) != value:
+                    study.set_user_attr(name, value)
+
+    def set_planned(self, counts: Mapping[str, int]) -> None:
+        """Write how many trainings each phase will hold."""
+        for phase, count in counts.items():
+            if self.studies[phase].user_attrs.get(StudyAttr.PLANNED) != count:
+                self.studies[phase].set_user_attr(StudyAttr.PLANNED, count)
+
+    def backup(self) -> None:
+        """Copy a sqlite ledger to ledger.backup.db, whole or not at all."""
+        if not self.sqlite:
+            return
+        final, temporary = backup_file(self.layout), self.layout.root / ".ledger.backup.tmp"
+        temporary.unlink(missing_ok=True)
+        with closing(sqlite3.connect(self.layout.ledger)) as source, closing(sqlite3.connect(temporary)) as target:
+            source.backup(target)
+        sync_file(temporary)
+        temporary.replace(final)
+        sync_folder(self.layout.root)
+
+    def close(self) -> None:
+        """Let go of the storage's connections."""
+        for study in self.studies.values():
+            study._storage.remove_session()
+
+    def _trial(self, entry: Entry) -> optuna.Trial:
+        import optuna
+
+        return optuna.trial.Trial(self.studies[entry.phase], entry.trial_id)
+
+    def _tell(self, entry: Entry) -> None:
+        import optuna
+
+        assert entry.outcome is not None
+        state = optuna.trial.TrialState[STATES.get(entry.outcome, "FAIL")]
+        complete = entry.outcome is Outcome.COMPLETE
+        self.studies[entry.phase].tell(entry.number, entry.value if complete else None, state)
+        entry.ended = datetime.now()
+
+    def _read(self, phase: str, frozen: FrozenTrial) -> Entry:
+        attrs = frozen.user_attrs
+        outcome = attrs.get(Attr.OUTCOME)
+        history = dict(frozen.intermediate_values)
+        assert frozen.datetime_start is not None
+        return Entry(
+            phase=phase,
+            number=frozen.number,
+            trial_id=frozen._trial_id,
+            group=attrs[Attr.GROUP],
+            config=attrs[Attr.CONFIG],
+            origin=attrs[Attr.ORIGIN],
+            attempts=attrs[Attr.ATTEMPTS],
+            deaths=attrs[Attr.DEATHS],
+            outcome=Outcome(outcome) if outcome else None,
+            reason=attrs.get(Attr.REASON),
+            value=self.judge.value([{f"val/{self.judge.metric}": v} for _, v in sorted(history.items())]),
+            started=frozen.datetime_start,
+            ended=frozen.datetime_complete,
+            summary=attrs.get(Attr.SUMMARY) or {},
+            history=history,
+        )
+
+
+def judge_hash(judge: Judge) -> str:
+    """SHA-256 of the judge's settings."""
+    return hashlib.sha256(json.dumps(asdict(judge), sort_keys=True).encode()).hexdigest()
+
+
+def backup_file(layout: Layout) -> Path:
+    """Where the ledger's copy lies."""
+    return layout.root / "ledger.backup.db"
+
+
+def check_file(layout: Layout, url: str | None) -> None:
+    """Raise UserError for a sqlite ledger that is damaged, or missing beside trainings that it should list."""
+    if url is not None:
+        return
+    path, copy = layout.ledger, backup_file(layout)
+    advice = f"put {copy} in its place, then --resume" if copy.exists() else f"move {layout.root} away and start again"
+    begun = layout.trials.is_dir() and any(layout.trials.iterdir())
+    if not path.exists():
+        if begun:
+            raise UserError(f"{path}: the ledger is missing, but there are trainings beside it; {advice}")
+        return
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=BUSY_S)) as connection:
+            found = connection.execute("PRAGMA quick_check").fetchone()[0]
+            tables = connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'alembic_version'").fetchone()[
+                0
+            ]
+    except sqlite3.DatabaseError as error:
+        found, tables = str(error), 0
+    if found == "ok" and not tables:
+        if not begun:  # killed while it was made, before the first training
+            path.unlink()
+            return
+        found = "it is empty"
+    if found != "ok":
+        raise UserError(f"{path}: the ledger is damaged ({found}); {advice}")

@@ -1,0 +1,208 @@
+"""From a study's settings to its trainings: what is trained, in which order, and every one's validated settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from study.config import Study
+from study.space import Dimension, read_space
+from trainables.config import TrialConfig, flat
+from trainables.errors import UserError
+from trainables.recipe import merge, recipe_stages, validate
+from trainables.yamlfile import Document
+
+# Each phase draws its seeds from its own range, so that a confirmation never repeats the search's luck.
+SEED_OFFSET = {"reproduce": 0, "ablate": 1000, "search": 2000, "confirm": 3000}
+BASE_ARM = "base"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One training of a phase. Trainings that differ by seed alone share the group; stages follow one another."""
+
+    phase: str
+    group: str
+    config: TrialConfig
+    origin: Any  # confirm: key of the search trial; ablate: {question, arm, recipe}; else None
+
+    @property
+    def identity(self) -> tuple[str, int, int]:
+        """What makes it this training and no other of its phase."""
+        return (self.group, self.config.seed, self.config.stage)
+
+
+@dataclass(frozen=True)
+class Layers(Document):
+    """Where each setting of a composed training was written, the last layer first."""
+
+    layers: tuple[tuple[frozenset[str], Document], ...]
+
+    def where(self, path: str) -> str:
+        for paths, document in reversed(self.layers):
+            for name in paths:
+                if path == name or path.startswith(f"{name}."):
+                    return document.where(path)
+        return f"{self.name}: {path}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study trains. Confirmations are known when the search has ended."""
+
+    study: Study
+    reproduce: tuple[Planned, ...]
+    ablate: tuple[Planned, ...]
+    dimensions: tuple[Dimension, ...]
+    search_base: TrialConfig | None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Trainings of each phase."""
+        config = self.study.config
+        return {
+            "reproduce": len(self.reproduce),
+            "ablate": len(self.ablate),
+            "search": config.search.trials,
+            "confirm": config.confirm.top * config.confirm.seeds,
+        }
+
+    @property
+    def configs(self) -> list[TrialConfig]:
+        """The settings of every training that is known before the search, one per distinct search base."""
+        known = [p.config for p in (*self.reproduce, *self.ablate)]
+        return known + ([self.search_base] if self.search_base else [])
+
+    def trial(self, settings: Mapping[str, Any]) -> TrialConfig:
+        """A search trial: the searched recipe with {path: value}."""
+        return _search_config(self.study, settings)
+
+    def confirm(self, key: str, params: Mapping[str, Any]) -> list[Planned]:
+        """The confirmations of one search trial."""
+        config = self.study.config
+        trial = self.trial(params)
+        return [
+            Planned("confirm", key, reseeded(trial, seed_of(self.study, "confirm", i)), key)
+            for i in range(config.confirm.seeds)
+        ]
+
+
+def make_plan(study: Study) -> Plan:
+    """Every training's settings, validated. Raises UserError for the first problem, naming file, line and key."""
+    search_base, dimensions = None, []
+    if study.config.search.trials > 0:
+        search_base = _search_config(study, {})
+        dimensions = read_space(study, flat(search_base))
+        for dimension in dimensions:
+            for value in dimension.extremes():
+                _search_config(study, {dimension.path: value})
+        for number, settings in enumerate(study.config.search.first):
+            compose(study, study.config.search.recipe, settings, study.within(f"search.first.{number}"), 0)
+    plan = Plan(study, _reproduce(study), _ablate(study), tuple(dimensions), search_base)
+    if not any(plan.counts.values()):
+        raise UserError(f"{study.document.name}: nothing to train; name reproduce.recipes or set search.trials")
+    for config in plan.configs:
+        check_parts(study, config)
+    return plan
+
+
+def compose(
+    study: Study, recipe: str, overrides: Mapping[str, Any], document: Document, seed: int
+) -> list[TrialConfig]:
+    """The trainings of a recipe, one per stage: recipe, then data, then trial, then overrides, then the study's own."""
+    config = study.config
+    result = []
+    for settings in recipe_stages(recipe):
+        layers: list[tuple[frozenset[str], Document]] = []
+        for layer, where in (
+            ({"data": config.data}, study.within("")),
+            (config.trial, study.within("trial")),
+            (overrides, document),
+        ):
+            merge(settings, layer, where)
+            layers.append((frozenset(layer), where))
+        settings |= {"seed": seed, "best_metric": str(config.judge.metric), "protocol": config.judge.protocol}
+        origin = Layers(f"recipe {recipe}", settings, {}, tuple(layers))
+        result.append(validate(TrialConfig, settings, origin))
+    return result
+
+
+def reseeded(config: TrialConfig, seed: int) -> TrialConfig:
+    """The same training with another seed."""
+    return config.model_copy(update={"seed": seed})
+
+
+def seed_of(study: Study, phase: str, index: int) -> int:
+    """The seed of a phase's index-th repetition."""
+    return study.config.seed + SEED_OFFSET[phase] + index
+
+
+def check_parts(study: Study, config: TrialConfig) -> None:
+    """Refuse what the encoder lacks, and weights that cannot be had, before anything trains."""
+    from trainables.models import check_model
+
+    try:
+        check_model(config.model)
+    except UserError as error:
+        raise UserError(f"{study.document.name} (recipe {config.recipe}): {error}") from None
+
+
+def _reproduce(study: Study) -> tuple[Planned, ...]:
+    planned = []
+    for number, entry in enumerate(study.config.reproduce.recipes):
+        name, overrides = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
+        document = study.within(
+            f"reproduce.recipes.{number}" if isinstance(entry, str) else f"reproduce.recipes.{number}.{name}"
+        )
+        group = name if not overrides else f"{name} ({_described(overrides)})"
+        if any(p.group == group for p in planned):
+            raise UserError(f"{document.where('')}: {group} is named twice; keep one")
+        for index in range(study.config.reproduce.seeds):
+            for config in compose(study, name, overrides, document, seed_of(study, "reproduce", index)):
+                planned.append(Planned("reproduce", group, config, None))
+    return tuple(planned)
+
+
+def _ablate(study: Study) -> tuple[Planned, ...]:
+    """Each recipe's unflipped arm once per seed, then one arm per question."""
+    arms: dict[str, tuple[str, Mapping[str, Any], Document, Any]] = {}
+    for number, entry in enumerate(study.config.ablate.settings):
+        document = study.within(f"ablate.settings.{number}")
+        flipped = {path: value for path, value in entry.items() if path != "recipe"}
+        recipe = entry.get("recipe", study.config.ablate.recipe)
+        if not isinstance(recipe, str) or not flipped:
+            raise UserError(f"{document.where('')}: write {{path: value}}, with recipe: NAME if another is meant")
+        question = _described(flipped)
+        base = {"question": BASE_ARM, "arm": BASE_ARM, "recipe": recipe}
+        arms.setdefault(f"{recipe}: {BASE_ARM}", (recipe, {}, document, base))
+        group = f"{recipe}: {question}"
+        if group in arms:
+            raise UserError(f"{document.where('')}: {question} is asked twice of {recipe}; keep one")
+        arms[group] = (recipe, flipped, document, {"question": question, "arm": "flipped", "recipe": recipe})
+    planned = []
+    for index in range(study.config.ablate.seeds):
+        for group, (recipe, flipped, document, origin) in arms.items():
+            for config in compose(study, recipe, flipped, document, seed_of(study, "ablate", index)):
+                planned.append(Planned("ablate", group, config, origin))
+    bases = {p.origin["recipe"]: p.config for p in planned if p.origin["arm"] == BASE_ARM}
+    for p in planned:
+        if p.origin["arm"] != BASE_ARM and flat(p.config) == flat(reseeded(bases[p.origin["recipe"]], p.config.seed)):
+            where = study.document.where("ablate.settings")
+            raise UserError(f"{where}: {p.origin['question']} changes nothing in {p.origin['recipe']}; flip it")
+    return tuple(planned)
+
+
+def _search_config(study: Study, settings: Mapping[str, Any]) -> TrialConfig:
+    search = study.config.search
+    stages = compose(study, search.recipe, settings, study.within("search.space"), seed_of(study, "search", 0))
+    if len(stages) > 1:
+        where = study.document.where("search.recipe")
+        raise UserError(
+            f"{where}: {search.recipe} has {len(stages)} stages, and a search varies one training; name another"
+        )
+    return stages[0]
+
+
+def _described(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{path}={value}" for path, value in settings.items())

@@ -1,0 +1,136 @@
+"""What is settled before the first training: the data, what the study runs on, and that a resumed study is the same."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from study.config import Study
+from study.contract import StudyAttr
+from study.ledger import Ledger, judge_hash
+from study.plan import Plan
+from trainables.config import DataConfig, flatten
+from trainables.errors import UserError
+from trainables.recipe import recipe_names
+
+ROOT = Path(__file__).resolve().parent.parent
+# What may change between two runs of a study without changing any training that it has.
+FREE = ("resources", "tracking", "reproduce", "ablate", "confirm", "search.trials")
+PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "pytorch-msssim", "kornia", "safetensors")
+
+
+def prepare(plan: Plan) -> dict[str, Any]:
+    """Make the data ready and look at all of it that a training will read: {'train': sha, 'test': sha, 'frames': n}.
+
+    The data of trainings that read something else (a recipe's own source or subset) stand under their recipes' names.
+    """
+    from trainables.data.dataset import fingerprint, open_training, prepare_data
+
+    found: dict[str, Any] = {}
+    seen: list[DataConfig] = []
+    for config in plan.configs:
+        if config.data in seen:
+            continue
+        prepare_data(config.data)
+        open_training(config)
+        prints = fingerprint(config.data)
+        if not seen:
+            found |= prints
+        elif any(found.get(name) != value for name, value in prints.items()):
+            found[config.recipe] = prints
+        seen.append(config.data)
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and code that the study runs on."""
+    import psutil
+    import torch
+
+    versions = {d.name.lower(): d.version for d in distributions() if d.name and d.name.lower() in PACKAGES}
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "packages": dict(sorted(versions.items())),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cpus": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "devices": devices or ["cpu"],
+        "commit": _commit(),
+        "recipes": recipe_names(),
+        "command": " ".join(["python -m study.run", *sys.argv[1:]]),
+    }
+
+
+def record(ledger: Ledger, study: Study, data: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Write what the study is into the ledger, or compare it with what it was; sentences about allowed changes.
+
+    Raises UserError naming key, old and new value for a change that would make the trainings incomparable.
+    """
+    judge = study.config.judge.model_dump(mode="json")
+    before = ledger.attribute(StudyAttr.STUDY)
+    if before is None:
+        ledger.set_attributes(
+            {
+                StudyAttr.STUDY: study.resolved,
+                StudyAttr.JUDGE: judge,
+                StudyAttr.JUDGE_HASH: judge_hash(study.judge),
+                StudyAttr.DATA: dict(data),
+                StudyAttr.ENVIRONMENT: dict(now),
+            }
+        )
+        return []
+    notes = [f"{path} is {new!r} now, was {old!r}" for path, old, new in _changes(study, before)]
+    for name, old in (ledger.attribute(StudyAttr.DATA) or {}).items():
+        if name in data and data[name] != old:
+            raise UserError(
+                f"the data have changed since the study began ({name} is {data[name]}, was {old}); "
+                "put the old data back, or give the study another name"
+            )
+    past = ledger.attribute(StudyAttr.ENVIRONMENT) or {}
+    watched = ("python", "packages", "host", "devices", "commit")
+    old_flat, new_flat = (flatten({k: e.get(k) for k in watched}) for e in (past, now))
+    moved = [
+        f"{path} is {new_flat.get(path)!r} now, was {old!r}"
+        for path, old in old_flat.items()
+        if new_flat.get(path) != old
+    ]
+    history = [*past.get("changes", []), *([{"now": dict(now), "changed": moved}] if moved else [])]
+    recorded = dict(now) | {"changes": history} if moved else past
+    ledger.set_attributes({StudyAttr.STUDY: study.resolved, StudyAttr.ENVIRONMENT: recorded})
+    return notes + moved
+
+
+def _changes(study: Study, before: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Allowed changes of the study's settings; raises for others."""
+    old, new = flatten(dict(before)), flatten(study.resolved)
+    changed = [(path, old.get(path), new.get(path)) for path in {**old, **new} if old.get(path) != new.get(path)]
+    for path, was, now in changed:
+        if not any(path == name or path.startswith(f"{name}.") for name in FREE):
+            raise UserError(
+                f"{study.document.where(path)} is {now!r}, but the study began with {was!r}; "
+                "set it back, or give the study another name"
+            )
+    return changed
+
+
+def _commit() -> str:
+    """The code's git commit, with '+' where files differ from it; 'unknown' outside a checkout."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        head = git("rev-parse", "HEAD")
+        return (head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")) if head else "unknown"
+    except FileNotFoundError:
+        return "unknown"

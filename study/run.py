@@ -1,0 +1,214 @@
+"""`python -m study.run`: plan a study and run its phases, resumable at any time. analysis.report reports.
+
+Everything heavy is imported where it is used, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainables import cli
+from trainables.errors import UserError
+
+if TYPE_CHECKING:
+    from study.config import Study
+    from study.contract import Layout
+    from study.ledger import Ledger
+    from study.plan import Plan
+    from study.search import Session
+
+INTERRUPTED = 130
+MIRROR_WAIT_S = 60.0  # how long the end of a study waits for MLflow
+
+
+def main(argv: list[str] | None = None, worker: type | None = None) -> int:
+    """The command. `worker`: another class than trainables.ray_trainable.TrainingWorker (tests)."""
+    arguments = cli.parser(
+        "study.run",
+        "Plan a study and train it: reproduce, ablate, search, confirm. Results lie in results/NAME.",
+        "python -m study.run study.yaml --set search.trials=20 --resume",
+    )
+    arguments.add_argument("study", nargs="?", type=Path, default=Path("study.yaml"), help="the study (study.yaml)")
+    arguments.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override one setting")
+    arguments.add_argument("--plan", action="store_true", help="print trainings, time, disk and memory; start nothing")
+    arguments.add_argument("--measure", action="store_true", help="with --plan: time a few steps first")
+    arguments.add_argument("--resume", action="store_true", help="go on with results/NAME, or begin")
+    arguments.add_argument("--sync", action="store_true", help="refill MLflow from results/NAME and end")
+    return cli.run(arguments, lambda args: _command(args, worker), argv)
+
+
+def _command(args: argparse.Namespace, worker: type | None) -> Any:
+    from study.config import load_study
+    from study.contract import RESULTS, Layout
+
+    if args.measure and not args.plan:
+        raise UserError("--measure goes with --plan")
+    study = load_study(args.study, args.set)
+    layout = Layout(RESULTS / study.config.name)
+    if args.sync:
+        return _sync(study, layout)
+    began = time.monotonic()
+    from study.plan import make_plan
+
+    plan = make_plan(study)
+    if args.plan:
+        from study.estimate import show_plan
+
+        return show_plan(plan, measure=args.measure)
+    return _run(plan, layout, resume=args.resume, worker=worker, began=began)
+
+
+def _run(plan: Plan, layout: Layout, *, resume: bool, worker: type | None, began: float) -> Any:
+    from study import preflight
+    from study.lock import owned
+    from study.tracking import check_reachable
+
+    uri = plan.study.config.tracking.uri
+    if uri is not None:
+        check_reachable(uri)
+    if layout.ledger.exists() and not resume:
+        raise UserError(f"{layout.root} holds this study already; go on with --resume, or give it another name")
+    layout.root.parent.mkdir(mode=0o700, exist_ok=True)
+    layout.root.mkdir(mode=0o700, exist_ok=True)
+    layout.root.chmod(0o700)
+    timings = {"settings_s": time.monotonic() - began}
+    with owned(layout.root / "study.lock") as alive:
+        preparing = time.monotonic()
+        data = preflight.prepare(plan)
+        timings["data_s"] = time.monotonic() - preparing
+        ledger = _open(plan.study, layout)
+        for note in preflight.record(ledger, plan.study, data, preflight.environment()):
+            print(f"changed since the study began: {note}")
+        _write_study(plan.study, layout)
+        return _phases(plan, ledger, data, worker, alive, timings)
+
+
+def _phases(
+    plan: Plan, ledger: Ledger, data: Mapping[str, Any], worker: type | None, alive: Any, timings: dict[str, float]
+) -> Any:
+    from study import executor
+    from study.live import Display
+    from study.search import Session
+    from study.tracking import Mirror
+
+    config = plan.study.config
+    starting = time.monotonic()
+    uri = config.tracking.uri
+    mirror = Mirror(uri, ledger.layout, plan.study.resolved, data) if uri is not None else None
+    for entries in ledger.entries.values() if mirror else ():
+        for entry in entries:
+            mirror.reported(entry, 0, {})  # type: ignore[union-attr]
+    with executor.ray_running(config.resources.address) as resources:
+        share = executor.share_of(plan, resources)
+        timings["start_s"] = time.monotonic() - starting
+        display = Display(ledger, plan.counts, device_share=share.gpus or 1.0)
+        capacity = executor.capacity_of(share, growing=config.resources.address is not None)
+        listeners = [display, *([mirror] if mirror else [])]
+        session = Session(plan, ledger, listeners, capacity, executor.memory_kills)
+
+        def tick() -> None:
+            alive()
+            display.tick()
+
+        training = time.monotonic()
+        with display:
+            if worker is None:
+                from trainables.ray_trainable import TrainingWorker as worker
+            executor.execute(session, share, worker, tick, config.resources.silence_limit_s)
+            timings["training_s"] = time.monotonic() - training
+            document, code = _end(session, ledger, timings, display)
+    if mirror is not None:
+        missing = mirror.close(MIRROR_WAIT_S, finished=not session.stopping)
+        document["mlflow"] = missing or "complete"
+        if missing:
+            print(missing)
+    ledger.close()
+    return document, code
+
+
+def _end(session: Session, ledger: Ledger, timings: dict[str, float], display: Any) -> tuple[dict[str, Any], int]:
+    """Say how the run ended, and keep how long its parts took."""
+    from study.contract import PHASES, Outcome, StudyAttr
+
+    past = ledger.attribute(StudyAttr.TIMINGS) or {}
+    total = {name: past.get(name, 0.0) + seconds for name, seconds in timings.items()}
+    for phase in PHASES:
+        spans = [(e.started, e.ended) for e in ledger.entries[phase] if e.ended is not None]
+        if spans:
+            total[f"{phase}_s"] = (max(end for _, end in spans) - min(start for start, _ in spans)).total_seconds()
+    ledger.set_attributes({StudyAttr.TIMINGS: total})
+    ledger.backup()
+    counts = {
+        phase: {str(o): n for o in Outcome if (n := sum(e.outcome is o for e in ledger.entries[phase]))}
+        | ({"running": n} if (n := sum(e.outcome is None for e in ledger.entries[phase])) else {})
+        for phase in PHASES
+        if ledger.entries[phase]
+    }
+    best = display.best()
+    document: dict[str, Any] = {
+        "study": ledger.layout.name,
+        "results": str(ledger.layout.root),
+        "ended": not session.stopping,
+        "trainings": counts,
+        "best": None if best is None else {"key": best.key, ledger.judge.metric: best.value},
+        "timings_s": {name: round(seconds, 2) for name, seconds in total.items()},
+    }
+    display.say(display.summary())
+    if session.stopping:
+        display.say(f"stopped; nothing is lost: go on with --resume (results in {ledger.layout.root})")
+        return document, INTERRUPTED
+    if best is None:
+        display.say(f"no training came to its end; see {ledger.layout.log}")
+        return document, 1
+    display.say(f"done; now: python -m analysis.report {ledger.layout.name}")
+    return document, 0
+
+
+def _open(study: Study, layout: Layout) -> Ledger:
+    from study.ledger import Ledger
+    from study.space import make_pruner
+
+    return Ledger(layout, study.config.ledger, study.judge, make_pruner(study))
+
+
+def _write_study(study: Study, layout: Layout) -> None:
+    import yaml
+
+    from trainables.durable import write_bytes
+
+    text = yaml.safe_dump(study.resolved, sort_keys=False, allow_unicode=True)
+    write_bytes(layout.study_file, f"# The study as it was resolved, overrides included.\n{text}".encode())
+
+
+def _sync(study: Study, layout: Layout) -> Any:
+    """Refill MLflow from ledger and results folder."""
+    from study.contract import StudyAttr
+    from study.lock import owned
+    from study.tracking import Mirror, check_reachable
+
+    uri = study.config.tracking.uri
+    if uri is None:
+        raise UserError(f"{study.document.where('tracking.uri')}: is null, so there is nothing to refill; name a store")
+    if not layout.ledger.exists() and study.config.ledger is None:
+        raise UserError(f"{layout.root}: no such study has run; start it without --sync")
+    check_reachable(uri)
+    with owned(layout.root / "study.lock"):
+        ledger = _open(study, layout)
+        mirror = Mirror(uri, layout, study.resolved, ledger.attribute(StudyAttr.DATA) or {})
+        entries = [entry for members in ledger.entries.values() for entry in members]
+        for entry in entries:
+            mirror.ended(entry)
+        missing = mirror.close(MIRROR_WAIT_S + len(entries), finished=all(e.outcome is not None for e in entries))
+        ledger.close()
+    if missing:
+        raise UserError(missing)
+    print(f"{len(entries)} trainings of {layout.name} are in MLflow")
+    return {"study": layout.name, "trainings": len(entries)}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,283 @@
+"""Which training comes next, and what became of each: the ledger's side, and two thin classes that Ray Tune drives.
+
+    Session             plans the next training, takes reports, decides who is stopped, writes outcomes
+    LedgerSearcher      Tune's Searcher over a session: None is a barrier, FINISHED the end
+    LedgerScheduler     Tune's TrialScheduler: reports to the pruner, and stops what it gives up
+
+A training whose worker ends without a word is started once more from its checkpoint, then it has failed. Trainings
+that the ledger holds as running when a study resumes are started again: same number, same settings.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from study.contract import Outcome, trial_key
+from study.ledger import Entry, Ledger
+from study.plan import Plan, Planned, seed_of
+from study.space import fits, propose
+from trainables.config import flat
+
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
+    from ray.tune.search import Searcher
+
+FINISHED = "FINISHED"
+DEATHS_ALLOWED = 1
+REDRAWS = 20  # settings that ran out of memory are drawn again, at most so often
+
+
+class Listener(Protocol):
+    """Who watches a session: the table, the log, the mirror."""
+
+    def started(self, entry: Entry) -> None: ...
+    def reported(self, entry: Entry, images: int, metrics: dict[str, float]) -> None: ...
+    def ended(self, entry: Entry) -> None: ...
+
+
+@dataclass
+class Live:
+    """A training that a worker has. `told`: how it ended, as the worker or the session said."""
+
+    entry: Entry
+    heard: float  # time.monotonic() of its last sign of life
+    told: dict[str, Any] | None = None
+
+
+class Session:
+    """One run of a study over its ledger."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        ledger: Ledger,
+        listeners: Iterable[Listener],
+        capacity: Callable[[], int],
+        memory_kills: Callable[[], int],
+    ) -> None:
+        self.plan, self.ledger, self.listeners = plan, ledger, list(listeners)
+        self.capacity, self.memory_kills = capacity, memory_kills
+        self.live: dict[str, Live] = {}
+        self.again = [e for entries in ledger.entries.values() for e in entries if e.outcome is None]
+        self.stopping = False
+        self.exhausted = False  # a grid with fewer points than trials
+        self.kills_before = memory_kills()
+        ledger.set_planned(plan.counts)
+
+    def next(self, worker: str) -> dict[str, Any] | str | None:
+        """What a worker is to train; None: wait; FINISHED: nothing is left."""
+        if self.stopping or len(self.live) >= self.capacity():
+            return None
+        entry = self.again.pop(0) if self.again else self._enter_next()
+        if entry is None:
+            return None if self.live else FINISHED
+        self.ledger.start(entry)
+        self.live[worker] = Live(entry, time.monotonic())
+        for listener in self.listeners:
+            listener.started(entry)
+        metric = f"val/{self.ledger.judge.metric}"
+        folder = str(self.ledger.layout.trial(entry.key))
+        return {"config": json.dumps(entry.config), "folder": folder, "metric": metric}
+
+    def result(self, worker: str, result: dict[str, Any]) -> bool:
+        """Take a report; False: stop the training."""
+        live = self.live.get(worker)
+        if live is None or live.told is not None:
+            return live is not None  # after its end: ignored
+        live.heard = time.monotonic()
+        if "told" in result:
+            live.told = json.loads(result["told"])
+            return True  # the worker raises next, so that Tune sees an error too
+        report = json.loads(result["report"])
+        entry, images, metrics = live.entry, int(report["images"]), report["metrics"]
+        new = self.ledger.report(entry, images, metrics[f"val/{self.ledger.judge.metric}"])
+        if new or images == max(entry.history):
+            for listener in self.listeners:
+                listener.reported(entry, images, metrics)
+            if entry.phase == "search" and not report["final"] and self.ledger.should_prune(entry):
+                live.told = {"outcome": Outcome.PRUNED, "reason": f"stopped early by the pruner after {images} images"}
+                return False
+        return True
+
+    def ended(self, worker: str, *, error: bool, detail: str, result: dict[str, Any]) -> None:
+        """A worker is done with its training, by its own account or by dying."""
+        live = self.live.pop(worker, None)
+        if live is None:
+            return
+        entry, told = live.entry, live.told
+        if told is None and error:
+            told = self._died(entry, detail)
+            if told is None:
+                self.again.insert(0, entry)
+                return
+        told = told or {"outcome": Outcome.COMPLETE}
+        summary = json.loads(result["summary"]) if "summary" in result else told.get("summary")
+        self._finish(entry, told, summary)
+
+    def silent(self, limit_s: float) -> list[str]:
+        """Workers that have said nothing for longer than the limit; they are marked as failed."""
+        now, found = time.monotonic(), []
+        for worker, live in self.live.items():
+            if live.told is None and now - live.heard > limit_s:
+                live.told = {
+                    "outcome": Outcome.FAILED,
+                    "reason": f"it reported nothing for {limit_s:g} s and was ended",
+                }
+                found.append(worker)
+        return found
+
+    def _died(self, entry: Entry, detail: str) -> dict[str, Any] | None:
+        """What a death without a word means; None: the training is started again."""
+        kills = self.memory_kills()
+        starved = kills > self.kills_before or "low on memory" in detail or "OutOfMemory" in detail
+        self.kills_before = kills
+        if starved:
+            reason = "its process was killed because the machine had no memory left"
+            return {"outcome": Outcome.OUT_OF_MEMORY, "reason": reason, "detail": detail}
+        self.ledger.count_death(entry)
+        if entry.deaths <= DEATHS_ALLOWED:
+            return None
+        reason = f"its process died {entry.deaths} times without a word"
+        return {"outcome": Outcome.FAILED, "reason": reason, "detail": detail}
+
+    def _finish(self, entry: Entry, told: dict[str, Any], summary: dict[str, Any] | None) -> None:
+        self.ledger.finish(
+            entry,
+            Outcome(told["outcome"]),
+            reason=told.get("reason"),
+            detail=told.get("detail"),
+            step=told.get("step"),
+            summary=summary,
+        )
+        for listener in self.listeners:
+            listener.ended(entry)
+        if not any(other.outcome is None for other in self.ledger.entries[entry.phase]):
+            self.ledger.backup()
+
+    def _enter_next(self) -> Entry | None:
+        for planned in (*self.plan.reproduce, *self.plan.ablate):
+            entry = self._enter(planned)
+            if entry is not None:
+                return entry
+        return self._search() or self._confirm()
+
+    def _enter(self, planned: Planned) -> Entry | None:
+        """Enter a planned training unless it has been, or has to wait for the stage before it."""
+        entered, config = self.ledger.entered[planned.phase], planned.config
+        if planned.identity in entered:
+            return None
+        if config.stage == 0:
+            return self.ledger.add(planned, (), {})
+        before = entered.get((planned.group, config.seed, config.stage - 1))
+        if before is None or before.outcome is None:
+            return None
+        start = self.ledger.layout.trial(before.key) / "checkpoints" / "best"
+        staged = config.model_copy(update={"start_from": str(start)})
+        entry = self.ledger.add(Planned(planned.phase, planned.group, staged, planned.origin), (), {})
+        if before.outcome is Outcome.COMPLETE:
+            return entry
+        reason = f"stage {config.stage - 1} ({before.key}) is {before.outcome.value}, so there is nothing to start from"
+        self._finish(entry, {"outcome": Outcome.FAILED, "reason": reason}, None)
+        return None
+
+    def _search(self) -> Entry | None:
+        """Enter the next trial of the search, or nothing when there is none left."""
+        plan, search = self.plan, self.plan.study.config.search
+        history = self.ledger.frozen("search")
+        if len(history) >= search.trials or plan.search_base is None or self.exhausted:
+            return None
+        base = flat(plan.search_base)
+        starved = {e.config["batch_size"] for e in self.ledger.entries["search"] if e.outcome is Outcome.OUT_OF_MEMORY}
+        config = plan.search_base
+        for redraw in range(REDRAWS):
+            seed = plan.study.config.seed + redraw * 1_000_003
+            settings = propose(search, plan.dimensions, base, history, seed=seed, direction=self.ledger.direction)
+            if settings is None:
+                self.exhausted = True
+                self.ledger.set_planned({"search": len(history)})
+                return None
+            config = plan.trial(settings)
+            if config.batch_size not in starved or len(history) <= len(search.first):
+                break
+        planned = Planned("search", trial_key("search", len(history)), config, None)
+        return self.ledger.add(planned, plan.dimensions, fits(plan.dimensions, flat(config)))
+
+    def _confirm(self) -> Entry | None:
+        """Enter the next confirmation, once the search has ended."""
+        config = self.plan.study.config
+        searched = self.ledger.entries["search"]
+        if config.confirm.top == 0 or any(e.outcome is None for e in searched):
+            return None
+        best = self.ledger.judge.rank(self.ledger.rows("search"))[: config.confirm.top]
+        self.ledger.set_planned({"confirm": len(best) * config.confirm.seeds})
+        by_key = {e.key: e for e in searched}
+        for row in best:
+            winner = by_key[str(row["key"])]
+            for index in range(config.confirm.seeds):
+                seeded = winner.training.model_copy(update={"seed": seed_of(self.plan.study, "confirm", index)})
+                entry = self._enter(Planned("confirm", winner.key, seeded, winner.key))
+                if entry is not None:
+                    return entry
+        return None
+
+
+class NotKept:
+    """An object that Tune may try to copy or keep with its own state: there is one, and the ledger is what is kept."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+def tune_classes() -> tuple[type[Searcher], type[TrialScheduler]]:
+    """The two classes that Tune drives; made here because importing Ray takes seconds."""
+    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+    from ray.tune.search import Searcher
+
+    class LedgerSearcher(NotKept, Searcher):
+        """Argument names are Tune's."""
+
+        def __init__(self, session: Session) -> None:
+            super().__init__()
+            self.session = session
+            self.errors: dict[str, str] = {}
+
+        def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+            return self.session.next(trial_id)
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            self.session.ended(trial_id, error=error, detail=self.errors.pop(trial_id, ""), result=result or {})
+
+        def save(self, checkpoint_path: str) -> None:
+            """Nothing: the ledger is the state."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """Nothing: the ledger is the state."""
+
+    class LedgerScheduler(NotKept, FIFOScheduler):
+        def __init__(self, session: Session, searcher: LedgerSearcher) -> None:
+            super().__init__()
+            self.session, self.searcher = session, searcher
+
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            goes_on = self.session.result(trial.trial_id, result)
+            return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+        def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+            self.searcher.errors[trial.trial_id] = _error_text(trial)
+
+    return LedgerSearcher, LedgerScheduler
+
+
+def _error_text(trial: Any) -> str:
+    """What Tune wrote of a trial's error; never unpickled."""
+    from pathlib import Path
+
+    path = Path(trial.error_file) if trial.error_file else None
+    return path.read_text()[-4000:] if path and path.exists() else ""

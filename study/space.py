@@ -1,0 +1,298 @@
+"""The search space: paths into a training's settings, their ranges, and the next setting to try.
+
+A sampler is made anew for each trial, seeded from (study's seed, trial's number), and asked on a copy of the ledger's
+trials: the number and the history alone decide what is tried next, so a resumed search goes on as if undisturbed, and
+nothing is written before the whole trial is known.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from study.config import SearchConfig, Study
+from trainables.errors import UserError
+from trainables.yamlfile import nearest
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.pruners import BasePruner
+    from optuna.trial import FrozenTrial
+
+# Settings that make two trials incomparable, or that the study itself sets.
+FIXED = ("recipe", "stage", "variant", "start_from", "seed", "best_metric", "protocol", "device", "threads", "data")
+SEARCHABLE_DATA = ("data.subset", "data.order", "data.pairing", "data.crop_border_px", "data.workers")
+STARTUP_TRIALS = 10  # random trials before TPE or GP models anything; they count complete and pruned trials
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched setting: a range (`low`, `high`) or `choices`; `when` names the settings under which it exists."""
+
+    path: str
+    low: float | None
+    high: float | None
+    log: bool
+    integer: bool
+    choices: tuple[Any, ...]
+    when: tuple[tuple[str, tuple[Any, ...]], ...]
+
+    def extremes(self) -> list[Any]:
+        """The values whose trainings are validated before the study starts."""
+        return list(self.choices) if self.choices else [self._number(self.low), self._number(self.high)]
+
+    def at(self, unit: float) -> Any:
+        """The value at a share of the range (0 <= unit < 1), on the dimension's own scale."""
+        if self.choices:
+            return self.choices[int(unit * len(self.choices))]
+        assert self.low is not None and self.high is not None
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        if self.integer and not self.log:
+            return int(low + math.floor(unit * (high - low + 1)))
+        value = low + unit * (high - low)
+        return min(max(self._number(math.exp(value) if self.log else value), self.low), self.high)
+
+    def distribution(self) -> BaseDistribution:
+        """The dimension as Optuna keeps it; a choice that is no scalar is kept as JSON."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.choices:
+            return CategoricalDistribution([label(choice) for choice in self.choices])
+        assert self.low is not None and self.high is not None
+        if self.integer:
+            return IntDistribution(int(self.low), int(self.high), log=self.log)
+        return FloatDistribution(float(self.low), float(self.high), log=self.log)
+
+    def value(self, kept: Any) -> Any:
+        """The setting behind a kept parameter."""
+        return next(c for c in self.choices if label(c) == kept) if self.choices else self._number(kept)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a setting lies within the dimension."""
+        if self.choices:
+            return any(label(c) == label(value) and type(c) is type(value) for c in self.choices)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and self.low is not None and self.high is not None and self.low <= value <= self.high
+
+    def active(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the dimension exists under these settings (flat paths)."""
+        return all(settings[path] in allowed for path, allowed in self.when)
+
+    def _number(self, value: Any) -> Any:
+        return round(value) if self.integer else float(value)
+
+
+def label(choice: Any) -> Any:
+    """A choice as Optuna can keep it."""
+    scalar = choice is None or isinstance(choice, (bool, int, float, str))
+    return choice if scalar else json.dumps(choice)
+
+
+def read_space(study: Study, base: Mapping[str, Any]) -> list[Dimension]:
+    """The dimensions, conditional ones after what they depend on. `base`: the searched recipe's settings, flat.
+
+    Raises UserError naming file, line and key for a dimension that names nothing or has no valid range.
+    """
+    dimensions = {path: _dimension(study, path, base) for path in study.config.search.space}
+    ordered: dict[str, Dimension] = {}
+    while len(ordered) < len(dimensions):
+        ready = [
+            d
+            for path, d in dimensions.items()
+            if path not in ordered and all(p in ordered or p not in dimensions for p, _ in d.when)
+        ]
+        if not ready:
+            circle = ", ".join(p for p in dimensions if p not in ordered)
+            raise UserError(f"{study.document.where('search.space')}: `when` goes in a circle among {circle}")
+        ordered |= {d.path: d for d in ready}
+    _combinations(study, list(ordered.values()))
+    return list(ordered.values())
+
+
+def _dimension(study: Study, path: str, base: Mapping[str, Any]) -> Dimension:
+    given = study.config.search.space[path]
+    where = study.document.where(f"search.space.{path}")
+    if path not in base and not path.startswith("loss."):
+        groups = {".".join(p.split(".")[:n]) for p in base for n in range(1, p.count(".") + 1)}
+        what = "is a group of settings; search its members" if path in groups else "names no setting"
+        raise UserError(f"{where} {what}{nearest(path, base)}")
+    if any(path == name or path.startswith(f"{name}.") for name in FIXED) and path not in SEARCHABLE_DATA:
+        raise UserError(f"{where} cannot be searched: the trials could not be compared; remove it")
+    if unknown := set(given) - {"low", "high", "scale", "choices", "when"}:
+        name = min(unknown)
+        raise UserError(f"{where}.{name} is no setting{nearest(name, ('low', 'high', 'scale', 'choices', 'when'))}")
+    when = _conditions(study, path, given.get("when"), base)
+    if "choices" in given:
+        return _choices(given, path, where, when)
+    return _range(given, path, where, when, integer=type(base.get(path)) is int)
+
+
+def _choices(given: Mapping[str, Any], path: str, where: str, when: Any) -> Dimension:
+    choices = given["choices"]
+    if set(given) & {"low", "high", "scale"}:
+        raise UserError(f"{where} has both choices and a range; keep one")
+    if not isinstance(choices, list) or not choices:
+        raise UserError(f"{where}.choices: write a list with at least one value, not {choices!r}")
+    if any(isinstance(c, float) and not math.isfinite(c) for c in choices):
+        raise UserError(f"{where}.choices: a value is not finite; remove it")
+    labels = [json.dumps(c) for c in choices]
+    if len(set(labels)) < len(labels):
+        raise UserError(f"{where}.choices: a value is given twice; keep one")
+    return Dimension(path, None, None, False, False, tuple(choices), when)
+
+
+def _range(given: Mapping[str, Any], path: str, where: str, when: Any, *, integer: bool) -> Dimension:
+    for name in ("low", "high", "scale"):
+        if name not in given:
+            raise UserError(f"{where}.{name} is missing; write {{low: ..., high: ..., scale: linear | log}} or choices")
+    low, high, scale = given["low"], given["high"], given["scale"]
+    if scale not in ("linear", "log"):
+        raise UserError(f"{where}.scale: write linear or log, not {scale!r}")
+    for name, bound in (("low", low), ("high", high)):
+        if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not math.isfinite(bound):
+            raise UserError(f"{where}.{name}: write a finite number, not {bound!r}")
+        if integer and bound != int(bound):
+            raise UserError(f"{where}.{name}: {path} is a whole number; {bound!r} is none")
+    if low >= high:
+        raise UserError(f"{where}: low ({low}) must be below high ({high}); an empty range has nothing to search")
+    if scale == "log" and low <= 0:
+        raise UserError(f"{where}.low: a log range starts above 0, not at {low}; use linear, or a small number")
+    return Dimension(path, float(low), float(high), scale == "log", integer, (), when)
+
+
+def _conditions(study: Study, path: str, when: Any, base: Mapping[str, Any]) -> Any:
+    where = study.document.where(f"search.space.{path}.when")
+    if when is None:
+        return ()
+    if not isinstance(when, dict) or not all(isinstance(allowed, list) and allowed for allowed in when.values()):
+        raise UserError(f"{where}: write {{path: [values under which this is searched]}}, not {when!r}")
+    for name in when:
+        if name not in base and name not in study.config.search.space:
+            raise UserError(f"{where}: {name} names no setting{nearest(name, base)}")
+        if name == path:
+            raise UserError(f"{where}: {path} cannot depend on itself")
+    return tuple((name, tuple(allowed)) for name, allowed in when.items())
+
+
+def _combinations(study: Study, dimensions: Sequence[Dimension]) -> None:
+    """What cannot be combined is refused."""
+    search, where = study.config.search, study.document.where("search.sampler")
+    ranges = [d.path for d in dimensions if not d.choices]
+    conditional = [d.path for d in dimensions if d.when]
+    if search.sampler == "grid" and ranges:
+        raise UserError(f"{where}: a grid needs choices, and {ranges[0]} is a range; write its choices or use tpe")
+    if search.sampler in ("grid", "quasi_random", "gp") and conditional:
+        raise UserError(
+            f"{where}: {search.sampler} cannot search {conditional[0]}, which has `when`; use tpe or random"
+        )
+    if search.trials > 1 and not dimensions:
+        raise UserError(f"{study.document.where('search.space')} is empty, so every trial would be the same; add one")
+    if search.trials == 0 and study.config.confirm.top > 0:
+        raise UserError(f"{study.document.where('confirm.top')}: there is no search to confirm; set search.trials")
+
+
+def fits(dimensions: Sequence[Dimension], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that Optuna can keep of given settings: those of active dimensions that hold the setting."""
+    return {d.path: settings[d.path] for d in dimensions if d.active(settings) and d.holds(settings.get(d.path))}
+
+
+def propose(
+    search: SearchConfig,
+    dimensions: Sequence[Dimension],
+    base: Mapping[str, Any],
+    history: Sequence[FrozenTrial],
+    *,
+    seed: int,
+    direction: str,
+) -> dict[str, Any] | None:
+    """The settings {path: value} of trial number len(history); None when a grid is exhausted.
+
+    The first is the recipe's own setting ({}), then come `search.first`, then the sampler.
+    """
+    number = len(history)
+    if number <= len(search.first):
+        return {} if number == 0 else dict(search.first[number - 1])
+    index = number - len(search.first) - 1
+    if search.sampler == "grid":
+        return _grid(dimensions, index)
+    if search.sampler in ("random", "quasi_random"):
+        units = _units(search.sampler, len(dimensions), index, seed)
+        return _active({d.path: d.at(u) for d, u in zip(dimensions, units, strict=True)}, dimensions, base)
+    return _ask(search, dimensions, base, history, seed, direction)
+
+
+def _units(sampler: str, size: int, index: int, seed: int) -> list[float]:
+    if sampler == "random":
+        return [float(u) for u in np.random.default_rng((seed, index)).random(size)]
+    from scipy.stats import qmc
+
+    engine = qmc.Sobol(size, scramble=True, rng=np.random.default_rng(seed))
+    engine.fast_forward(index)
+    return [min(float(u), math.nextafter(1.0, 0.0)) for u in engine.random(1)[0]]
+
+
+def _grid(dimensions: Sequence[Dimension], index: int) -> dict[str, Any] | None:
+    result = {}
+    for dimension in reversed(dimensions):
+        index, place = divmod(index, len(dimension.choices))
+        result[dimension.path] = dimension.choices[place]
+    return result if index == 0 else None
+
+
+def _active(drawn: dict[str, Any], dimensions: Sequence[Dimension], base: Mapping[str, Any]) -> dict[str, Any]:
+    settings, kept = dict(base), {}
+    for dimension in dimensions:
+        if dimension.active(settings):
+            kept[dimension.path] = settings[dimension.path] = drawn[dimension.path]
+    return kept
+
+
+def _ask(
+    search: SearchConfig,
+    dimensions: Sequence[Dimension],
+    base: Mapping[str, Any],
+    history: Sequence[FrozenTrial],
+    seed: int,
+    direction: str,
+) -> dict[str, Any]:
+    import optuna
+
+    seeded = int(np.random.SeedSequence((seed, len(history))).generate_state(1)[0])
+    sampler: optuna.samplers.BaseSampler
+    if search.sampler == "gp":
+        sampler = optuna.samplers.GPSampler(seed=seeded, n_startup_trials=STARTUP_TRIALS)
+    else:
+        sampler = optuna.samplers.TPESampler(seed=seeded, n_startup_trials=STARTUP_TRIALS, multivariate=True)
+    copy = optuna.create_study(direction=direction, sampler=sampler)
+    copy.add_trials(history)
+    trial = copy.ask()
+    settings, kept = dict(base), {}
+    for dimension in dimensions:
+        if dimension.active(settings):
+            drawn = trial._suggest(dimension.path, dimension.distribution())
+            kept[dimension.path] = settings[dimension.path] = dimension.value(drawn)
+    return kept
+
+
+def make_pruner(study: Study) -> BasePruner | None:
+    """The study's pruner, with resources in images; None where nothing is stopped early."""
+    import optuna
+
+    search = study.config.search
+    if search.pruner.kind == "none" or search.trials == 0:
+        return None
+    from study.plan import compose
+
+    budget = compose(study, search.recipe, {}, study.within("search"), 0)[0].budget_images
+    reduction = search.pruner.reduction
+    least = search.pruner.min_images or max(budget // reduction**2, 1)
+    if search.pruner.kind == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS // 2, n_warmup_steps=least)
+    if search.pruner.kind == "hyperband":
+        return optuna.pruners.HyperbandPruner(min_resource=least, max_resource=budget, reduction_factor=reduction)
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=reduction)

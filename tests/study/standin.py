@@ -1,0 +1,86 @@
+"""A training without torch for the tests of the study: instant, deterministic, resumable, and able to end in every way.
+
+What a training is to suffer stands in events.json in the working folder: {trial key: event}. `main` runs the study's
+own command with it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from study import plan, preflight, run
+from trainables.durable import write_json
+from trainables.errors import Diverged, OutOfMemory
+from trainables.ray_trainable import TrainingWorker
+
+PAUSE_S = float(os.environ.get("STANDIN_PAUSE_S", "0.01"))
+
+
+class StandIn(TrainingWorker):
+    """Reports a value that falls with the images seen and grows with the distance of the lr from 1e-3."""
+
+    def reports(self, config: str, folder: Path) -> Iterator[dict[str, Any]]:
+        settings = json.loads(config)
+        state = folder / "state.json"
+        history = json.loads(state.read_text()) if state.exists() else []
+        with (folder / "starts.log").open("a") as log:
+            log.write(f"{os.getpid()} {len(history)}\n")
+        yield from history
+        event = json.loads(Path("events.json").read_text()).get(folder.name, "") if Path("events.json").exists() else ""
+        budget, interval = settings["budget_images"], settings["validate_every_images"]
+        for images in range((len(history) + 1) * interval, budget + 1, interval):
+            time.sleep(PAUSE_S)
+            happen(event, images, folder)
+            off = abs(math.log10(settings["optim"]["lr"] / 1e-3)) + 0.01 * settings["seed"] / 1000
+            value = math.nan if event == "nan" else 1.0 / (1 + images / budget) + off
+            metrics = {"val/rmse": value, "train/loss": 2 * value}
+            report = {"step": images, "images": images, "epoch": 1.0, "time_s": time.time(), "metrics": metrics}
+            history.append(report | {"final": images >= budget})
+            write_json(state, history)
+            (folder / "reports.jsonl").write_text("".join(json.dumps(r) + "\n" for r in history))
+            write_json(folder / "summary.json", {"seconds": 1.0, "images": images})
+            yield history[-1]
+
+
+def happen(event: str, images: int, folder: Path) -> None:
+    """The event, at the second report."""
+    if event == "raise":
+        raise ValueError("a bug")
+    if event == "diverge":
+        raise Diverged(7, "the loss is not finite")
+    if event == "memory":
+        raise OutOfMemory("CUDA out of memory")
+    if event == "exit":
+        sys.exit(3)
+    if event == "hang":
+        time.sleep(3600)
+    if event == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if event == "die once" and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def without_data() -> None:
+    """The study's command without data and model, which stand-ins do not need."""
+    preflight.prepare = lambda plan: {"train": "0" * 64, "test": "1" * 64, "frames": 1}
+    plan.check_parts = lambda study, config: None
+
+
+def main(argv: list[str]) -> int:
+    without_data()
+    return run.main(argv, worker=StandIn)
+
+
+if __name__ == "__main__":
+    from tests.study import standin  # as a module, so that workers find the class by name
+
+    raise SystemExit(standin.main(sys.argv[1:]))

@@ -1,0 +1,113 @@
+"""A training as a Ray Tune trainable: each `step` hands on the next report of `fit`.
+
+How a training ended reaches the driver as one more result (`told`), and then the error is raised, so that Tune, too,
+sees it and never gives this worker to another training. Nothing durable passes through Ray: the training's folder holds
+its checkpoints, and an exclusive lock in it keeps an orphaned worker and its successor from writing together.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ray import tune
+
+from trainables.errors import Diverged, OutOfMemory, UserError
+
+LOCK_WAIT_S = 60.0  # an orphaned worker lives a few seconds
+
+
+class TrainingWorker(tune.Trainable):  # type: ignore[misc]
+    """One process that trains, reused for one training after another.
+
+    config: {'config': TrialConfig as JSON, 'folder': where it is kept, 'metric': the judge's}.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take up a training; nothing is done before the first step, where errors are told."""
+        self._spec = config
+        self._iterator: Iterator[dict[str, Any]] | None = None
+        self._lock: IO[str] | None = None
+        self._error: BaseException | None = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Let go of the training before, take up another."""
+        self.cleanup()
+        self.setup(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """Close the training, which keeps what it has done, and unlock its folder."""
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
+        self._iterator = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def step(self) -> dict[str, Any]:
+        """The next report, how it ended, or the end."""
+        if self._error is not None:
+            raise self._error
+        try:
+            report = next(self._open(), None)
+        except (Exception, SystemExit) as error:  # told to the driver here, raised in the next step: nothing is caught
+            self._error = error if isinstance(error, Exception) else RuntimeError(f"the training called exit ({error})")
+            return {"told": json.dumps(_told(error))}
+        if report is not None:
+            return {"report": json.dumps(report)}
+        summary = Path(self._spec["folder"]) / "summary.json"
+        self.cleanup()
+        return {"done": True, "summary": summary.read_text() if summary.exists() else "{}"}
+
+    def reports(self, config: str, folder: Path) -> Iterator[dict[str, Any]]:
+        """The reports of a training as JSON types."""
+        from dataclasses import asdict
+
+        from trainables.config import TrialConfig
+        from trainables.trainer import fit
+
+        for report in fit(TrialConfig.model_validate_json(config), folder):
+            yield asdict(report)
+
+    def _open(self) -> Iterator[dict[str, Any]]:
+        if self._iterator is None:
+            folder = Path(self._spec["folder"])
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(folder)
+            self._iterator = self.reports(self._spec["config"], folder)
+        return self._iterator
+
+
+def _locked(folder: Path) -> IO[str]:
+    """Own a training's folder; the lock ends with the process that holds it."""
+    lock = (folder / ".lock").open("a")
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UserError(f"{folder}: another process trains here; end it, then --resume") from None
+            time.sleep(0.2)
+
+
+def _told(error: BaseException) -> dict[str, Any]:
+    """How a training ended, for the ledger."""
+    detail = "".join(traceback.format_exception(error))[-8000:]
+    if isinstance(error, Diverged):
+        return {"outcome": "diverged", "step": error.step, "reason": error.reason}
+    if isinstance(error, (OutOfMemory, MemoryError)):
+        return {"outcome": "out_of_memory", "reason": str(error) or "no memory left", "detail": detail}
+    if isinstance(error, UserError):
+        return {"outcome": "failed", "reason": str(error)}
+    if isinstance(error, SystemExit):
+        return {"outcome": "failed", "reason": f"it called exit ({error.code})", "detail": detail}
+    return {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"[:500], "detail": detail}
