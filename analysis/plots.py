@@ -102,6 +102,12 @@ def to_svg(canvas: Canvas) -> str:
     return out.getvalue()
 
 
+def on_paper(document: str) -> str:
+    """An SVG document with white paper behind it, for viewers that show nothing there."""
+    head = document.index(">", document.index("<svg")) + 1
+    return f'{document[:head]}<rect width="100%" height="100%" fill="{PAPER}"/>{document[head:]}'
+
+
 def to_png(canvas: Canvas) -> bytes:
     """The canvas as PNG on white paper, for photographs."""
     out = io.BytesIO()
@@ -121,6 +127,7 @@ def inline_svg(document: str, alt: str) -> str:
     """
     body = document[document.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
+    body = re.sub(r"<!--.*?-->", "", body, flags=re.S)
     body = re.sub(r"<style[^>]*>.*?</style>", "", body, flags=re.S)
     body = _GROUP_ID.sub("<g", body)
     body = _STYLE.sub(lambda match: _attributes(match.group(1)), body)

@@ -1,0 +1,200 @@
+"""What it took and what it was made from: time, memory, waiting and disk; the data; provenance."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
+
+from analysis import plots
+from analysis.section import Figure, Section, Table, number, plain
+from analysis.tables import StudyTables
+from study.contract import PHASES, Outcome
+from trainables.config import flatten
+
+GIB = 1 << 30
+
+
+def cost(tables: StudyTables) -> Section:
+    """Time and device-hours per phase and training, waiting for data, memory, disk, what pruning saved."""
+    trials = tables.trials
+    if trials["seconds"].notna().sum() == 0:
+        return Section("cost", "Cost", ["No training has run long enough to cost anything."])
+    phases = _by_phase(tables)
+    hours = float(phases["training_hours"].sum())
+    answers = [
+        f"All trainings together took {duration(3600 * hours)} of training time over {int(phases['trainings'].sum())} "
+        f"trainings ({number(float(phases['images'].sum()))} images).",
+        *_pruning(tables),
+    ]
+    figure = Figure(
+        "training-time",
+        "Time of each training",
+        f"Seconds of {int(trials['seconds'].notna().sum())} trainings, by phase and outcome.",
+        f"One mark per training (n = {int(trials['seconds'].notna().sum())}), by phase.",
+        _draw_times,
+        trials.loc[trials["seconds"].notna(), ["key", "phase", "outcome", "seconds"]],
+        size_in=(6.2, 2.6),
+    )
+    parts = [Table("cost-phases", "By phase", phases, "Devices count as one each unless a training had several.",
+                   {"training_hours": "h", "median_seconds": "s", "median_images_per_s": "images/s",
+                    "peak_memory": "MiB", "waiting_for_data": "share of training time"})]  # fmt: skip
+    rows = [{"part": k, "seconds": v} for k, v in _flat(tables.timings).items() if isinstance(v, (int, float))]
+    if rows:
+        parts.append(Table("timings", "How long each part took", pd.DataFrame(rows), "Wall clock.", {"seconds": "s"}))
+    if tables.layout is not None:
+        disk = _disk(tables.layout.root)
+        answers.append(f"The results folder holds {number(float(disk['gib'].sum()))} GiB.")
+        parts.append(Table("disk", "Disk", disk, "", {"gib": "GiB"}))
+    return Section("cost", "Cost", answers, [figure], parts, plain({"training_hours": hours}))
+
+
+def _by_phase(tables: StudyTables) -> pd.DataFrame:
+    column = "speed/data_wait_share"
+    waits = tables.reports.groupby("key")[column].mean() if column in tables.reports else None
+    rows = []
+    for phase in PHASES:
+        trials = tables.phase(phase)
+        if trials.empty:
+            continue
+        speed, memory = (_numbers(trials, f"summary.{name}") for name in ("images_per_s", "peak_memory_mib"))
+        wait = trials["key"].map(waits).dropna() if waits is not None else pd.Series(dtype=float)
+        rows.append({
+            "phase": phase,
+            "trainings": len(trials),
+            "training_hours": float(trials["seconds"].sum()) / 3600,
+            "median_seconds": float(trials["seconds"].median()),
+            "images": float(trials["images"].sum()),
+            "median_images_per_s": float(speed.median()) if len(speed) else math.nan,
+            "peak_memory": float(memory.max()) if len(memory) else math.nan,
+            "waiting_for_data": float(wait.mean()) if len(wait) else math.nan,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _numbers(frame: pd.DataFrame, column: str) -> pd.Series[float]:
+    if column not in frame:
+        return pd.Series(dtype=float)
+    return pd.to_numeric(frame[column], errors="coerce").dropna().astype(float)
+
+
+def _pruning(tables: StudyTables) -> list[str]:
+    """What the pruned trials would have cost at the length of the complete ones of their phase."""
+    search = tables.phase("search")
+    pruned = search[search["outcome"] == Outcome.PRUNED]
+    if pruned.empty or "config.budget_images" not in search:
+        return []
+    budget = pd.to_numeric(pruned["config.budget_images"], errors="coerce")
+    seen = pruned["images"].clip(lower=1)
+    saved = float((pruned["seconds"] * (budget / seen - 1).clip(lower=0)).sum())
+    return [
+        f"Pruning {len(pruned)} of {len(search)} search trials saved about {duration(saved)}, "
+        "had they gone on at their own speed to their budget."
+    ]
+
+
+def _disk(root: Path) -> pd.DataFrame:
+    sizes: dict[str, int] = {}
+    for folder, _, files in os.walk(root):
+        inside = Path(folder).relative_to(root).parts
+        if inside[:1] == ("trials",):
+            part = "checkpoints" if "checkpoints" in inside else "traces, reports and pictures of trainings"
+        else:
+            part = inside[0] if inside else "ledger and settings"
+        for name in files:
+            path = Path(folder, name)
+            if path.is_file() and not path.is_symlink():
+                sizes[part] = sizes.get(part, 0) + path.stat().st_size
+    return pd.DataFrame([{"part": part, "gib": size / GIB} for part, size in sorted(sizes.items())])
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader says them."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _draw_times(canvas: Canvas, data: pd.DataFrame) -> None:
+    axes = canvas.add_subplot()
+    phases = [phase for phase in PHASES if phase in set(data["phase"])]
+    spread = np.random.default_rng(0)  # only moves marks apart
+    for outcome, rows in data.groupby("outcome", sort=False):
+        place = np.array([phases.index(p) for p in rows["phase"]]) + spread.uniform(-0.22, 0.22, len(rows))
+        axes.scatter(rows["seconds"], place, s=14, alpha=0.8, label=str(outcome).replace("_", " "),
+                     color=plots.OUTCOME_COLOUR.get(str(outcome), plots.GREY),
+                     marker=plots.OUTCOME_MARKER.get(str(outcome), "."))  # fmt: skip
+    axes.set_yticks(range(len(phases)), phases)
+    axes.invert_yaxis()
+    if (data["seconds"] > 0).all() and data["seconds"].max() > 10 * data["seconds"].min():
+        axes.set_xscale("log")
+    axes.set_xlabel("time of one training (s)")
+    canvas.legend(loc="outside upper right", ncols=4)
+
+
+def data(tables: StudyTables) -> Section:
+    """Which frames, split how; what was left out."""
+    config = tables.trials[[c for c in tables.trials.columns if c.startswith("config.data.")]]
+    first = tables.trials.iloc[0] if len(tables.trials) else pd.Series(dtype=object)
+    train, held = (first.get(f"summary.{name}") for name in ("train_frames", "validation_frames"))
+    source = first.get("config.data.source", tables.study.get("data", {}).get("source", "unknown"))
+    counts = f"{int(train)} training and {int(held)} validation frames" if _known(train, held) else "unknown counts"
+    answers = [f"Frames come from {source}: {counts} in the first training; validation split by "
+               f"{first.get('config.data.validation.by', 'unknown')}."]  # fmt: skip
+    answers += [note for note in tables.notes if "frame" in note and "skipped" in note]
+    rows = []
+    for column in config.columns:
+        values = config[column].dropna().map(lambda v: json.dumps(plain(v), default=str)).unique()
+        if len(values):
+            text = ", ".join(values[:4]) + (f" and {len(values) - 4} more" if len(values) > 4 else "")
+            rows.append({"setting": column.removeprefix("config."), "value": text})
+    prints = [{"fact": k, "value": str(v)} for k, v in _flat(tables.data).items()]
+    return Section(
+        "data",
+        "Data",
+        answers,
+        (),
+        [
+            Table("fingerprint", "Fingerprint, written before the first training", pd.DataFrame(prints)),
+            Table("data-settings", "Settings of the data", pd.DataFrame(rows), "All values that occur in the study."),
+        ],
+        plain(tables.data),
+    )
+
+
+def _known(*values: Any) -> bool:
+    return all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+
+
+def provenance(tables: StudyTables, made: Mapping[str, Any]) -> Section:
+    """What a stranger needs to trust and repeat the study. `made`: facts of the report itself."""
+    judge = {} if tables.judge is None else {f"judge.{k}": v for k, v in vars(tables.judge).items()}
+    facts = {"study": tables.name, "judge's SHA-256, from before the first training": tables.judge_hash, **judge}
+    facts |= {f"environment.{k}": v for k, v in _flat(tables.environment).items()} | dict(made)
+    known = {k: v if isinstance(v, str) else json.dumps(plain(v)) for k, v in facts.items() if v is not None}
+    rows = [{"fact": k, "value": v} for k, v in known.items()]
+    settings = [{"setting": k, "value": json.dumps(plain(v))} for k, v in _flat(tables.study).items()]
+    answers = [f"Study {tables.name}, judged by settings that were hashed before the first training."
+               if tables.judge_hash else f"Study {tables.name}; no judge's hash is in its ledger."]  # fmt: skip
+    answers += [f"Could not be read: {note}" for note in dict.fromkeys(tables.notes)]
+    return Section(
+        "provenance",
+        "Provenance",
+        answers,
+        (),
+        [
+            Table("facts", "Facts", pd.DataFrame(rows)),
+            Table("settings", "The study as it was resolved", pd.DataFrame(settings)),
+        ],
+    )
+
+
+def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return flatten(dict(facts)) if facts else {}

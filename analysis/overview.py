@@ -1,0 +1,223 @@
+"""What happened: learning curves, search history and outcomes. What it took is in analysis/cost.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from analysis import plots
+from analysis.section import Figure, Section, Table, number, plain
+from analysis.tables import RUNNING, WAITING, StudyTables, configured_phases
+from study.contract import PHASES, Outcome
+
+MOST_CURVES = 400  # more lines are a smear; the best and the worst stay, evenly chosen by rank
+UNIT = {"rmse": " (m)", "sq_rel": " (m)"}
+LISTED_TRIALS = 1200
+
+
+def metric_of(tables: StudyTables) -> str:
+    """The judged metric; rmse where no judge is known."""
+    return tables.judge.metric if tables.judge is not None else "rmse"
+
+
+def curves(tables: StudyTables) -> Section:
+    """Validation metric and training loss by images seen."""
+    metric = metric_of(tables)
+    columns = [c for c in (f"val/{metric}", "train/loss") if c in tables.reports]
+    trials = tables.trials[tables.trials["key"].isin(tables.reports["key"])]
+    if not columns or trials.empty:
+        return Section("curves", "Learning curves", ["No training has reported yet."])
+    shown = _some(trials)
+    frame = tables.reports.loc[tables.reports["key"].isin(shown["key"]), ["key", "images", *columns]]
+    frame = frame.merge(shown[["key", "phase", "outcome", "group"]], on="key")
+    falling = _still_falling(tables, metric)
+    answers = [
+        f"{len(trials)} trainings reported {len(tables.reports)} times; in {falling[0]} of {falling[1]} complete ones "
+        "the last report was the best, so they were still learning when the budget ended."
+    ]
+    left = "" if len(shown) == len(trials) else f" {len(shown)} of {len(trials)} are drawn, evenly chosen by rank."
+    figure = Figure(
+        "learning-curves",
+        "Learning curves",
+        f"Validation {metric} and training loss against images seen for {len(shown)} trainings, coloured by phase.",
+        f"One line per training (n = {len(shown)}); validation split. Thick: median of the phase where at least three "
+        f"trainings reported.{left}",
+        _draw_curves,
+        frame,
+        size_in=(6.2, 2.9 * len(columns)),
+    )
+    return Section("curves", "Learning curves", answers, [figure])
+
+
+def _some(trials: pd.DataFrame) -> pd.DataFrame:
+    if len(trials) <= MOST_CURVES:
+        return trials
+    ranked = trials.sort_values("value", na_position="last")
+    return ranked.iloc[np.linspace(0, len(ranked) - 1, MOST_CURVES).astype(int)]
+
+
+def _still_falling(tables: StudyTables, metric: str) -> tuple[int, int]:
+    complete = tables.trials.loc[tables.trials["outcome"] == Outcome.COMPLETE, "key"]
+    column = f"val/{metric}"
+    if column not in tables.reports:
+        return 0, 0
+    rows = tables.reports.loc[tables.reports["key"].isin(complete), ["key", "images", column]].dropna()
+    sign = 1.0 if tables.judge is None or tables.judge.minimise else -1.0
+    rows = rows.assign(signed=sign * rows[column]).sort_values(["key", "images"], kind="stable")
+    groups = rows.groupby("key")["signed"]
+    return int((groups.last() <= groups.min()).sum()), int(groups.ngroups)
+
+
+def _draw_curves(canvas: Canvas, data: pd.DataFrame) -> None:
+    columns = [c for c in data.columns if "/" in c]
+    grid = canvas.subplots(len(columns), 1, squeeze=False, sharex=True)[:, 0]
+    faint = min(0.75, max(0.1, 12 / data["key"].nunique()))
+    for axes, column in zip(grid, columns, strict=True):
+        for phase, rows in data.groupby("phase", sort=False):
+            colour = plots.PHASE_COLOUR.get(str(phase), plots.GREY)
+            _lines(axes, rows, column, colour, faint)
+            axes.plot([], [], color=colour, label=f"{phase} (n = {rows['key'].nunique()})")
+            middle = rows.groupby("images")[column].agg(["median", "count"])
+            middle = middle[middle["count"] >= 3]
+            axes.plot(middle.index, middle["median"], color=colour, linewidth=2.2)
+        axes.set_yscale("log")
+        name = column.split("/")[1]
+        axes.set_ylabel(f"validation {name}{UNIT.get(name, '')}" if column.startswith("val/") else "training loss")
+    grid[-1].set_xlabel("images seen")
+    grid[0].legend(ncols=2)
+
+
+def _lines(axes: Axes, rows: pd.DataFrame, column: str, colour: str, alpha: float) -> None:
+    """All lines of a phase as one artist, joined by gaps: a thousand artists would take seconds."""
+    pieces = []
+    for _, one in rows.groupby("key", sort=False):
+        pieces += [one[["images", column]].to_numpy(dtype=float), np.full((1, 2), np.nan)]
+    points = np.concatenate(pieces)
+    axes.plot(points[:, 0], points[:, 1], color=colour, alpha=alpha, linewidth=0.9, marker=".", markersize=2.5)
+
+
+def history(tables: StudyTables) -> Section:
+    """The search, trial by trial."""
+    rows = tables.phase("search")
+    if rows.empty:
+        return Section("history", "Search history", ["This study has no search yet."])
+    metric = metric_of(tables)
+    params = [c for c in rows.columns if c.startswith("param.") and rows[c].notna().any()]
+    frame = rows[["key", "number", "value", "outcome", "images", "seconds", *params]].copy()
+    complete = frame["value"].where(frame["outcome"] == Outcome.COMPLETE)
+    minimise = tables.judge is None or tables.judge.minimise
+    frame["best_so_far"] = (complete.cummin() if minimise else complete.cummax()).ffill()
+    answers = [_progress(frame, metric, minimise)]
+    table = frame.rename(columns={c: c.removeprefix("param.") for c in params}).sort_values(
+        "value", ascending=minimise, na_position="last"
+    )
+    note = f"{len(table)} trials, best first; value: the judged validation {metric}."
+    if len(table) > LISTED_TRIALS:
+        note += f" The best {LISTED_TRIALS} are listed; the released table has them all."
+    figure = Figure(
+        "search-history",
+        "Search history",
+        f"Validation {metric} of {len(frame)} search trials in order, with the best so far.",
+        f"One mark per trial (n = {len(frame)}); validation split. A trial without a value stands at the upper edge.",
+        _draw_history,
+        frame[["number", "value", "outcome", "best_so_far"]].assign(metric=metric + UNIT.get(metric, "")),
+    )
+    units = {"seconds": "s", "value": UNIT.get(metric, "").strip(" ()") or metric}
+    return Section(
+        "history",
+        "Search history",
+        answers,
+        [figure],
+        [Table("search-trials", "Search trials", table.drop(columns="best_so_far").head(LISTED_TRIALS), note, units)],
+    )
+
+
+def _progress(frame: pd.DataFrame, metric: str, minimise: bool) -> str:
+    complete = frame[frame["outcome"] == Outcome.COMPLETE].dropna(subset=["value"])
+    if complete.empty:
+        return f"None of {len(frame)} search trials was completed with a value."
+    best = complete.loc[complete["value"].idxmin() if minimise else complete["value"].idxmax()]
+    unit = UNIT.get(metric, "").strip(" ()")
+    first = frame.iloc[0]
+    started = f"; the first trial, the recipe's own setting, had {number(first['value'])}"
+    return (
+        f"The best of {len(frame)} search trials is {best['key']} with a validation {metric} of "
+        f"{number(best['value'])}{' ' + unit if unit else ''}{started if first['number'] == 0 else ''}."
+    )
+
+
+def _draw_history(canvas: Canvas, data: pd.DataFrame) -> None:
+    axes = canvas.add_subplot()
+    values = data["value"].to_numpy(dtype=float)
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        plots.empty(axes, "no trial has a value")
+        return
+    low, high = float(finite.min()), float(np.quantile(finite, 0.98))
+    top = high + 0.08 * max(high - low, 1e-9)
+    shown = np.where(np.isfinite(values), np.minimum(values, top), top)
+    for name, rows in data.assign(shown=shown).groupby("outcome", sort=False):
+        colour, marker = plots.OUTCOME_COLOUR.get(str(name), plots.GREY), plots.OUTCOME_MARKER.get(str(name), ".")
+        label = f"{str(name).replace('_', ' ')} (n = {len(rows)})"
+        axes.scatter(rows["number"], rows["shown"], color=colour, marker=marker, s=18, label=label)
+    axes.step(data["number"], data["best_so_far"], where="post", color=plots.INK, linewidth=1.0, label="best so far")
+    axes.set_xlabel("trial, in the order started")
+    axes.set_ylabel(f"validation {data['metric'].iloc[0]}")
+    axes.legend(ncols=2)
+
+
+def outcomes(tables: StudyTables) -> Section:
+    """How every training ended, and why where it did not complete."""
+    trials = tables.trials
+    if trials.empty:
+        return Section("outcomes", "Outcomes", ["No training has begun."])
+    order = [*(str(o) for o in Outcome), RUNNING, WAITING]
+    counts = pd.crosstab(trials["phase"], trials["outcome"])
+    counts = counts.reindex([p for p in PHASES if p in counts.index]).reindex(columns=[o for o in order if o in counts])
+    total = trials["outcome"].value_counts()
+    said = ", ".join(f"{total[o]} {o.replace('_', ' ')}" for o in order if o in total)
+    answers = [f"{len(trials)} trainings: {said}."]
+    if (trials["outcome"] != Outcome.COMPLETE).all():
+        answers.insert(0, "No training was completed; nothing below can be judged.")
+    answers += [f"The study has not ended: {sentence}." for sentence in tables.unfinished()]
+    bad = trials[~trials["outcome"].isin([Outcome.COMPLETE, Outcome.PRUNED])]
+    columns = ["key", "outcome", "reason", "step", "attempts", "detail"]
+    figure = Figure(
+        "outcomes",
+        "Outcomes by phase",
+        f"Counts of outcomes in {len(counts)} phases: {said}.",
+        f"All {len(trials)} trainings of the study.",
+        _draw_outcomes,
+        counts.reset_index(),
+        size_in=(6.2, 0.9 + 0.42 * len(counts)),
+    )
+    return Section(
+        "outcomes",
+        "Outcomes",
+        answers,
+        [figure],
+        [
+            Table("outcome-counts", "Outcomes by phase", counts.reset_index(), "Trainings."),
+            Table("not-completed", "Trainings that did not complete", bad[columns], "Pruned ones are left out."),
+        ],
+        plain({"counts": total.to_dict(), "phases": configured_phases(tables.study)}),
+    )
+
+
+def _draw_outcomes(canvas: Canvas, data: pd.DataFrame) -> None:
+    axes = canvas.add_subplot()
+    left = np.zeros(len(data))
+    for outcome in data.columns[1:]:
+        width = data[outcome].to_numpy(dtype=float)
+        bars = axes.barh(data["phase"], width, left=left, height=0.6, label=outcome.replace("_", " "),
+                         color=plots.OUTCOME_COLOUR.get(outcome, plots.GREY), edgecolor=plots.PAPER)  # fmt: skip
+        labels = [f"{int(w)}" if w >= 0.04 * data.iloc[:, 1:].to_numpy().sum(axis=1).max() else "" for w in width]
+        axes.bar_label(bars, labels=labels, label_type="center", color=plots.PAPER, fontsize=8)
+        left += width
+    axes.invert_yaxis()
+    axes.set_xlabel("trainings")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    canvas.legend(loc="outside upper right", ncols=3)

@@ -1,0 +1,198 @@
+"""Sections to one self-contained HTML page: no other file, no network, nothing that a name could run.
+
+Every text passes Jinja's autoescaping; characters that would reorder or hide text are spelled out; the policy allows
+the page's own style and script by hash, and pictures from `data:` only.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from analysis import plots
+from analysis.section import Figure, Section, Table, number
+
+HERE = Path(__file__).parent
+HIDDEN = [0x061C, 0x200B, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF, *range(0x202A, 0x202F), *range(0x2060, 0x206A)]
+CONTROLS = [code for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"]
+_SPELLED = {code: f"[U+{code:04X}]" for code in [*HIDDEN, *CONTROLS, *range(0xD800, 0xE000)]}
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn figure: what the page holds and what the files hold."""
+
+    name: str
+    title: str
+    caption: str
+    kind: str  # lines | dense
+    picture: Markup
+    csv: str  # data: address
+    rows: int
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    value: str | None  # what a numeric column is sorted by
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    unit: str
+    numeric: bool
+
+
+@dataclass(frozen=True)
+class Grid:
+    name: str
+    title: str
+    note: str
+    count: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    csv: str
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A section ready for the page."""
+
+    key: str
+    title: str
+    answers: Sequence[str]
+    figures: Sequence[Picture]
+    tables: Sequence[Grid]
+
+
+@dataclass(frozen=True)
+class Lead:
+    """A sentence at the head of the page; `warn` makes it stand out."""
+
+    text: str
+    warn: bool = False
+
+
+def spelled(text: str) -> str:
+    """Text with characters that hide or reorder what stands around them spelled out: [U+202E]."""
+    return text.translate(_SPELLED)
+
+
+def part(section: Section) -> Part:
+    """A section with its figures drawn and its tables formatted."""
+    return Part(
+        section.key,
+        section.title,
+        section.answers,
+        [picture(f) for f in section.figures],
+        [grid(t) for t in section.tables],
+    )
+
+
+def picture(figure: Figure) -> Picture:
+    """Draw a figure as inline SVG, or as PNG where it is a photograph; both also as files with their data."""
+    table = plots.csv_text(figure.data).encode()
+    alt = html.escape(spelled(figure.alt), quote=True)
+    with plots.style(figure.name):
+        canvas = plots.drawn(figure)
+        if figure.photograph:
+            png = plots.to_png(canvas)
+            files = {f"{figure.name}.png": png}
+            element = f'<img alt="{alt}" src="{plots.data_uri("image/png", png)}">'
+        else:
+            document = spelled(plots.to_svg(canvas))
+            files = {f"{figure.name}.svg": plots.on_paper(document).encode()}
+            element = plots.inline_svg(document, alt)
+    kind = "dense" if figure.photograph or figure.size_in[0] > 6.4 else "lines"
+    files[f"{figure.name}.csv"] = table
+    # The element is made of escaped text by matplotlib and html.escape; nothing else reaches it.
+    shown = Markup(element)  # noqa: S704
+    address = plots.data_uri("text/csv;charset=utf-8", table)
+    return Picture(figure.name, figure.title, figure.caption, kind, shown, address, len(figure.data), files)
+
+
+def grid(table: Table) -> Grid:
+    """A table's cells as text, numbers with what they are sorted by."""
+    frame = table.frame
+    content = plots.csv_text(frame.rename(columns={c: f"{c} ({u})" for c, u in table.units.items() if u})).encode()
+    numeric = [_numeric(frame.iloc[:, place]) for place in range(frame.shape[1])]
+    columns = [Column(str(c), str(table.units.get(str(c), "")), n) for c, n in zip(frame.columns, numeric, strict=True)]
+    rows = [[cell(v, n) for v, n in zip(row, numeric, strict=True)] for row in frame.itertuples(index=False, name=None)]
+    address = plots.data_uri("text/csv;charset=utf-8", content)
+    count = f"{len(rows):,} row{'' if len(rows) == 1 else 's'}"
+    return Grid(table.name, table.title, table.note, count, columns, rows, address, {f"{table.name}.csv": content})
+
+
+def _numeric(column: pd.Series[Any]) -> bool:
+    if pd.api.types.is_bool_dtype(column):
+        return False
+    if pd.api.types.is_numeric_dtype(column):
+        return True
+    known = [v for v in column if not _missing(v)]
+    return bool(known) and all(
+        isinstance(v, (int, float, np.number)) and not isinstance(v, (bool, np.bool_)) for v in known
+    )
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value is pd.NaT or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+def cell(value: Any, numeric: bool) -> Cell:
+    """One value as a reader sees it."""
+    if _missing(value):
+        return Cell(NOTHING, None)
+    if isinstance(value, (bool, np.bool_)):
+        return Cell("yes" if value else "no", None)
+    if isinstance(value, (int, np.integer)):
+        text = f"{int(value):,}" if abs(int(value)) >= 10_000 else str(int(value))
+        return Cell(text, str(int(value)) if numeric else None)
+    if isinstance(value, (float, np.floating)):
+        as_float = float(value)
+        if math.isinf(as_float):
+            return Cell("∞" if as_float > 0 else "-∞", "Infinity" if as_float > 0 else "-Infinity")
+        return Cell(number(as_float), repr(as_float) if numeric else None)
+    if isinstance(value, pd.Timestamp):
+        return Cell(value.strftime("%Y-%m-%d %H:%M:%S"), None)
+    return Cell(str(value), None)
+
+
+def render(title: str, lead: Sequence[Lead], parts: Sequence[Part], footer: str) -> str:
+    """The page as text."""
+    css, script = ((HERE / f"report.{kind}").read_text(encoding="utf-8").strip() for kind in ("css", "js"))
+    policy = (
+        f"default-src 'none'; style-src '{_hash(css)}'; script-src '{_hash(script)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    text = environment.get_template("report.html.j2").render(
+        title=title,
+        lead=lead,
+        sections=parts,
+        footer=footer,
+        policy=Markup(policy),  # noqa: S704  (hashes only; quotes must stay quotes)
+        css=Markup(css),  # noqa: S704  (this project's own file)
+        script=Markup(script),  # noqa: S704  (this project's own file)
+    )
+    return spelled(text)
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

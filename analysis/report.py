@@ -1,0 +1,147 @@
+"""`python -m analysis.report`: judges, explains, and writes results/STUDY/report.html with its figures and tables.
+
+An answer in a sentence, then the picture, then the table, question by question. A study that has not ended, or in
+which nothing was completed, gets a report that says so. Of the sealed test only analysis/final_evaluation.py knows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis import cost, overview, page, selection, spikes
+from analysis.runs import load
+from analysis.section import Section, Table
+from analysis.tables import StudyTables, read_table, write_table
+from study.contract import Outcome
+from trainables import cli
+from trainables.durable import write_bytes
+from trainables.errors import UserError
+from trainables.yamlfile import read_yaml
+
+STUDY_FILE = Path("study.yaml")
+TABLE = "study.parquet"  # the released table, in the report's folder
+
+Question = Callable[[StudyTables], Section]
+QUESTIONS: Sequence[tuple[str, Question]] = (
+    ("spikes", spikes.analyse),
+    ("selection", selection.analyse),
+    ("curves", overview.curves),
+    ("history", overview.history),
+    ("outcomes", overview.outcomes),
+    ("cost", cost.cost),
+    ("data", cost.data),
+)
+
+
+def analyse(tables: StudyTables) -> list[Section]:
+    """Every section in the page's order; each one's seconds go to the cost section and to provenance."""
+    sections, took = [], {}
+    for name, question in QUESTIONS:
+        started = time.perf_counter()
+        sections.append(question(tables))
+        took[name] = time.perf_counter() - started
+    made = {
+        "report made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **{f"report, {name} (s)": f"{seconds:.2f}" for name, seconds in took.items()},
+    }
+    sections.append(cost.provenance(tables, made))
+    return [_timed(section, took) if section.key == "cost" else section for section in sections]
+
+
+def _timed(section: Section, took: dict[str, float]) -> Section:
+    rows = pd.DataFrame([{"part": name, "seconds": seconds} for name, seconds in took.items()])
+    table = Table(
+        "report-timings", "How long each part of this report took", rows, "Without drawing.", {"seconds": "s"}
+    )
+    return replace(section, tables=[*section.tables, table])
+
+
+def lead(tables: StudyTables, sections: Sequence[Section]) -> list[page.Lead]:
+    """What a reader must know first: whether the study has ended, then the first answer to each question."""
+    sentences = []
+    if tables.trials.empty:
+        sentences.append(page.Lead("This study has not begun: its ledger holds no training.", warn=True))
+    elif (tables.trials["outcome"] != Outcome.COMPLETE).all():
+        sentences.append(page.Lead("No training of this study was completed.", warn=True))
+    unfinished = tables.unfinished()
+    if unfinished:
+        sentences.append(page.Lead(f"This study has not ended: {'; '.join(unfinished)}.", warn=True))
+    asked = ("reproduction", "evaluation", "selection", "importance", "spikes")
+    by_key = {section.key: section for section in sections}
+    return sentences + [page.Lead(by_key[key].answers[0]) for key in asked if key in by_key and by_key[key].answers]
+
+
+def write(tables: StudyTables, sections: Sequence[Section], folder: Path) -> Path:
+    """Write report.html, and report/ with every figure and table as files, into `folder`; the page's path."""
+    parts = [page.part(section) for section in sections]
+    footer = (
+        f"{tables.name}: every figure and table also lies in report/ as SVG, PNG and CSV; {TABLE} regenerates them."
+    )
+    text = page.render(tables.name, lead(tables, sections), parts, footer)
+    files = {
+        name: content for one in parts for made in (*one.figures, *one.tables) for name, content in made.files.items()
+    }
+    beside = folder / "report"
+    if beside.exists():
+        shutil.rmtree(beside)
+    for name, content in files.items():
+        write_bytes(beside / name, content)
+    write_table(tables, beside / TABLE)
+    write_bytes(folder / "report.html", text.encode())
+    return folder / "report.html"
+
+
+def default_study() -> str:
+    """The name in ./study.yaml. Raises UserError where there is none."""
+    if not STUDY_FILE.exists():
+        raise UserError(f"{STUDY_FILE}: there is none here; name a study or its results folder")
+    name = (read_yaml(STUDY_FILE).value or {}).get("name")
+    if not isinstance(name, str):
+        raise UserError(f"{STUDY_FILE}: has no name; name a study or its results folder")
+    return name
+
+
+def report(args: argparse.Namespace) -> dict[str, Any]:
+    """The command's work: its JSON document."""
+    started = time.perf_counter()
+    if args.from_table is not None:
+        tables, folder = read_table(args.from_table), args.from_table.parent
+    else:
+        tables = load(args.study or default_study())
+        if tables.layout is None:
+            raise UserError(f"{args.study}: has no results folder")
+        folder = tables.layout.root
+    sections = analyse(tables)
+    path = write(tables, sections, folder)
+    print(f"{path}: {len(sections)} sections in {time.perf_counter() - started:.1f} s")
+    return {"report": str(path), "sections": {section.key: section.data for section in sections}}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make a report."""
+    arguments = cli.parser(
+        "analysis.report",
+        "Judge and explain a study; write one self-contained page.",
+        "python -m analysis.report rooms-quick",
+    )
+    arguments.add_argument(
+        "study", nargs="?", help="a study's name or its results folder; default: the name in study.yaml"
+    )
+    arguments.add_argument(
+        "--from-table", type=Path, metavar="FILE", help="a released table instead of a results folder"
+    )
+    return cli.run(arguments, report, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
