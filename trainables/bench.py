@@ -110,10 +110,15 @@ def bench_loader(config: Any, pairs: int, steps: int) -> dict[str, Any]:
         single = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0, "cache": None})})
         cached = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0, "cache": folder})})
         port = _port_loader(config)
+
+        def plain() -> None:
+            for index in range(count):
+                port(index % len(frames))
+
         bodies = {
             "ours": run(TrainLoader(frames, single, 0)),
             "cached": run(TrainLoader(frames, cached, 0)),
-            "plain": lambda: [port(i % len(frames)) for i in range(count)] and None,
+            "plain": plain,
         }
         timings = interleave(bodies, pairs, device)
     result = {f"{name}_frames_per_s": _spread([count / t for t in times]) for name, times in timings.items()}
@@ -153,8 +158,11 @@ def bench_evaluation(config: Any, pairs: int, steps: int) -> dict[str, Any]:
 
     with _training(config) as training:
         frames = training.data.validation
-        body = lambda: evaluate(training.model, frames, config, list(PROTOCOLS), training.device, config.batch_size)  # noqa: E731
-        timings = interleave({"ours": lambda: body() and None}, pairs, training.device)
+
+        def body() -> None:
+            evaluate(training.model, frames, config, list(PROTOCOLS), training.device, config.batch_size)
+
+        timings = interleave({"ours": body}, pairs, training.device)
     per_frame = [t / len(frames) for t in timings["ours"]]
     return {
         "frames": len(frames),
@@ -213,7 +221,7 @@ def step_flops(training: Any, batch: Any) -> float:
 
     images, _, _ = augment(batch, training.device)
     with FlopCounterMode(display=False) as counter, torch.autocast(training.device.type, training.dtype):
-        training.model(images).sum().backward()
+        torch.autograd.backward(training.model(images).sum())
     training.optimiser.zero_grad(set_to_none=True)
     return float(counter.get_total_flops())
 
@@ -244,7 +252,7 @@ class _PlainLoop:
         self._optimiser.zero_grad()
         pred = self._model(images)
         loss = composite(pred, target, valid, self._config.loss, DATA_RANGE[self._config.target.kind]).total
-        loss.backward()
+        torch.autograd.backward(loss)
         self._optimiser.step()
         return float(loss.item())
 
@@ -271,8 +279,8 @@ def _port_loader(config: Any) -> Callable[[int], Any]:
 
     def read(index: int) -> Any:
         name = frames.ids[index]
-        image = Image.open(root / name)
-        depth = Image.open((root / name).with_suffix(".png"))
+        image: Image.Image = Image.open(root / name)
+        depth: Image.Image = Image.open((root / name).with_suffix(".png"))
         if draw.random() < config.augment.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             depth = depth.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

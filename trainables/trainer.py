@@ -77,7 +77,7 @@ class Training:
         if config.start_from is not None:
             _start_from(model, Path(config.start_from))
         self.taps = dict(model.taps)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.optimiser = build_optimiser(config.optim, self.model.parameters())
         self.guarded = GuardedStep(self.optimiser, config.optim.clip_norm, self.device)
         self.forward = torch.compile(self.model) if config.compile else self.model
@@ -132,7 +132,7 @@ class Training:
                 pred = self.forward(images)
             result = composite(pred, target, valid, config.loss, DATA_RANGE[config.target.kind])
             share = len(batch.ids) / count
-            (result.total * share).backward()
+            torch.autograd.backward(result.total * share)
             for name, value in {"loss": result.total, **result.terms}.items():
                 scalars[name] = scalars[name] + share * value.detach()
             sample_losses.append(result.per_sample.detach())
@@ -142,7 +142,12 @@ class Training:
         scalars |= {"grad_norm": norm, "clipped": clipped, "failed": self.guarded.failed}
         if config.trace:
             scalars |= target_extremes(targets)
-        row = {"step": progress.step, "images": progress.images + count, "lr": lr, "seconds": progress.seconds}
+        row: dict[str, Any] = {
+            "step": progress.step,
+            "images": progress.images + count,
+            "lr": lr,
+            "seconds": progress.seconds,
+        }
         row |= {"epoch": progress.images // len(self.data.train)}
         row |= {"samples": [name for batch in group for name in batch.ids]}
         self.log.add(row, scalars, sample_losses)

@@ -79,11 +79,12 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         depth = 0
         for event in yaml.parse(text, Loader=_PlainLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            line = event.start_mark.line + 1
+            line = event.start_mark.line + 1 if event.start_mark else 1
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise UserError(f"{name}:{line}: anchors and aliases are not used in settings; write the value out")
-            if getattr(event, "tag", None):
-                raise UserError(f"{name}:{line}: the tag {event.tag} is not allowed; write a plain value")
+            tag = getattr(event, "tag", None)
+            if tag:
+                raise UserError(f"{name}:{line}: the tag {tag} is not allowed; write a plain value")
             if depth > MAX_DEPTH:
                 raise UserError(f"{name}:{line}: nested deeper than {MAX_DEPTH} levels; settings never are")
         return yaml.compose(text, Loader=_PlainLoader)
