@@ -41,9 +41,11 @@ from trainables.data.frames import FrameList
 from trainables.durable import sha256, write_bytes, write_json
 from trainables.errors import UserError
 from trainables.evaluate import PROTOCOLS, Scorer, predictions
+from trainables.metrics import edge_share
 
 BANDS_M = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)  # edges of the distance bands
 MEAN_FRAMES = 2000  # training frames, evenly spaced, behind the per-pixel mean
+EDGE_THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # Sobel magnitudes at which edges are counted
 GUESS_SEED = 0
 RANDOM_GUESS, TRAINING_MEAN = "random guess", "training mean"
 
@@ -165,11 +167,13 @@ def score_test(
     frames = open_test(config.data)
     scorer = Scorer(list(PROTOCOLS), frames.truth)
     bands = np.zeros((len(BANDS_M) - 1, 3))
+    edges: list[Tensor] = []
     holes: dict[str, float] = {}
     for indices, pred, truth in _predicted(tables, entry, config, frames):
         ids = [frames.ids[i] for i in indices]
         scorer.add(ids, [frames.scenes[i] for i in indices], pred, truth)
         bands += _banded(pred, truth)
+        edges.append(torch.stack([edge_share(m, truth > 0, list(EDGE_THRESHOLDS)).cpu() for m in (truth, pred)], dim=1))
         holes |= dict(zip(ids, (truth <= 0).float().mean((1, 2)).tolist(), strict=True))
     evaluation = scorer.finish()
     return {
@@ -192,6 +196,7 @@ def score_test(
             for (low, high), (n, relative, square) in zip(pairwise(BANDS_M), bands, strict=True)
             if n
         ],
+        "edges": _edge_rows(torch.cat(edges)),
         "rows": [{"entry": entry["name"], **row, "hole_share": holes[row["id"]]} for row in evaluation.rows],
     }
 
@@ -226,7 +231,7 @@ def _model(
         raise UserError(f"{folder}: its weights changed after the list was frozen; restore the checkpoint")
     model, _ = checkpoint.load_model(folder)
     chosen = device.choose_device(config)
-    return model.to(chosen, memory_format=torch.channels_last), frames, config, chosen, config.batch_size
+    return model.to(chosen).to(memory_format=torch.channels_last), frames, config, chosen, config.batch_size
 
 
 def _config(tables: StudyTables, entry: Mapping[str, Any]) -> TrialConfig:
@@ -244,6 +249,13 @@ def _banded(pred_m: Tensor, truth_m: Tensor) -> np.ndarray:
         gaps = error[inside]
         rows.append([float(inside.sum()), float((gaps.abs() / truth[inside]).sum()), float(gaps.square().sum())])
     return np.asarray(rows)
+
+
+def _edge_rows(shares: Tensor) -> list[dict[str, float]]:
+    """Mean share of pixels that are edges, of truth and prediction, by threshold; from (N, 2, T)."""
+    means = shares.nanmean(0)
+    rows = zip(EDGE_THRESHOLDS, means[0].tolist(), means[1].tolist(), strict=True)
+    return [{"threshold": t, "truth": truth, "prediction": pred} for t, truth, pred in rows]
 
 
 def _pictures(

@@ -1,0 +1,78 @@
+"""Published numbers on NYU Depth v2, with source and protocol: the one place where they stand (FACTS.md section 6).
+
+protocol: the name under which this project measures the same thing; None where the source does not state what it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+NYU_TEST_FRAMES = 654
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published row. recipe: what of this project reproduces it, None for context."""
+
+    who: str
+    recipe: str | None
+    protocol: str | None
+    metrics: Mapping[str, float]
+    source: str
+    note: str = ""
+
+
+def _six(delta1: float, delta2: float, delta3: float, abs_rel: float, rmse: float, log10: float) -> dict[str, float]:
+    return {"delta1": delta1, "delta2": delta2, "delta3": delta3, "abs_rel": abs_rel, "rmse": rmse, "log10": log10}
+
+
+PAPER = Published(
+    "DenseDepth, paper", "densedepth", "densedepth", _six(0.846, 0.974, 0.994, 0.123, 0.465, 0.053),
+    "ialhashim/DenseDepth issue 75",
+)  # fmt: skip
+SCALED = Published(
+    "DenseDepth, median-scaled to the ground truth", "densedepth", "densedepth_scaled",
+    _six(0.895, 0.980, 0.996, 0.103, 0.390, 0.043), "ialhashim/DenseDepth issue 142 and its follow-ups",
+)  # fmt: skip
+MIXED = Published(
+    '"Alhashim-Wonka" row of the Michigan report', None, None, _six(0.846, 0.980, 0.996, 0.103, 0.390, 0.043),
+    "Michigan report, Table 2", "delta1 from the paper's row, the rest from the median-scaled row",
+)  # fmt: skip
+MICHIGAN = Published(
+    "Michigan reproduction", "michigan", None, _six(0.326, 0.598, 0.790, 0.435, 1.591, 0.185),
+    "Michigan report, Tables 2 and 3", "evaluation size, crop and target are not stated",
+)  # fmt: skip
+MICHIGAN_GUESS = Published(
+    "random guess U(0, 10 m), Michigan", None, None, _six(0.126, 0.255, 0.389, 1.527, 3.897, 0.412),
+    "Michigan report, Tables 2 and 3",
+)  # fmt: skip
+ROWS: tuple[Published, ...] = (
+    PAPER,
+    SCALED,
+    Published(
+        "released weights, repository's evaluator today", "densedepth", "densedepth_repo",
+        _six(0.8471, 0.9731, 0.9937, 0.1274, 0.5485, 0.0535), "ialhashim/DenseDepth issues 75, 98",
+        "abs_rel .1234 with the arguments un-swapped",
+    ),
+    MIXED,
+    MICHIGAN,
+    MICHIGAN_GUESS,
+    Published("Wavelet-MonoDepth's PyTorch DenseDepth, DenseNet-161, no SSIM", None, None,
+              {"delta1": 0.8430, "abs_rel": 0.1277, "rmse": 0.5479}, "nianticlabs/wavelet-monodepth NYUv2/README"),
+    Published("DenseNet-169 U-Net, PyTorch (karoly-hars)", None, None,
+              _six(0.833, 0.962, 0.990, 0.129, 0.588, 0.056), "its README"),
+    Published("BTS DenseNet-161", None, "bts", _six(0.885, 0.978, 0.994, 0.110, 0.392, 0.047), "cleinc/bts README"),
+    Published("AdaBins", None, "bts", _six(0.903, 0.984, 0.997, 0.103, 0.364, 0.044), "its README",
+              "delta and log10 unverified"),
+    Published("ZoeDepth", None, "bts", _six(0.951, 0.994, 0.999, 0.077, 0.282, 0.033),
+              "Depth-Anything metric_depth README"),
+    Published("Depth Anything v1, NYU-tuned", None, "bts", _six(0.984, 0.998, 1.000, 0.056, 0.206, 0.024),
+              "Depth-Anything metric_depth README"),
+)  # fmt: skip
+# Michigan's Table 2: mSSIM and edge F1, data range, size, crop and threshold not stated.
+STRUCTURE: Mapping[str, Mapping[str, float]] = {
+    "DenseDepth, paper": {"mssim": 0.968, "edge_f1": 0.519},
+    "Michigan reproduction": {"mssim": 0.974, "edge_f1": 0.316},
+    "random guess U(0, 10 m), Michigan": {"mssim": 0.745, "edge_f1": 0.206},
+}

@@ -1,0 +1,262 @@
+"""Does it reproduce? Published numbers beside ours, and a verdict by margins fixed before trial 1.
+
+A verdict needs the same data, a protocol that ran as published, and the recipe as published: where one is missing the
+row says "cannot be compared" and why. Sources: analysis/published.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
+
+from analysis import runs
+from analysis.explained import edge_figure, explained, structure_table
+from analysis.plots import BLUE, FAINT, VERMILION, empty
+from analysis.published import NYU_TEST_FRAMES, PAPER, ROWS, Published
+from analysis.section import Figure, Section, Table, plain
+from analysis.tables import StudyTables
+from study.contract import Outcome
+from trainables.config import flatten
+from trainables.errors import UserError
+from trainables.recipe import recipe_stages
+
+# Settings that say where, not what: they may differ from the recipe's without making it another training.
+INCIDENTAL = (
+    "seed", "best_metric", "protocol", "device", "precision", "compile", "threads", "trace", "start_from", "variant",
+    "snapshot_every_steps", "checkpoint_every_images", "validate_every_images", "data.root", "data.workers",
+    "data.cache", "data.on_bad_frame", "data.rooms",
+)  # fmt: skip
+VERDICTS = ("reproduced", "partly reproduced", "not reproduced", "cannot be compared")
+Row = dict[str, Any]
+
+
+def analyse(tables: StudyTables) -> Section:
+    """The section: a verdict per recipe, both numbers with protocol and data, and what protocols explain."""
+    entries = {e["name"]: e for e in tables.evaluation.get("entries", [])}
+    rows = [row for group in _groups(tables) for row in _compare(tables, group, entries)]
+    context = _published_table(entries, tables)
+    texts = explained(entries, tables.evaluation.get("champion"))
+    answers = [*_headline(tables, rows), *texts]
+    frame = pd.DataFrame(rows)
+    parts = [Table("reproduction-verdicts", "Published against reproduced", frame, _note(tables), {"ours_rmse": "m"})]
+    parts += [context, structure_table(entries)]
+    figures = [_figure(tables, frame), *edge_figure(tables, entries)]
+    data = {
+        "verdicts": rows,
+        "explained": texts,
+        "margins": dict(tables.judge.margins) if tables.judge else {},
+    }
+    return Section("reproduction", "Does it reproduce?", answers, figures, parts, plain(data))
+
+
+def verdict(ours: Mapping[str, float], published: Mapping[str, float], margins: Mapping[str, float]) -> tuple[str, Row]:
+    """'reproduced' when every margin's metric is within it, 'partly' when some are, 'not' when none; and the gaps."""
+    gaps = {m: ours[m] - published[m] for m in margins if m in published and ours.get(m) is not None}
+    if not gaps:
+        return VERDICTS[3], {}
+    within = [abs(gap) <= margins[metric] for metric, gap in gaps.items()]
+    return (VERDICTS[0] if all(within) else VERDICTS[1] if any(within) else VERDICTS[2]), gaps
+
+
+def _groups(tables: StudyTables) -> list[str]:
+    return [str(g) for g in dict.fromkeys(tables.phase("reproduce")["group"])]
+
+
+def _compare(tables: StudyTables, group: str, entries: Mapping[str, Row]) -> list[Row]:
+    """One row per published row of a recipe; one with no numbers beside it where nothing was published."""
+    assert tables.judge is not None or not len(tables.trials)
+    trainings = tables.phase("reproduce")
+    trainings = trainings[trainings["group"] == group]
+    recipe = str(trainings.iloc[0]["recipe"])
+    done = trainings[(trainings["outcome"] == Outcome.COMPLETE) & trainings["value"].notna()]
+    entry = next((e for e in entries.values() if f"recipe {group}" in e["roles"]), None)
+    base: Row = {
+        "recipe": group, "seeds": f"{done['seed'].nunique()} of {trainings['seed'].nunique()}",
+        "data": _data(trainings.iloc[0], entry), "validation": float(done["value"].median()) if len(done) else None,
+        "spread": float(done["value"].max() - done["value"].min()) if len(done) > 1 else None,
+    }  # fmt: skip
+    rows = []
+    against: list[Published | None] = [p for p in ROWS if p.recipe == recipe]
+    for published in against or [None]:
+        reasons = _obstacles(trainings.iloc[0], entry, published)
+        ours = _ours(entry, published)
+        word, gaps = VERDICTS[3], dict[str, float]()
+        if published is not None and ours and tables.judge is not None:
+            word, gaps = verdict(ours, published.metrics, tables.judge.margins)
+        row: Row = base | {
+            "verdict": VERDICTS[3] if reasons else word,
+            "why": "; ".join(reasons),
+            "against": published.who if published else None,
+            "protocol": _protocol_run(entry, published),
+        }
+        for metric in ("delta1", "abs_rel", "rmse", "log10"):
+            row[f"published_{metric}"] = published.metrics.get(metric) if published else None
+            row[f"ours_{metric}"] = ours.get(metric)
+        rows.append(row | {"gaps": ", ".join(f"{m} {gap:+.3f}" for m, gap in gaps.items())})
+    return rows
+
+
+def _ours(entry: Row | None, published: Published | None) -> dict[str, float]:
+    name = _protocol_run(entry, published)
+    if entry is None or name is None:
+        return {}
+    return {metric: value for metric, value in entry["summary"][name].items() if value is not None}
+
+
+def _protocol_run(entry: Row | None, published: Published | None) -> str | None:
+    """The protocol's name as run; the paper's where the published row states none."""
+    if entry is None:
+        return None
+    asked = published.protocol if published and published.protocol else PAPER.protocol
+    return str(entry["protocols"][asked]["name"])
+
+
+def _obstacles(training: Any, entry: Row | None, published: Published | None) -> list[str]:
+    """Why this row cannot be compared; empty: it can."""
+    if published is None:
+        return ["no number was published"]
+    if entry is None:
+        return ["its judged checkpoint is not scored (the test is sealed, or no training completed)"]
+    reasons = []
+    if published.protocol is None:
+        reasons.append(f"its protocol is not stated ({published.note})")
+    elif not entry["protocols"][published.protocol]["comparable"]:
+        reasons.append(f"protocol: {entry['protocols'][published.protocol]['note']}")
+    if entry["source"] == "rooms":
+        reasons.append("the data are rendered rooms, not NYU Depth v2")
+    elif entry["frames"] != NYU_TEST_FRAMES:
+        reasons.append(f"the test split has {entry['frames']} frames, that of NYU Depth v2 {NYU_TEST_FRAMES}")
+    if changed := _changed(training):
+        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+        reasons.append(f"not trained as published: {', '.join(changed[:4])}{more}")
+    return reasons
+
+
+def _changed(training: Any) -> list[str]:
+    """Settings of a training that differ from its recipe's file, 'budget_images 2400 (recipe: 1013760)'."""
+    name = str(training["recipe"]) + (f"+{training['variant']}" if isinstance(training["variant"], str) else "")
+    try:
+        stages = recipe_stages(name)
+    except UserError as error:  # a released table may name a recipe that this checkout does not have
+        return [str(error)]
+    stage = training["stage"]
+    settings = stages[int(stage) if stage is not None and not pd.isna(stage) else 0]
+    changed = []
+    for path, value in flatten(settings).items():
+        if any(path == name or path.startswith(f"{name}.") for name in INCIDENTAL):
+            continue
+        found = training.get(f"config.{path}")
+        if path == "data.source" or not _differs(found, value):
+            continue
+        changed.append(f"{path} {found} (recipe: {value})")
+    return changed
+
+
+def _differs(found: Any, wanted: Any) -> bool:
+    if found is None or (isinstance(found, float) and pd.isna(found)):
+        return wanted is not None
+    return bool(list(found) != list(wanted)) if isinstance(wanted, (list, tuple)) else bool(found != wanted)
+
+
+def _data(training: Any, entry: Row | None) -> str:
+    """What it was trained on, called small where it is."""
+    frames = training.get("summary.train_frames")
+    count = "" if frames is None or pd.isna(frames) else f", {int(frames)} training frames"
+    small = " (small-data result)" if count and int(frames) < 10_000 else ""
+    return f"{training.get('config.data.source')}{count}{small}"
+
+
+def _headline(tables: StudyTables, rows: Sequence[Row]) -> list[str]:
+    if not rows:
+        return ["This study reproduces no published system, so it cannot say whether one does."]
+    answers = []
+    for word in VERDICTS[:3]:
+        named = [f"{r['recipe']} ({r['against']}: {r['gaps']})" for r in rows if r["verdict"] == word]
+        if named:
+            answers.append(f"{word.capitalize()}: {'; '.join(named)}.")
+    blocked = [r for r in rows if r["verdict"] == VERDICTS[3]]
+    if len(blocked) == len(rows):
+        recipes = list(dict.fromkeys(r["recipe"] for r in rows))
+        which = f"{recipes[0]} cannot" if len(recipes) == 1 else f"None of the {len(recipes)} recipes can"
+        answers.append(f"{which} be compared with published numbers: {blocked[0]['why']}.")
+    elif blocked:
+        answers.append(f"{len(blocked)} of {len(rows)} published rows cannot be compared; the table says why for each.")
+    return answers
+
+
+def _published_table(entries: Mapping[str, Row], tables: StudyTables) -> Table:
+    """Every published row, then ours under the same protocol, so that a reader sees them in one table."""
+    metrics = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")
+    rows: list[Row] = [
+        {"who": p.who, "kind": "published", "protocol": p.protocol or "not stated",
+         **{m: p.metrics.get(m) for m in metrics}, "source": p.source, "note": p.note}
+        for p in ROWS
+    ]  # fmt: skip
+    for entry in entries.values():
+        for asked in ("densedepth", "densedepth_scaled", "densedepth_repo", "bts"):
+            run = entry["protocols"][asked]
+            measured = entry["summary"][run["name"]]
+            row = {
+                "who": f"{', '.join(entry['roles'])}: {entry['name']}",
+                "kind": "measured here",
+                "protocol": run["name"],
+            }
+            row |= {m: measured.get(m) for m in metrics}
+            data = f"{entry['source']}, {entry['frames']} test frames"
+            rows.append(row | {"source": f"study {tables.name}: {data}", "note": run["note"]})
+    note = "Published numbers are on NYU Depth v2. Rows compare only under the same protocol and on the same data."
+    return Table("reproduction-published", "Published numbers and ours", pd.DataFrame(rows), note, {"rmse": "m"})
+
+
+def _note(tables: StudyTables) -> str:
+    margins = ", ".join(f"{m} {v:g}" for m, v in tables.judge.margins.items()) if tables.judge else "none"
+    return (
+        f"Margins, absolute, fixed before trial 1: {margins}. Ours: the judged checkpoint (median seed) on the test "
+        "split; validation and spread: the judged metric over the seeds."
+    )
+
+
+def _figure(tables: StudyTables, frame: pd.DataFrame) -> Figure:
+    columns = [
+        "recipe",
+        "against",
+        "protocol",
+        "verdict",
+        "published_rmse",
+        "ours_rmse",
+        "published_abs_rel",
+        "ours_abs_rel",
+    ]
+    data = frame[columns] if len(frame) else pd.DataFrame(columns=columns)
+    data = data.dropna(subset=["published_rmse"]).reset_index(drop=True)
+
+    def draw(canvas: Canvas, shown: pd.DataFrame) -> None:
+        if shown["ours_rmse"].isna().all():
+            empty(canvas.add_subplot(), "no recipe has both a published and a measured number")
+            return
+        for axes, metric, unit in zip(
+            canvas.subplots(1, 2, sharey=True), ("rmse", "abs_rel"), (" (m)", ""), strict=True
+        ):
+            places = range(len(shown))
+            axes.hlines(places, shown[f"published_{metric}"], shown[f"ours_{metric}"], color=FAINT, linewidth=1)
+            axes.plot(shown[f"published_{metric}"], places, "D", color=VERMILION, label="published")
+            axes.plot(shown[f"ours_{metric}"], places, "o", color=BLUE, label="measured here")
+            axes.set(xlabel=f"{metric}{unit}", yticks=list(places))
+        labels = [f"{r}\nagainst {a}" for r, a in zip(shown["recipe"], shown["against"], strict=True)]
+        canvas.axes[0].set_yticklabels(labels)
+        canvas.axes[0].legend()
+
+    return Figure(
+        "reproduction", "Published and measured",
+        f"RMSE and absolute relative error of {len(data)} comparisons, published against measured here.",
+        f"Test split of study {tables.name}; published: NYU Depth v2. Verdicts and reasons stand in the table.",
+        draw, data, size_in=(7.0, 1.4 + 0.5 * max(1, len(data))),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(runs.command("reproduction", "Compare reproduced systems with what they published.", analyse))
