@@ -45,7 +45,7 @@ def explained(entries: Mapping[str, Row], champion: str | None) -> list[str]:
     if guess and own:
         lesson = ": at 255 a high value says nothing" if guess["mssim_255"] > MEANINGLESS_SSIM else ""
         texts.append(
-            f"mSSIM depends on a data range that nobody states: a random guess gets {number(guess['mssim_10'])} at 10 m "
+            f"mSSIM depends on a data range nobody states: a random guess gets {number(guess['mssim_10'])} at 10 m "
             f"and {number(guess['mssim_255'])} at 255 (Michigan prints {STRUCTURE[MICHIGAN_GUESS.who]['mssim']}), the "
             f"champion {number(own['mssim_10'])} and {number(own['mssim_255'])}{lesson}."
         )
