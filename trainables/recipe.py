@@ -7,6 +7,7 @@ is a mapping of the settings that differ. Overrides are given by dotted path, an
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -128,6 +129,7 @@ def _sentence(error: ValidationError, kind: type[Section], document: Document) -
     return f"{document.where(path)}: {message[0].lower() + message[1:]}{given}"
 
 
+@functools.cache  # a study reads a recipe once: an edit of the file while it runs changes no later trial
 def _read_recipe(name: str) -> Document:
     path = RECIPES / f"{name}.yaml"
     if "/" in name or not path.is_file():
