@@ -30,6 +30,8 @@ from trainables.evaluate import predict_depth_m
 MAX_PIXELS = 80_000_000  # beyond it a picture is refused: a small file can unpack to more memory than there is
 DRAWN_PX = 1600  # the coloured picture shows every n-th pixel of anything larger
 MM_PER_M = 1000
+# A model of relative depth has no scale: its 0 to 1 is spread over the range of depth, and metres are only its units.
+LEGENDS = {True: "depth (m)", False: "relative depth, near to far (scale in metres is arbitrary)"}
 COLOURS = "cividis"  # readable for colour-blind eyes, and in grey
 
 
@@ -78,7 +80,7 @@ def predict_picture(model: nn.Module, rgb: NDArray[np.uint8], config: TrialConfi
         return predict_depth_m(model, inputs, config, config.mirrored, (rgb.shape[0], rgb.shape[1]))[0]
 
 
-def write_depth(depth_m: NDArray[np.float32], rgb: NDArray[np.uint8], stem: Path) -> dict[str, str]:
+def write_depth(depth_m: NDArray[np.float32], rgb: NDArray[np.uint8], stem: Path, legend: str) -> dict[str, str]:
     """Write the three files STEM_depth.png, STEM_depth.npy, STEM_coloured.png; their paths by kind."""
     paths = {
         "depth_png_mm": stem.with_name(f"{stem.name}_depth.png"),
@@ -89,13 +91,15 @@ def write_depth(depth_m: NDArray[np.float32], rgb: NDArray[np.uint8], stem: Path
     millimetres = np.clip(np.round(depth_m.astype(np.float64) * MM_PER_M), 0, 65535).astype(np.uint16)
     Image.fromarray(millimetres).save(png, format="PNG")
     np.save(npy, depth_m)
-    for path, content in zip(paths.values(), (png.getvalue(), npy.getvalue(), coloured(depth_m, rgb)), strict=True):
+    for path, content in zip(
+        paths.values(), (png.getvalue(), npy.getvalue(), coloured(depth_m, rgb, legend)), strict=True
+    ):
         write_bytes(path, content)
     return {kind: str(path) for kind, path in paths.items()}
 
 
-def coloured(depth_m: NDArray[np.float32], rgb: NDArray[np.uint8]) -> bytes:
-    """A PNG: the picture beside its depth in colours, with a scale in metres."""
+def coloured(depth_m: NDArray[np.float32], rgb: NDArray[np.uint8], legend: str) -> bytes:
+    """A PNG: the picture beside its depth in colours, with a scale whose legend says what it measures."""
     from matplotlib.figure import Figure  # slow to import, and a wrong file name should answer at once
 
     height, width = depth_m.shape
@@ -106,7 +110,7 @@ def coloured(depth_m: NDArray[np.float32], rgb: NDArray[np.uint8]) -> bytes:
     left.set_title("picture")
     map_ = right.imshow(depth_m[::step, ::step], cmap=COLOURS)
     right.set_title("depth")
-    figure.colorbar(map_, ax=right, label="depth (m)")
+    figure.colorbar(map_, ax=right, label=legend)
     for axes in (left, right):
         axes.set_xticks([])
         axes.set_yticks([])
@@ -134,6 +138,7 @@ def predict(pictures: Sequence[Path], checkpoint: Path, out: Path | None, device
         read_picture(path)
     model, config = load_model(checkpoint)
     model.to(device).eval()
+    metric = config.target.kind != "relative"
     results = []
     for path, stem in zip(pictures, stems, strict=True):
         rgb = read_picture(path)
@@ -144,10 +149,11 @@ def predict(pictures: Sequence[Path], checkpoint: Path, out: Path | None, device
             {
                 "picture": str(path),
                 "size": list(depth_m.shape),
+                "metric": metric,
                 "min_m": float(depth_m.min()),
                 "median_m": float(np.median(depth_m)),
                 "max_m": float(depth_m.max()),
-                **write_depth(depth_m, rgb, stem),
+                **write_depth(depth_m, rgb, stem, LEGENDS[metric]),
             }
         )
     return results
@@ -174,6 +180,7 @@ def main(argv: list[str] | None = None) -> int:
         for entry in results:
             print(
                 f"{entry['picture']}: {entry['min_m']:.2f} to {entry['max_m']:.2f} m, median {entry['median_m']:.2f} m"
+                f"{'' if entry['metric'] else ' (relative depth: the scale is arbitrary)'}"
                 f"; {entry['depth_png_mm']}, {entry['depth_npy_m']}, {entry['coloured']}"
             )
         return {"checkpoint": str(args.checkpoint), "pictures": results}

@@ -55,6 +55,17 @@ def test_three_files_agree(checkpoint: Path, tmp_path: Path, capsys: pytest.Capt
     assert {path.name for path in out.iterdir()} == {"hall_depth.png", "hall_depth.npy", "hall_coloured.png"}
 
 
+def test_relative_depth_is_not_sold_as_metres(
+    tiny_config: Callable[..., TrialConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(**{"target.kind": "relative"})
+    model = build_model(config.model, config.target.kind)
+    write_checkpoint(tmp_path / "best", take_snapshot(model, None, {"step": 0}), config)
+    Image.fromarray(gradient(40, 50)).save(tmp_path / "hall.png")
+    assert main([str(tmp_path / "hall.png"), "--checkpoint", str(tmp_path / "best")]) == 0
+    assert "the scale is arbitrary" in capsys.readouterr().out
+
+
 def test_depth_is_the_networks_at_the_pictures_size(checkpoint: Path) -> None:
     from trainables.checkpoint import load_model
 
