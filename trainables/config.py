@@ -65,7 +65,8 @@ class DataConfig(Section):
     crop_border_px: Annotated[int, Field(ge=0)]  # cut from all four sides at the stored size, before resizing
     on_bad_frame: Literal["stop", "skip"]
     workers: Annotated[int, Field(ge=0)]  # decoding processes; 0: in the training process
-    cache: str | None  # folder of decoded frames shared by all trials of a node; null: none
+    cache: str | None  # folder of prepared samples shared by all trials of a node; null: none
+    cache_gb: Positive | None  # the first frames of the list that fit in as much are cached; null: all
 
 
 class AugmentConfig(Section):

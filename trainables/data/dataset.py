@@ -1,0 +1,171 @@
+"""What a training sees: the train list, checked, split by scene, thinned and paired as its settings say.
+
+The test split is opened by `open_test` alone (DESIGN.md, house rule 6).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import numpy as np
+
+from trainables.config import DataConfig, TrialConfig, ValidationSplit
+from trainables.data.forms import Form, forms
+from trainables.data.forms import rooms as rooms_form
+from trainables.data.frames import BadFrame, FrameList
+from trainables.errors import UserError
+from trainables.yamlfile import nearest
+
+THOROUGH_FRAMES: Final = 4000  # lists up to this length have all headers read before training, longer ones a sample
+_SAMPLED: Final = 500
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """`skipped` holds (id, reason) of the bad frames that `data.on_bad_frame: skip` left out."""
+
+    train: FrameList
+    validation: FrameList
+    fingerprint: str  # of the whole training list, before any choice
+    skipped: tuple[tuple[str, str], ...]
+
+
+def open_training(config: TrialConfig) -> TrainingData:
+    """Training and validation frames. The validation frames depend on `data.validation` alone, so that trainings which
+    differ in subset, exclude or pairing are judged on the same ones.
+
+    Raises UserError for settings that leave nothing, and for the first bad frame unless those are to be skipped.
+    """
+    data = config.data
+    frames = _open(data, "train")
+    digest, _ = frames.reader.digest(frames.rgb_of)
+    bad = _bad_frames(frames, data.on_bad_frame)
+    skipped = tuple((frames.ids[i], reason) for i, reason in bad.items())
+    known = set(frames.ids)
+    for name in data.exclude:
+        if name not in known:
+            close = nearest(name, frames.ids)
+            raise UserError(f"data.exclude: {name} is no frame of the training list{close}; remove it")
+    if data.overfit is not None:
+        if data.overfit not in known:
+            close = nearest(data.overfit, frames.ids)
+            raise UserError(f"data.overfit: {data.overfit} is no frame of the training list{close}; name one")
+        one = frames.subset([frames.ids.index(data.overfit)])
+        return TrainingData(one, one, digest, skipped)
+    held = held_out(frames, data.validation)
+    train = _thinned([i for i in range(len(frames)) if i not in held], data.subset, data.subset_seed)
+    excluded = set(data.exclude)
+    train = [i for i in train if i not in bad and frames.ids[i] not in excluded]
+    validation = _evenly([i for i in sorted(held) if i not in bad], data.validation.max_frames)
+    if not train or not validation:
+        raise UserError(f"data.{'exclude or data.subset' if not train else 'validation'} leaves no frame; keep some")
+    matched = frames.subset(train)
+    paired = matched if data.pairing == "matched" else _mispaired(matched, config.seed)
+    return TrainingData(paired, frames.subset(validation), digest, skipped)
+
+
+def open_test(data: DataConfig) -> FrameList:
+    """The test split. Only analysis/final_evaluation.py scores it; raises UserError for its first bad frame."""
+    frames = _open(data, "test")
+    _bad_frames(frames, "stop")
+    return frames
+
+
+def fingerprint(data: DataConfig) -> dict[str, str | int]:
+    """SHA-256 of each split and what each is made of, with the numbers of frames."""
+    result: dict[str, str | int] = {}
+    splits: tuple[Literal["train", "test"], ...] = ("train", "test")
+    for split in splits:
+        frames = _open(data, split)
+        result[split], result[f"{split}_of"] = frames.reader.digest(frames.rgb_of)
+        result[f"{split}_frames"] = len(frames)
+    result["frames"] = sum(int(result[f"{split}_frames"]) for split in splits)
+    return result
+
+
+def prepare_data(data: DataConfig) -> DataConfig:
+    """Render `rooms` where they are not there yet; returns the settings with `root` as an absolute path.
+
+    Workers of a cluster run in folders of their own: give them the returned settings.
+    """
+    if data.source == rooms_form.NAME:
+        return data.model_copy(update={"root": str(rooms_form.write(data))})
+    return data
+
+
+def _open(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
+    found: dict[str, Form] = forms()
+    if data.source not in found:
+        raise UserError(f"data.source: no form {data.source}{nearest(data.source, found)}; there are {sorted(found)}")
+    return found[data.source].open_split(data, split)
+
+
+def _bad_frames(frames: FrameList, on_bad_frame: Literal["stop", "skip"]) -> dict[int, str]:
+    """Position and reason of what shows without decoding. Raises the first BadFrame where training must stop."""
+    sampled = set(_evenly(range(len(frames)), None if len(frames) <= THOROUGH_FRAMES else _SAMPLED))
+    bad: dict[int, str] = {}
+    for i, number in enumerate(frames.rgb_of):
+        try:
+            frames.reader.check(number, thorough=i in sampled)
+        except BadFrame as error:
+            if on_bad_frame == "stop":
+                raise
+            bad[i] = str(error)
+    if len(bad) == len(frames):
+        raise UserError(f"every frame is bad, the first because {bad[0]}")
+    return bad
+
+
+def held_out(frames: FrameList, split: ValidationSplit) -> frozenset[int]:
+    """Positions of the validation frames: whole scenes in seeded order until the share of frames is reached, at least
+    one scene, never all; or by frame, as published. Raises UserError where scenes are unknown or fewer than two.
+    """
+    random = np.random.default_rng(split.seed)
+    wanted = split.share * len(frames)
+    if split.by == "frame":
+        count = min(max(1, round(wanted)), len(frames) - 1)
+        if count < 1:
+            raise UserError("data.validation needs at least two frames in the training list")
+        return frozenset(int(i) for i in random.permutation(len(frames))[:count])
+    sizes = Counter(scene for scene in frames.scenes if scene is not None)
+    if len(sizes) < 2 or sizes.total() < len(frames):
+        have = f"{len(sizes)} scene(s)" if sizes.total() == len(frames) else "frames of unknown scene"
+        raise UserError(f"data.validation.by is scene, but the training list has {have}; set it to frame")
+    names = sorted(sizes)
+    chosen: set[str] = set()
+    count = 0
+    for k in random.permutation(len(names))[: len(names) - 1]:
+        chosen.add(names[k])
+        count += sizes[names[k]]
+        if count >= wanted:
+            break
+    return frozenset(i for i, scene in enumerate(frames.scenes) if scene in chosen)
+
+
+def _thinned(indices: list[int], share: float, seed: int) -> list[int]:
+    """A seeded share of the indices, at least one, in their order."""
+    count = max(1, round(share * len(indices)))
+    kept = np.random.default_rng(seed).permutation(len(indices))[:count]
+    return [indices[i] for i in sorted(kept)]
+
+
+def _evenly(indices: Sequence[int], count: int | None) -> list[int]:
+    """At most `count` of the indices, evenly spaced."""
+    if count is None or count >= len(indices):
+        return list(indices)
+    return [indices[(2 * k + 1) * len(indices) // (2 * count)] for k in range(count)]
+
+
+def _mispaired(frames: FrameList, seed: int) -> FrameList:
+    """Each image with another frame's depth: one random cycle through all of them (Sattolo), so none keeps its own."""
+    if len(frames) < 2:
+        raise UserError("data.pairing: shuffled needs at least two training frames")
+    random = np.random.default_rng(seed)
+    order = list(range(len(frames)))
+    for i in range(len(order) - 1, 0, -1):
+        j = int(random.integers(i))
+        order[i], order[j] = order[j], order[i]
+    return replace(frames, depth_of=tuple(frames.depth_of[k] for k in order))

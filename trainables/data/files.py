@@ -1,0 +1,187 @@
+"""Files of a data set by name, from a folder or from a zip archive read in place, never outside either.
+
+Nothing is extracted, and nothing stays open: every read opens the folder's file or the archive by itself, so that both
+kinds can be pickled, forked and shared by threads. Links that lead out, absolute and `..` names are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Final, Protocol
+
+from trainables.data.frames import BadFrame
+from trainables.errors import UserError
+
+MAX_BYTES: Final = 1 << 27  # of one unpacked file in an archive, lists included
+CONTENT_LIMIT: Final = 1 << 28  # bytes up to which a folder is hashed by content
+_LOCAL_HEADER: Final = 30
+_ENCRYPTED: Final = 0x1
+
+
+class Files(Protocol):
+    """Named files; names are relative, with forward slashes."""
+
+    def read(self, name: str) -> bytes:
+        """The whole file. Raises BadFrame."""
+
+    def has(self, name: str) -> bool:
+        """Whether it is there. Raises UserError for a name that leads outside."""
+
+    def where(self, name: str) -> str:
+        """The name to show to the user."""
+
+    def digest(self, names: Iterable[str]) -> tuple[str, str]:
+        """SHA-256 over these files and what it was made of."""
+
+
+def safe_name(name: str, where: str) -> str:
+    """The name itself. Raises UserError, naming `where` it was read, unless it stays inside its root."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or parts[0].endswith(":"):
+        raise UserError(f"{where}: {name!r} leads outside the data root; correct the line")
+    return "/".join(parts)
+
+
+@dataclass(frozen=True)
+class FolderFiles:
+    """Files below a folder."""
+
+    root: Path
+    _listings: dict[str, frozenset[str]] = field(default_factory=dict, compare=False, repr=False)
+
+    def has(self, name: str) -> bool:
+        folder, _, last = name.rpartition("/")
+        if folder not in self._listings:
+            self._listings[folder] = self._list(folder)
+        return last in self._listings[folder]
+
+    def _list(self, folder: str) -> frozenset[str]:
+        """Names of the regular files in a sub-folder; one listing instead of thousands of look-ups."""
+        path, home = self.root / folder, self.root.resolve()
+        if not path.is_dir():
+            return frozenset()
+        self._inside(path, home)
+        found = set()
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    self._inside(Path(entry.path), home)
+                if entry.is_file():
+                    found.add(entry.name)
+        return frozenset(found)
+
+    def _inside(self, path: Path, home: Path) -> None:
+        if not path.resolve().is_relative_to(home):
+            raise UserError(f"{path} is a link that leads outside the data root {self.root}; replace it by the files")
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (self.root / name).read_bytes()
+        except OSError as error:
+            raise BadFrame(f"{self.root / name} cannot be read ({error.strerror}); restore or exclude it") from None
+
+    def where(self, name: str) -> str:
+        return str(self.root / name)
+
+    def digest(self, names: Iterable[str]) -> tuple[str, str]:
+        present = [name for name in names if self.has(name)]
+        sizes = [(self.root / name).stat().st_size for name in present]
+        if sum(sizes) > CONTENT_LIMIT:
+            return _sha(f"{name} {size}" for name, size in zip(present, sizes, strict=True)), "names and sizes"
+        return _sha(f"{name} {hashlib.sha256(self.read(name)).hexdigest()}" for name in present), "content"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a zip member lies: offset of its local header, bytes packed and unpacked, CRC-32, deflated or stored."""
+
+    offset: int
+    packed: int
+    size: int
+    crc: int
+    deflated: bool
+
+
+@dataclass(frozen=True)
+class ZipFiles:
+    """Members of a zip archive below `prefix`; its index is read once and travels with the value."""
+
+    path: Path
+    prefix: str
+    entries: dict[str, Entry] = field(repr=False)
+
+    @classmethod
+    def open(cls, path: Path) -> ZipFiles:
+        """Read the index. Raises UserError for a damaged archive, and for members that lead outside or are links."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                infos = archive.infolist()
+        except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            raise UserError(f"{path} is no readable zip archive ({error}); download it again") from None
+        entries: dict[str, Entry] = {}
+        for info in infos:
+            if info.is_dir():
+                continue
+            name = safe_name(info.filename, str(path))
+            if stat.S_ISLNK(info.external_attr >> 16):
+                raise UserError(f"{path}: its member {name} is a link; refused, pack the file itself")
+            if name in entries:
+                raise UserError(f"{path} holds {name} twice; pack it again")
+            if info.flag_bits & _ENCRYPTED or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise UserError(f"{path}: its member {name} is encrypted or packed in a rare way; pack it with deflate")
+            deflated = info.compress_type == zipfile.ZIP_DEFLATED
+            entries[name] = Entry(info.header_offset, info.compress_size, info.file_size, info.CRC, deflated)
+        return cls(path, "", entries)
+
+    def below(self, prefix: str) -> ZipFiles:
+        """The members below a folder of the archive."""
+        return ZipFiles(self.path, prefix, self.entries)
+
+    def has(self, name: str) -> bool:
+        return self.prefix + name in self.entries
+
+    def read(self, name: str) -> bytes:
+        where = self.where(name)
+        entry = self.entries.get(self.prefix + name)
+        if entry is None:
+            raise BadFrame(f"{where} is missing; pack it again or exclude the frame")
+        if entry.size > MAX_BYTES or entry.packed > MAX_BYTES:
+            raise BadFrame(f"{where} claims {max(entry.size, entry.packed)} bytes; refused, pack it again")
+        try:
+            with self.path.open("rb") as file:
+                file.seek(entry.offset)
+                header = file.read(_LOCAL_HEADER)
+                name_and_extra = (header[26:28], header[28:30])  # their lengths differ from the index's
+                file.seek(sum(int.from_bytes(length, "little") for length in name_and_extra), os.SEEK_CUR)
+                content = file.read(entry.packed)
+        except OSError as error:
+            raise BadFrame(f"{where} cannot be read ({error.strerror}); check the disk") from None
+        if entry.deflated:
+            try:
+                content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, entry.size + 1)
+            except zlib.error as error:
+                raise BadFrame(f"{where} is damaged ({error}); download the archive again") from None
+        if len(content) != entry.size or zlib.crc32(content) != entry.crc:
+            raise BadFrame(f"{where} is damaged (size or checksum is wrong); download the archive again")
+        return content
+
+    def where(self, name: str) -> str:
+        return f"{self.path}:{self.prefix}{name}"
+
+    def digest(self, names: Iterable[str]) -> tuple[str, str]:
+        found = ((name, self.entries.get(self.prefix + name)) for name in names)
+        return _sha(f"{name} {e.size} {e.crc}" for name, e in found if e), "names, sizes and checksums of the archive"
+
+
+def _sha(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode(errors="surrogateescape") + b"\n")
+    return digest.hexdigest()
