@@ -170,7 +170,7 @@ class Session:
         entered, config = self.ledger.entered[planned.phase], planned.config
         if planned.identity in entered:
             return None
-        if config.stage == 0:
+        if config.start_from != "previous_stage":
             return self.ledger.add(planned, (), {})
         before = entered.get((planned.group, config.seed, config.stage - 1))
         if before is None or before.outcome is None:

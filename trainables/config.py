@@ -59,7 +59,7 @@ class DataConfig(Section):
     subset: Annotated[float, Field(gt=0, le=1)]  # seeded share of the training frames that is used
     subset_seed: int
     exclude: tuple[str, ...]  # sample ids (a quarantine list) that are never trained on
-    overfit: str | None  # one sample id: train and validate on that frame alone
+    overfit: str | None  # one sample id, or first: train and validate on that frame alone
     order: Literal["shuffled", "listed"]
     pairing: Literal["matched", "shuffled"]  # shuffled: images meet another frame's depth, in training only (control)
     crop_border_px: Annotated[int, Field(ge=0)]  # cut from all four sides at the stored size, before resizing
@@ -161,7 +161,7 @@ class TrialConfig(Section):
     recipe: str
     stage: Annotated[int, Field(ge=0)]
     variant: str | None
-    start_from: str | None  # checkpoint folder whose weights the training starts from (stages); null: model.weights
+    start_from: str | None  # checkpoint folder, or previous_stage in a recipe: its best weights; null: model.weights
     seed: Annotated[int, Field(ge=0)]
     input: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]]  # rows, columns
     batch_size: Count
