@@ -143,9 +143,9 @@ def data(tables: StudyTables) -> Section:
     """Which frames, split how; what was left out."""
     config = tables.trials[[c for c in tables.trials.columns if c.startswith("config.data.")]]
     first = tables.trials.iloc[0] if len(tables.trials) else pd.Series(dtype=object)
-    train, held = (first.get(f"summary.{name}") for name in ("train_frames", "validation_frames"))
+    train, held = (_count(first.get(f"summary.{name}")) for name in ("train_frames", "validation_frames"))
     source = first.get("config.data.source", tables.study.get("data", {}).get("source", "unknown"))
-    counts = f"{int(train)} training and {int(held)} validation frames" if _known(train, held) else "unknown counts"
+    counts = f"{train} training and {held} validation frames"
     answers = [f"Frames come from {source}: {counts} in the first training; validation split by "
                f"{first.get('config.data.validation.by', 'unknown')}."]  # fmt: skip
     answers += [note for note in tables.notes if "frame" in note and "skipped" in note]
@@ -169,8 +169,8 @@ def data(tables: StudyTables) -> Section:
     )
 
 
-def _known(*values: Any) -> bool:
-    return all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+def _count(value: Any) -> str:
+    return f"{value:.0f}" if isinstance(value, (int, float)) and math.isfinite(value) else "an unknown number of"
 
 
 def provenance(tables: StudyTables, made: Mapping[str, Any]) -> Section:

@@ -119,10 +119,11 @@ def history(tables: StudyTables) -> Section:
     figure = Figure(
         "search-history",
         "Search history",
-        f"Validation {metric} of {len(frame)} search trials in order, with the best so far.",
-        f"One mark per trial (n = {len(frame)}); validation split. A trial without a value stands at the upper edge.",
+        f"Validation {metric} of {len(frame)} search trials against the training time spent, with the best so far.",
+        f"One mark per trial (n = {len(frame)}) where its training ended, in hours summed over the search; validation "
+        "split. A trial without a value stands at the upper edge.",
         _draw_history,
-        frame[["number", "value", "outcome", "best_so_far"]].assign(metric=metric + UNIT.get(metric, "")),
+        _by_time(frame).assign(metric=metric + UNIT.get(metric, "")),
     )
     units = {"seconds": "s", "value": UNIT.get(metric, "").strip(" ()") or metric}
     return Section(
@@ -134,11 +135,16 @@ def history(tables: StudyTables) -> Section:
     )
 
 
+def _by_time(frame: pd.DataFrame) -> pd.DataFrame:
+    hours = frame["seconds"].fillna(0).cumsum() / 3600
+    return frame[["number", "value", "outcome", "best_so_far"]].assign(hours=hours)
+
+
 def _progress(frame: pd.DataFrame, metric: str, minimise: bool) -> str:
     complete = frame[frame["outcome"] == Outcome.COMPLETE].dropna(subset=["value"])
     if complete.empty:
         return f"None of {len(frame)} search trials was completed with a value."
-    best = complete.loc[complete["value"].idxmin() if minimise else complete["value"].idxmax()]
+    best = complete.sort_values(["value", "key"], ascending=[minimise, True]).iloc[0]
     unit = UNIT.get(metric, "").strip(" ()")
     first = frame.iloc[0]
     started = f"; the first trial, the recipe's own setting, had {number(first['value'])}"
@@ -161,9 +167,9 @@ def _draw_history(canvas: Canvas, data: pd.DataFrame) -> None:
     for name, rows in data.assign(shown=shown).groupby("outcome", sort=False):
         colour, marker = plots.OUTCOME_COLOUR.get(str(name), plots.GREY), plots.OUTCOME_MARKER.get(str(name), ".")
         label = f"{str(name).replace('_', ' ')} (n = {len(rows)})"
-        axes.scatter(rows["number"], rows["shown"], color=colour, marker=marker, s=18, label=label)
-    axes.step(data["number"], data["best_so_far"], where="post", color=plots.INK, linewidth=1.0, label="best so far")
-    axes.set_xlabel("trial, in the order started")
+        axes.scatter(rows["hours"], rows["shown"], color=colour, marker=marker, s=18, label=label)
+    axes.step(data["hours"], data["best_so_far"], where="post", color=plots.INK, linewidth=1.0, label="best so far")
+    axes.set_xlabel("training time spent by the search (h)")
     axes.set_ylabel(f"validation {data['metric'].iloc[0]}")
     axes.legend(ncols=2)
 

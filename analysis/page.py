@@ -11,7 +11,7 @@ import hashlib
 import html
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
+from matplotlib.figure import Figure as Canvas
 
 from analysis import plots
 from analysis.section import Figure, Section, Table, number
@@ -28,6 +29,8 @@ HIDDEN = [0x061C, 0x200B, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF, *range(0x202A,
 CONTROLS = [code for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"]
 _SPELLED = {code: f"[U+{code:04X}]" for code in [*HIDDEN, *CONTROLS, *range(0xD800, 0xE000)]}
 NOTHING = "–"
+PHONE_IN = 4.3  # inches at which a figure is drawn for narrow screens
+SHORT = 44  # characters of a cell that must not wrap
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Picture:
 @dataclass(frozen=True)
 class Cell:
     text: str
+    style: str  # n: a number; s: short text that must not wrap; t: text that may
     value: str | None  # what a numeric column is sorted by
 
 
@@ -99,7 +103,7 @@ def part(section: Section) -> Part:
         section.key,
         section.title,
         section.answers,
-        [picture(f) for f in section.figures],
+        [picture(figure) for figure in section.figures if len(figure.data)],
         [grid(t) for t in section.tables],
     )
 
@@ -118,12 +122,28 @@ def picture(figure: Figure) -> Picture:
             document = spelled(plots.to_svg(canvas))
             files = {f"{figure.name}.svg": plots.on_paper(document).encode()}
             element = plots.inline_svg(document, alt)
-    kind = "dense" if figure.photograph or figure.size_in[0] > 6.4 else "lines"
+            if not side_by_side(canvas):
+                element = f'<div class="wide">{element}</div><div class="narrow">{_for_phones(figure, alt)}</div>'
     files[f"{figure.name}.csv"] = table
+    kind = "dense" if figure.size_in[0] > 6.4 else "lines"
     # The element is made of escaped text by matplotlib and html.escape; nothing else reaches it.
     shown = Markup(element)  # noqa: S704
     address = plots.data_uri("text/csv;charset=utf-8", table)
     return Picture(figure.name, figure.title, figure.caption, kind, shown, address, len(figure.data), files)
+
+
+def side_by_side(canvas: Canvas) -> bool:
+    """Does a figure have columns of axes, which a narrow copy would crush?"""
+    specs = [axes.get_subplotspec() for axes in canvas.axes]
+    return any(spec is not None and spec.get_gridspec().ncols > 1 for spec in specs)
+
+
+def _for_phones(figure: Figure, alt: str) -> str:
+    """The same figure drawn narrower, so that its text stays readable on a phone."""
+    with plots.style(f"{figure.name}-narrow"):
+        width, height = figure.size_in
+        narrow = replace(figure, size_in=(PHONE_IN, height if height > width else max(height * 0.85, 2.0)))
+        return plots.inline_svg(spelled(plots.to_svg(plots.drawn(narrow))), alt)
 
 
 def grid(table: Table) -> Grid:
@@ -131,11 +151,19 @@ def grid(table: Table) -> Grid:
     frame = table.frame
     content = plots.csv_text(frame.rename(columns={c: f"{c} ({u})" for c, u in table.units.items() if u})).encode()
     numeric = [_numeric(frame.iloc[:, place]) for place in range(frame.shape[1])]
-    columns = [Column(str(c), str(table.units.get(str(c), "")), n) for c, n in zip(frame.columns, numeric, strict=True)]
+    columns = [
+        Column(heading(str(c)), str(table.units.get(str(c), "")), n)
+        for c, n in zip(frame.columns, numeric, strict=True)
+    ]
     rows = [[cell(v, n) for v, n in zip(row, numeric, strict=True)] for row in frame.itertuples(index=False, name=None)]
     address = plots.data_uri("text/csv;charset=utf-8", content)
     count = f"{len(rows):,} row{'' if len(rows) == 1 else 's'}"
     return Grid(table.name, table.title, table.note, count, columns, rows, address, {f"{table.name}.csv": content})
+
+
+def heading(column: str) -> str:
+    """A column's name for readers; a path of settings stays as it is written."""
+    return column if "." in column else column.replace("_", " ")
 
 
 def _numeric(column: pd.Series[Any]) -> bool:
@@ -156,20 +184,21 @@ def _missing(value: Any) -> bool:
 def cell(value: Any, numeric: bool) -> Cell:
     """One value as a reader sees it."""
     if _missing(value):
-        return Cell(NOTHING, None)
+        return Cell(NOTHING, "n" if numeric else "", None)
     if isinstance(value, (bool, np.bool_)):
-        return Cell("yes" if value else "no", None)
+        return Cell("yes" if value else "no", "s", None)
     if isinstance(value, (int, np.integer)):
         text = f"{int(value):,}" if abs(int(value)) >= 10_000 else str(int(value))
-        return Cell(text, str(int(value)) if numeric else None)
+        return Cell(text, "n" if numeric else "s", str(int(value)) if numeric else None)
     if isinstance(value, (float, np.floating)):
         as_float = float(value)
-        if math.isinf(as_float):
-            return Cell("∞" if as_float > 0 else "-∞", "Infinity" if as_float > 0 else "-Infinity")
-        return Cell(number(as_float), repr(as_float) if numeric else None)
+        text = number(as_float) if math.isfinite(as_float) else "∞" if as_float > 0 else "-∞"
+        key = repr(as_float).replace("inf", "Infinity")
+        return Cell(text, "n" if numeric else "s", key if numeric else None)
     if isinstance(value, pd.Timestamp):
-        return Cell(value.strftime("%Y-%m-%d %H:%M:%S"), None)
-    return Cell(str(value), None)
+        return Cell(value.strftime("%Y-%m-%d %H:%M:%S"), "s", None)
+    text = str(value)
+    return Cell(text, "s" if len(text) <= SHORT else "t", None)
 
 
 def render(title: str, lead: Sequence[Lead], parts: Sequence[Part], footer: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import cost, overview, page, selection, spikes
+from analysis import cost, final_evaluation, overview, page, selection, spikes
 from analysis.runs import load
 from analysis.section import Section, Table
 from analysis.tables import StudyTables, read_table, write_table
@@ -35,6 +35,7 @@ Question = Callable[[StudyTables], Section]
 QUESTIONS: Sequence[tuple[str, Question]] = (
     ("spikes", spikes.analyse),
     ("selection", selection.analyse),
+    ("evaluation", final_evaluation.analyse),
     ("curves", overview.curves),
     ("history", overview.history),
     ("outcomes", overview.outcomes),
@@ -88,9 +89,12 @@ def write(tables: StudyTables, sections: Sequence[Section], folder: Path) -> Pat
         f"{tables.name}: every figure and table also lies in report/ as SVG, PNG and CSV; {TABLE} regenerates them."
     )
     text = page.render(tables.name, lead(tables, sections), parts, footer)
-    files = {
-        name: content for one in parts for made in (*one.figures, *one.tables) for name, content in made.files.items()
-    }
+    files: dict[str, bytes] = {}
+    for one in parts:
+        for shown in one.figures:
+            files.update(shown.files)
+        for listed in one.tables:
+            files.update(listed.files)
     beside = folder / "report"
     if beside.exists():
         shutil.rmtree(beside)

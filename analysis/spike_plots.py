@@ -52,11 +52,12 @@ def figures(
         result.append(
             Figure(
                 "spike-settings",
-                "Spikes by learning rate and clipping",
-                f"Spikes per 1,000 steps against the learning rate for {len(known)} trainings, by clip norm.",
-                f"One mark per training (n = {len(known)}); trainings without a spike lie on the axis.",
+                "Spikes that come from settings",
+                f"Optimisation and numeric spikes per 1,000 steps against learning rate for {len(known)} trainings.",
+                f"Optimisation and numeric spikes only. One mark per training (n = {len(known)}); those without lie on "
+                "the axis.",
                 _settings,
-                known[["key", "lr", "clip_norm", "clipped_share", "per_1000_steps"]],
+                known[["key", "lr", "clip_norm", "clipped_share", "from_settings_per_1000_steps"]],
             )
         )
     if len(spikes) and spikes["listed"].any():
@@ -117,11 +118,13 @@ def _settings(canvas: Canvas, data: pd.DataFrame) -> None:
         rows = data[data["clip_norm"].isna()] if clip is None else data[data["clip_norm"] == clip]
         label = f"{'no clipping' if clip is None else f'clip norm {clip:g}'} (n = {len(rows)})"
         colour, marker = plots.CYCLE[place % len(plots.CYCLE)], "ox^sDPv"[place % 7]
-        axes.scatter(rows["lr"], rows["per_1000_steps"], label=label, color=colour, marker=marker, s=22, alpha=0.8)
+        axes.scatter(
+            rows["lr"], rows["from_settings_per_1000_steps"], label=label, color=colour, marker=marker, s=22, alpha=0.8
+        )
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("learning rate (log)")
-    axes.set_ylabel("spikes per 1,000 steps")
+    axes.set_ylabel("spikes from settings per 1,000 steps")
     axes.legend()
 
 

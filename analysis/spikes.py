@@ -14,7 +14,7 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -23,31 +23,24 @@ import pandas as pd
 from analysis import spike_plots
 from analysis.plots import thinned
 from analysis.runs import load
-from analysis.section import Section, Table, number, plain
+from analysis.section import Section, Table, plain
+from analysis.spike_verdict import CAUSES, Findings, judge_cause
 from analysis.suspects import RULES, Passes, suspicion
 from analysis.tables import StudyTables
 from analysis.traces import THRESHOLDS, Spike, Steps, find_spikes, read_steps, trailing
 from study.contract import Outcome
 from trainables import cli
 
-CAUSES = ("data", "one sample", "optimisation", "numeric")
 MOST_OF = 0.5  # share of a batch's rise that makes it one sample's
 OTHERS_CALM = 3.0  # deviations under which the batch's other samples are as usual
 CURVES = 4  # trainings whose loss is drawn
 CURVE_POINTS = 1200
 LISTED = 200  # suspects and spikes that a table holds
+FIRST = (
+    "key", "step", "cause", "loss", "usual_loss", "deviations", "term", "term_share", "sample", "sample_share",
+    "grad_norm", "usual_grad_norm", "clipped", "lr", "recovery_steps", "damage",
+)  # fmt: skip
 SHOWN = 24  # suspects in the picture
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What the traces say. spikes: one row each. suspects: the LISTED most suspicious samples. trainings: one row per
-    trace with its settings and counts. curves: thinned losses of the trainings that are drawn. counts: totals."""
-
-    spikes: pd.DataFrame
-    suspects: pd.DataFrame
-    trainings: pd.DataFrame
-    curves: pd.DataFrame
 
 
 def collect(tables: StudyTables) -> Findings:
@@ -141,7 +134,8 @@ def _with_counts(trainings: pd.DataFrame, spikes: pd.DataFrame) -> pd.DataFrame:
         counts = spikes.loc[spikes["cause"] == cause, "key"].value_counts() if len(spikes) else pd.Series(dtype=int)
         trainings[f"spikes ({cause})"] = trainings["key"].map(counts).fillna(0).astype(int)
     trainings["spikes"] = trainings[[f"spikes ({cause})" for cause in CAUSES]].sum(axis=1)
-    trainings["per_1000_steps"] = 1000 * trainings["spikes"] / trainings["steps"]
+    moved = trainings["spikes (optimisation)"] + trainings["spikes (numeric)"]
+    trainings["from_settings_per_1000_steps"] = 1000 * moved / trainings["steps"]
     return trainings
 
 
@@ -196,90 +190,20 @@ def analyse(tables: StudyTables) -> Section:
     )  # fmt: skip
 
 
-def judge_cause(found: Findings) -> tuple[str, list[str]]:
-    """The study's verdict and the sentences that say it."""
-    if found.trainings.empty:
-        return "none", ["No training left a step trace, so spikes cannot be looked for (trace: true keeps one)."]
-    count, trainings, steps = len(found.spikes), len(found.trainings), int(found.trainings["steps"].sum())
-    extent = f"{steps:,} steps of {trainings} trainings"
-    suspects = found.suspects[found.suspects["suspect"]] if len(found.suspects) else found.suspects
-    sentences, verdict = [], "none"
-    if count:
-        causes = found.spikes["cause"].value_counts()
-        verdict = min(causes.index, key=lambda cause: (-int(causes[cause]), CAUSES.index(str(cause))))
-        listed = ", ".join(f"{causes[c]} {c}" for c in CAUSES if c in causes)
-        touched = found.spikes["key"].nunique()
-        sentences.append(
-            f"{count} loss spikes in {extent} ({1000 * count / steps:.2g} per 1,000 steps, in {touched} trainings). "
-            f"By cause: {listed}."
-        )
-    else:
-        sentences.append(f"No loss spike in {extent}.")
-    if len(suspects):
-        verdict = "data" if verdict in ("none", "one sample", "data") else verdict
-        sentences.append(_accusation(suspects, found))
-    else:
-        samples = int(found.trainings["samples"].max())
-        sentences.append(f"No sample of {samples} is suspect: none stands out over all its passes.")
-    return str(verdict), [*sentences, *_settings_sentences(found), *_position_sentences(found)]
-
-
-def _accusation(suspects: pd.DataFrame, found: Findings) -> str:
-    first = suspects.iloc[0]
-    spiked = 0 if found.spikes.empty else int(found.spikes["sample"].isin(suspects["sample"]).sum())
-    hollow = int((suspects["empty_passes"] > 0).sum())
-    return (
-        f"{len(suspects)} samples are suspect, first {first['sample']} ("
-        + ("no valid pixel" if math.isinf(first["suspicion"]) else f"suspicion {number(first['suspicion'])}")
-        + f", {first['passes']} passes in {first['trainings']} trainings); "
-        + f"{spiked} spikes begin in one of them"
-        + (f"; {hollow} had passes without any valid pixel" if hollow else "")
-        + ". The quarantine list below can be pasted into data.exclude."
-    )
-
-
-def _settings_sentences(found: Findings) -> list[str]:
-    rows = found.trainings.dropna(subset=["lr"])
-    if found.spikes.empty or rows["lr"].nunique() < 4:
-        return []
-    moved = rows["spikes (optimisation)"] + rows["spikes (numeric)"]
-    high = rows["lr"] >= rows["lr"].quantile(0.75)
-    rates = [1000 * moved[part].sum() / rows.loc[part, "steps"].sum() for part in (high, ~high)]
-    sentence = (
-        f"Spikes that come from settings (optimisation, numeric): {number(rates[0])} per 1,000 steps in the quarter "
-        f"with the highest learning rates (n = {int(high.sum())} trainings), {number(rates[1])} in the others "
-        f"(n = {int((~high).sum())})."
-    )
-    clipped = rows["clip_norm"].notna()
-    if not clipped.any() or clipped.all():
-        return [sentence]
-    rates = [1000 * moved[part].sum() / rows.loc[part, "steps"].sum() for part in (clipped, ~clipped)]
-    return [
-        sentence,
-        f"With clipping: {number(rates[0])} per 1,000 steps (n = {int(clipped.sum())}); "
-        f"without: {number(rates[1])} (n = {int((~clipped).sum())}).",
-    ]
-
-
-def _position_sentences(found: Findings) -> list[str]:
-    if found.spikes.empty or not found.spikes["listed"].any():
-        return []
-    listed = found.spikes[found.spikes["listed"]]
-    again = listed[listed.groupby(["key", "sample"])["epoch"].transform("nunique") > 1]
-    return [
-        f"In unshuffled lists {len(again)} of {len(listed)} spikes come back at the same sample in another epoch "
-        f"({again['sample'].nunique()} samples)."
-    ]
-
-
 def _tables(found: Findings) -> Sequence[Table]:
     listed = found.spikes
     if len(listed):
-        listed = listed.drop(columns=["row", "diverged"]).sort_values("deviations", ascending=False).head(LISTED)
+        order = [*FIRST, *(c for c in listed.columns if c not in (*FIRST, "row", "diverged", "listed"))]
+        listed = listed.sort_values("deviations", ascending=False)[order].head(LISTED)
     accused = found.suspects[found.suspects["suspect"]] if len(found.suspects) else found.suspects
     lines = pd.DataFrame({"data.exclude": list(accused["sample"]) if len(accused) else []})
     limits = pd.DataFrame([{"setting": k, "value": v} for k, v in (asdict(THRESHOLDS) | asdict(RULES)).items()])
-    units = {"lr": "", "grad_norm": "before clipping", "damage": "change of the judged metric, worse is positive"}
+    units = {
+        "deviations": "scaled MADs",
+        "grad_norm": "before clipping",
+        "recovery_steps": "steps",
+        "damage": "worse: > 0",
+    }
     return (
         Table("spikes", "Spikes", listed, f"The {LISTED} highest of {len(found.spikes)}.", units),
         Table("spike-suspects", "Samples by suspicion", found.suspects.head(2 * SHOWN), "Over all trainings, passes."),

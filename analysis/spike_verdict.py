@@ -1,0 +1,99 @@
+"""What the spikes of a study come to: the verdict by cause, and the sentences that say it with their numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis.section import number
+
+CAUSES = ("data", "one sample", "optimisation", "numeric")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the traces say. spikes: one row each. suspects: the LISTED most suspicious samples. trainings: one row per
+    trace with its settings and counts. curves: thinned losses of the trainings that are drawn. counts: totals."""
+
+    spikes: pd.DataFrame
+    suspects: pd.DataFrame
+    trainings: pd.DataFrame
+    curves: pd.DataFrame
+
+
+def judge_cause(found: Findings) -> tuple[str, list[str]]:
+    """The study's verdict and the sentences that say it."""
+    if found.trainings.empty:
+        return "none", ["No training left a step trace, so spikes cannot be looked for (trace: true keeps one)."]
+    count, trainings, steps = len(found.spikes), len(found.trainings), int(found.trainings["steps"].sum())
+    extent = f"{steps:,} steps of {trainings} trainings"
+    suspects = found.suspects[found.suspects["suspect"]] if len(found.suspects) else found.suspects
+    sentences, verdict = [], "none"
+    if count:
+        causes = found.spikes["cause"].value_counts()
+        verdict = min(causes.index, key=lambda cause: (-int(causes[cause]), CAUSES.index(str(cause))))
+        listed = ", ".join(f"{causes[c]} {c}" for c in CAUSES if c in causes)
+        touched = found.spikes["key"].nunique()
+        sentences.append(
+            f"{count} loss spikes in {extent} ({1000 * count / steps:.2g} per 1,000 steps, in {touched} trainings). "
+            f"By cause: {listed}."
+        )
+    else:
+        sentences.append(f"No loss spike in {extent}.")
+    if len(suspects):
+        verdict = "data" if verdict in ("none", "one sample", "data") else verdict
+        sentences.append(_accusation(suspects, found))
+    else:
+        samples = int(found.trainings["samples"].max())
+        sentences.append(f"No sample of {samples} is suspect: none stands out over all its passes.")
+    return str(verdict), [*sentences, *_settings_sentences(found), *_position_sentences(found)]
+
+
+def _accusation(suspects: pd.DataFrame, found: Findings) -> str:
+    first = suspects.iloc[0]
+    spiked = 0 if found.spikes.empty else int(found.spikes["sample"].isin(suspects["sample"]).sum())
+    hollow = int((suspects["empty_passes"] > 0).sum())
+    return (
+        f"{len(suspects)} samples are suspect, first {first['sample']} ("
+        + ("no valid pixel" if math.isinf(first["suspicion"]) else f"suspicion {number(first['suspicion'])}")
+        + f", {first['passes']} passes in {first['trainings']} trainings); "
+        + f"{spiked} spikes begin in one of them"
+        + (f"; {hollow} had passes without any valid pixel" if hollow else "")
+        + ". The quarantine list below can be pasted into data.exclude."
+    )
+
+
+def _settings_sentences(found: Findings) -> list[str]:
+    rows = found.trainings.dropna(subset=["lr"])
+    if found.spikes.empty or rows["lr"].nunique() < 4:
+        return []
+    moved = rows["spikes (optimisation)"] + rows["spikes (numeric)"]
+    high = rows["lr"] >= rows["lr"].quantile(0.75)
+    rates = [1000 * moved[part].sum() / rows.loc[part, "steps"].sum() for part in (high, ~high)]
+    sentence = (
+        f"Spikes that come from settings (optimisation, numeric): {number(rates[0])} per 1,000 steps in the quarter "
+        f"with the highest learning rates (n = {int(high.sum())} trainings), {number(rates[1])} in the others "
+        f"(n = {int((~high).sum())})."
+    )
+    clipped = rows["clip_norm"].notna()
+    if not clipped.any() or clipped.all():
+        return [sentence]
+    rates = [1000 * moved[part].sum() / rows.loc[part, "steps"].sum() for part in (clipped, ~clipped)]
+    return [
+        sentence,
+        f"With clipping: {number(rates[0])} per 1,000 steps (n = {int(clipped.sum())}); "
+        f"without: {number(rates[1])} (n = {int((~clipped).sum())}).",
+    ]
+
+
+def _position_sentences(found: Findings) -> list[str]:
+    if found.spikes.empty or not found.spikes["listed"].any():
+        return []
+    listed = found.spikes[found.spikes["listed"]]
+    again = listed[listed.groupby(["key", "sample"])["epoch"].transform("nunique") > 1]
+    return [
+        f"In unshuffled lists {len(again)} of {len(listed)} spikes come back at the same sample in another epoch "
+        f"({again['sample'].nunique()} samples)."
+    ]
