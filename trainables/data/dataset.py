@@ -50,10 +50,10 @@ def open_training(config: TrialConfig) -> TrainingData:
             close = nearest(name, frames.ids)
             raise UserError(f"data.exclude: {name} is no frame of the training list{close}; remove it")
     if data.overfit is not None:
-        if data.overfit not in known:
-            close = nearest(data.overfit, frames.ids)
-            raise UserError(f"data.overfit: {data.overfit} is no frame of the training list{close}; name one")
-        one = frames.subset([frames.ids.index(data.overfit)])
+        name = frames.ids[0] if data.overfit == "first" else data.overfit
+        if name not in known:
+            raise UserError(f"data.overfit: {name} is no frame of the training list{nearest(name, frames.ids)}; name one")
+        one = frames.subset([frames.ids.index(name)])
         return TrainingData(one, one, digest, skipped)
     held = held_out(frames, data.validation)
     train = _thinned([i for i in range(len(frames)) if i not in held], data.subset, data.subset_seed)
