@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainables.config import TargetConfig, TrialConfig
+from trainables.data.frames import FrameList
+from trainables.data.loader import EvalLoader
 from trainables.metrics import DEPTH_METRICS, METRICS, ROOT_OF_MEAN, STRUCTURE_METRICS
 from trainables.target import y_to_depth_m
-
-if TYPE_CHECKING:
-    from trainables.data.frames import FrameList
 
 REFERENCE_SIZE = (480, 640)  # rows, columns that the crops are written for
 PREDICTION_RANGE_M = (0.1, 10.0)  # where every published evaluator of DenseDepth clips the network's depth
@@ -276,8 +275,6 @@ def predictions(
     In float32 whatever the training's precision. Predictions are resized to the truth's size. Where the training cuts a
     border off its images, the depth at the cut is continued outwards, so that every pixel of a protocol is answered.
     """
-    from trainables.data.loader import EvalLoader
-
     with evaluation_mode(model):
         for _, images, depths_m, indices in EvalLoader(frames, config, batch_size):
             with torch.inference_mode():

@@ -87,12 +87,20 @@ def silog(*, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def _gaussian_filter(maps: Tensor) -> Tensor:
-    """(N, H, W) to (N, H - 10, W - 10): SSIM's Gaussian window over positions where it fits entirely."""
-    offsets = torch.arange(SSIM_WINDOW, dtype=maps.dtype, device=maps.device) - SSIM_WINDOW // 2
+    """(N, H, W) to (N, H - 10, W - 10): SSIM's Gaussian window over positions where it fits entirely.
+
+    A sum of shifted maps: in float64 a convolution of one channel takes fifteen times as long on a CPU.
+    """
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     window = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
-    window = window / window.sum()
-    rows = functional.conv2d(maps[:, None], window.view(1, 1, -1, 1))
-    return functional.conv2d(rows, window.view(1, 1, 1, -1))[:, 0]
+    weights = (window / window.sum()).tolist()
+    height, width = (side - SSIM_WINDOW + 1 for side in maps.shape[1:])
+    rows, result = torch.zeros_like(maps[:, :height]), torch.zeros_like(maps[:, :height, :width])
+    for k, weight in enumerate(weights):
+        rows.add_(maps[:, k : k + height], alpha=weight)
+    for k, weight in enumerate(weights):
+        result.add_(rows[:, :, k : k + width], alpha=weight)
+    return result
 
 
 def mssim(data_range: float, *, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:

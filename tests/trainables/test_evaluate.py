@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
+from skimage.transform import resize
+from torch.nn import functional
 
-from trainables.config import TargetConfig
+from trainables.config import TargetConfig, TrialConfig
+from trainables.data.dataset import open_training
+from trainables.data.frames import FrameList, Reader
+from trainables.data.samples import resize_rgb
 from trainables.evaluate import (
     BTS_CROP,
     EIGEN_CROP,
@@ -16,6 +23,7 @@ from trainables.evaluate import (
     Scorer,
     aggregate,
     depth_from_outputs,
+    evaluate,
     evaluation_mode,
     resize_depth,
     resolve,
@@ -199,3 +207,74 @@ def test_evaluation_mode_restores_each_module() -> None:
         assert not any(m.training for m in model.modules())
         raise RuntimeError("planted")
     assert [m.training for m in model.modules()] == [True, False, True, True]
+
+
+class Plane(torch.nn.Module):
+    """A network whose answer leans to one side, so that mirroring, order and size all show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        small = functional.avg_pool2d(self.norm(images), 2).mean(1, keepdim=True)
+        return 3 + small + torch.linspace(0, 2, small.shape[-1])
+
+
+@dataclass(frozen=True)
+class Holed:
+    """A reader whose depth lacks the corner of every frame."""
+
+    reader: Reader
+
+    def rgb(self, index: int) -> np.ndarray:
+        return self.reader.rgb(index)
+
+    def depth_m(self, index: int) -> np.ndarray:
+        depth = self.reader.depth_m(index).copy()
+        depth[: 5 + index, :20] = 0
+        return depth
+
+
+def by_hand(model: torch.nn.Module, frames: FrameList, mirrored: bool, border: int) -> list[float]:
+    """abs_rel of each frame, restated with numpy and scikit-image."""
+    result = []
+    for i in range(len(frames)):
+        frame = frames.read(i)
+        rows, columns = frame.depth_m.shape
+        inside = frame.rgb[border : rows - border, border : columns - border]
+        image = resize_rgb(inside, (48, 64))[None].float() / 255
+        pictures = [image, image.flip(-1)] if mirrored else [image]
+        with torch.no_grad():
+            depths = [np.clip(10 / model(p)[0, 0].double().numpy(), 0.1, 10) for p in pictures]
+        if mirrored:
+            depths[1] = depths[1][:, ::-1]
+        large = [resize(d, inside.shape[:2], order=1, mode="edge", anti_aliasing=False) for d in depths]
+        pred = np.pad(np.mean(large, axis=0), border, mode="edge")[2:46, 2:62]  # the Eigen crop at a tenth
+        truth = frame.depth_m[2:46, 2:62]
+        result.append(float((np.abs(pred - truth)[truth > 0] / truth[truth > 0]).mean()))
+    return result
+
+
+@pytest.mark.parametrize(("mirrored", "border"), [(True, 0), (False, 0), (True, 4)])
+def test_evaluate_equals_an_independent_restatement(
+    mirrored: bool, border: int, tiny_config: Callable[..., TrialConfig]
+) -> None:
+    config = tiny_config(**{"mirrored": mirrored, "data.crop_border_px": border})
+    frames = open_training(config).train
+    frames = replace(frames.subset(range(7)), reader=Holed(frames.reader))
+    model = Plane()
+    model.norm.running_mean += 0.3
+    model.train()
+    wide = evaluate(model, frames, config, ["densedepth", "bts"], torch.device("cpu"), batch_size=7)
+    narrow = evaluate(model, frames, config, ["densedepth", "bts"], torch.device("cpu"), batch_size=3)
+    assert model.training
+    assert model.norm.num_batches_tracked == 0  # statistics untouched
+    assert [r["id"] for r in narrow.rows[:7]] == list(frames.ids)  # the last partial batch counts
+    assert [r["scene"] for r in narrow.rows[:7]] == list(frames.scenes)
+    ours = [r["abs_rel"] for r in narrow.rows[:7]]
+    assert ours == pytest.approx([r["abs_rel"] for r in wide.rows[:7]], rel=1e-6)
+    assert ours == pytest.approx(by_hand(model.eval(), frames, mirrored, border), rel=1e-4)
+    assert list(narrow.summary) == ["densedepth+mask", "bts crop, in-painted truth"]
+    assert narrow.summary["densedepth+mask"]["abs_rel"] == pytest.approx(np.mean(ours))
+    assert "frames of 48 x 64" in narrow.resolved["densedepth"].note
