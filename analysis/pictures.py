@@ -73,9 +73,7 @@ def _draw(canvas: Canvas, rows: Sequence[Row], columns: int, labels: Sequence[st
         plots.empty(canvas.add_subplot(), "no frame to show")
         return
     grid = canvas.subplots(len(rows), columns, squeeze=False, gridspec_kw={"wspace": 0.03, "hspace": 0.05})
-    depth_map, error_map = mpl.colormaps["viridis_r"].copy(), mpl.colormaps["magma"].copy()
-    for colours in (depth_map, error_map):
-        colours.set_bad(HOLE)
+    depth_map, error_map = (mpl.colormaps[name].with_extremes(bad=HOLE) for name in ("viridis_r", "magma"))
     worst = _error_scale(rows)
     error_image = None
     for axes_row, row, label in zip(grid, rows, labels, strict=True):

@@ -8,6 +8,7 @@ marks are not interpreted, and a cell that a spreadsheet would run as a formula 
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import re
 import warnings
@@ -165,7 +166,8 @@ def csv_text(frame: pd.DataFrame) -> str:
     """A frame as CSV; text that a spreadsheet would run as a formula starts with an apostrophe."""
     columns = [frame.iloc[:, place] for place in range(frame.shape[1])]
     safe = pd.DataFrame({place: column.map(_defused) for place, column in enumerate(columns)})
-    return str(safe.to_csv(index=False, header=[str(_defused(str(c))) for c in frame.columns], lineterminator="\n"))
+    heads = [str(_defused(str(c))) for c in frame.columns]
+    return str(safe.to_csv(index=False, header=heads, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
 
 
 def _defused(value: object) -> object:
