@@ -82,10 +82,15 @@ def make_results(
     study: Mapping[str, Any] | None = None,
     judge: Mapping[str, Any] = JUDGE,
     planned: Mapping[str, int] | None = None,
+    data: Mapping[str, Any] | None = None,
+    base: Mapping[str, Any] | None = None,
     budget_images: int = 2400,
     reports: int = 4,
 ) -> Layout:
-    """Write the trainings, in order, as a results folder; `planned` defaults to the number given of each phase."""
+    """Write the trainings, in order, as a results folder; `planned` defaults to the number given of each phase.
+
+    data: the recorded fingerprint. base: settings of every training in place of its recipe's.
+    """
     layout = Layout(root)
     root.mkdir(parents=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -93,7 +98,7 @@ def make_results(
     phases = list(dict.fromkeys(t.phase for t in trainings))
     settings = dict(study or settings_of(root.name, trainings, judge))
     write_json(layout.study_file, settings)  # JSON is YAML
-    recipes = {name: as_dict(load_recipe(name)[-1]) for name in {t.recipe for t in trainings}}
+    recipes = {name: dict(base or as_dict(load_recipe(name)[-1])) for name in {t.recipe for t in trainings}}
     for phase in phases:
         members = [t for t in trainings if t.phase == phase]
         ledger = optuna.create_study(study_name=f"{root.name}/{phase}", storage=storage, direction="minimize")
@@ -101,7 +106,7 @@ def make_results(
             StudyAttr.STUDY: settings,
             StudyAttr.JUDGE: dict(judge),
             StudyAttr.JUDGE_HASH: "0" * 64,
-            StudyAttr.DATA: {"train": "a" * 64, "test": "b" * 64, "frames": 480},
+            StudyAttr.DATA: dict(data or {"train": "a" * 64, "test": "b" * 64, "frames": 480}),
             StudyAttr.ENVIRONMENT: {"python": "3.12.0", "torch": "2.14.1", "host": "planted", "commit": "c" * 40},
             StudyAttr.TIMINGS: {phase: 60.0 * len(members)},
             StudyAttr.PLANNED: (planned or {}).get(phase, len(members)),

@@ -1,0 +1,226 @@
+"""The sealed test, on a study whose checkpoints are real (untrained U-Nets) and whose data are tiny."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from analysis import evaluation_section, final_evaluation, intervals, reproduction, runs
+from study.contract import Layout
+from tests.analysis.make_results import Training, make_results
+from trainables import checkpoint
+from trainables.config import TrialConfig, as_dict
+from trainables.data.dataset import fingerprint, open_test
+from trainables.errors import UserError
+from trainables.evaluate import PROTOCOLS, evaluate
+from trainables.models import build_model
+
+ROOT = Path(__file__).resolve().parents[2]
+GROUPS = {"search-0000": (0.50, 0.52, 0.54), "search-0001": (0.60, 0.61, 0.62)}
+
+
+@pytest.fixture
+def study(tmp_path: Path, tiny_config: Callable[..., TrialConfig]) -> Layout:
+    """Two confirmed settings with three seeds each, one recipe, no tracking store."""
+    return write_study(tmp_path, tiny_config(), None)
+
+
+def write_study(root: Path, config: TrialConfig, tracking: str | None) -> Layout:
+    trainings = [Training("reproduce", 0.7, group="densedepth"), *(Training("search", v[0]) for v in GROUPS.values())]
+    trainings += [
+        Training("confirm", value, group=group, origin=group, seed=10 + i)
+        for group, values in GROUPS.items()
+        for i, value in enumerate(values)
+    ]
+    layout = make_results(root / "s", trainings, data=fingerprint(config.data), base=as_dict(config))
+    if tracking is not None:
+        give_tracking(layout, tracking)
+    for number, folder in enumerate(sorted(layout.trials.iterdir())):
+        torch.manual_seed(number)
+        model = build_model(config.model, config.target.kind)
+        checkpoint.write_checkpoint(folder / "checkpoints" / "best", checkpoint.take_snapshot(model, None, {}), config)
+    return layout
+
+
+def give_tracking(layout: Layout, uri: str) -> None:
+    import optuna
+
+    storage = optuna.storages.RDBStorage(f"sqlite:///{layout.ledger}")
+    for frozen in storage.get_all_studies():
+        settings = frozen.user_attrs["study"] | {"tracking": {"uri": uri}}
+        storage.set_study_user_attr(storage.get_study_id_from_name(frozen.study_name), "study", settings)
+
+
+def stored(layout: Layout, name: str) -> Any:
+    return json.loads((layout.evaluation / name).read_text())
+
+
+def test_the_list_is_frozen_and_hashed_and_scored_once(study: Layout) -> None:
+    tables = runs.load(study.root)
+    section = final_evaluation.analyse(tables)
+    frozen = stored(study, "list.json")
+    roles = {entry["name"]: entry["roles"] for entry in frozen["entries"]}
+    assert roles == {
+        "confirm-0001": ["champion"], "confirm-0000": ["confirmation seed"], "confirm-0002": ["confirmation seed"],
+        "reproduce-0000": ["recipe densedepth"], "random guess": ["baseline"], "training mean": ["baseline"],
+    }  # fmt: skip
+    assert len(frozen["sha256"]) == 64 and section.data["opened"] and section.data["champion"] == "confirm-0001"
+    opening = stored(study, "openings.json")
+    assert [o["count"] for o in opening] == [1] and "no tracking store" in opening[0]["counted_in"]
+    assert opening[0]["list_sha256"] == frozen["sha256"]
+    scored = (study.evaluation / "scores.parquet").read_bytes()
+    shutil.rmtree(study.trial("confirm-0001") / "checkpoints")
+    again = final_evaluation.analyse(runs.load(study.root))  # uses what is stored: the weights are gone
+    assert (
+        again.data["summary"] == section.data["summary"]
+        and (study.evaluation / "scores.parquet").read_bytes() == scored
+    )
+    assert len(stored(study, "openings.json")) == 1
+
+
+def test_scores_are_the_evaluators_own_under_every_protocol(
+    study: Layout, tiny_config: Callable[..., TrialConfig]
+) -> None:
+    section = final_evaluation.analyse(runs.load(study.root))
+    config = tiny_config()
+    model, _ = checkpoint.load_model(study.trial("confirm-0001") / "checkpoints" / "best")
+    expected = evaluate(model, open_test(config.data), config, list(PROTOCOLS), torch.device("cpu"), 6)
+    summary = section.data["summary"]["confirm-0001"]
+    assert summary.keys() == expected.summary.keys()
+    for protocol, metrics in expected.summary.items():
+        for name, value in metrics.items():
+            assert summary[protocol][name] == pytest.approx(value, rel=1e-5, nan_ok=True)
+    scores = pd.read_parquet(study.evaluation / "scores.parquet")
+    assert len(scores) == 6 * len(PROTOCOLS) * 6 and scores["hole_share"].max() == 0
+
+
+def test_the_training_mean_is_the_mean_of_the_training_frames(
+    study: Layout, tiny_config: Callable[..., TrialConfig]
+) -> None:
+    from trainables.data.dataset import open_training
+
+    final_evaluation.analyse(runs.load(study.root))
+    scores = pd.read_parquet(study.evaluation / "scores.parquet")
+    train, test = open_training(tiny_config()).train, open_test(tiny_config().data)
+    mean = np.mean([train.read(i).depth_m.astype(np.float64) for i in range(len(train))], axis=0)
+    crop = PROTOCOLS["densedepth"].crop_at(mean.shape)
+    truth = test.read(0).depth_m.astype(np.float64)[crop]
+    row = scores[
+        (scores["entry"] == "training mean") & (scores["requested"] == "densedepth") & (scores["id"] == test.ids[0])
+    ]
+    assert row["rmse"].item() == pytest.approx(np.sqrt(np.mean((mean[crop].clip(0.1, 10) - truth) ** 2)), rel=1e-5)
+
+
+def test_an_unfinished_study_stays_sealed_and_says_so(study: Layout) -> None:
+    import optuna
+
+    storage = optuna.storages.RDBStorage(f"sqlite:///{study.ledger}")
+    storage.set_study_user_attr(storage.get_study_id_from_name("s/confirm"), "planned", 7)
+    section = final_evaluation.analyse(runs.load(study.root))
+    assert not section.data["opened"] and "confirm has ended 6 of 7 trainings" in section.answers[0]
+    assert not (study.evaluation / "openings.json").exists()
+    assert final_evaluation.main([str(study.root), "--json"]) == 2
+
+
+def test_again_needs_a_reason_and_is_counted(study: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    assert final_evaluation.main([str(study.root)]) == 0
+    assert final_evaluation.main([str(study.root), "--again", " "]) == 2
+    capsys.readouterr()
+    assert final_evaluation.main([str(study.root), "--again", "a new crop", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [o["count"] for o in document["data"]["openings"]] == [1, 2]
+    assert any("opened 2 times" in answer and "no longer unseen" in answer for answer in document["answers"])
+
+
+def test_deleting_the_results_folder_does_not_reset_the_count(
+    tmp_path: Path, tiny_config: Callable[..., TrialConfig]
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for expected in (1, 2):
+        layout = write_study(tmp_path, tiny_config(), uri)
+        section = final_evaluation.analyse(runs.load(layout.root))
+        assert section.data["openings"][-1]["count"] == expected
+        assert section.data["openings"][-1]["counted_in"] == "tracking store"
+        shutil.rmtree(layout.root)
+
+
+def test_the_opening_is_recorded_before_anything_is_scored(study: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(*_: Any) -> Any:
+        assert stored(study, "openings.json")[0]["list_sha256"] == stored(study, "list.json")["sha256"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(final_evaluation, "score_test", score)
+    with pytest.raises(KeyboardInterrupt):
+        final_evaluation.open_once(runs.load(study.root), None)
+    monkeypatch.undo()
+    section = final_evaluation.analyse(runs.load(study.root))
+    assert [o["count"] for o in section.data["openings"]] == [1, 2]  # the torn opening counts
+
+
+def test_a_store_that_does_not_answer_keeps_the_test_sealed(study: Layout) -> None:
+    give_tracking(study, "http://127.0.0.1:9")
+    section = final_evaluation.analyse(runs.load(study.root))
+    assert not section.data["opened"] and "does not take part" in section.answers[0]
+    assert not (study.evaluation / "scores.parquet").exists()
+
+
+def test_changed_weights_and_changed_data_are_refused(study: Layout) -> None:
+    tables = runs.load(study.root)
+    frozen = final_evaluation.freeze(tables, study.evaluation)
+    entry = dict(frozen["entries"][0]) | {"weights_sha256": "0" * 64}
+    config = checkpoint.read_config(study.root / entry["checkpoint"])
+    with pytest.raises(UserError, match="changed after the list was frozen"):
+        final_evaluation.score_test(tables, entry, {entry["name"]: config}, config)
+    with pytest.raises(UserError, match="test data changed"):
+        final_evaluation._same_data(tables, "0" * 64)
+
+
+def test_only_the_sealed_file_opens_the_test_split() -> None:
+    """House rule 6: besides the data package itself, its doctor and the forms' own tests, nobody calls open_test."""
+    allowed = {"analysis/final_evaluation.py", "trainables/data/dataset.py", "trainables/data/doctor.py"}
+    callers = set()
+    for path in (p for folder in ("analysis", "study", "trainables") for p in (ROOT / folder).rglob("*.py")):
+        names = {n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)}
+        names |= {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
+        if "open_test" in names:
+            callers.add(str(path.relative_to(ROOT)))
+    assert "analysis/final_evaluation.py" in callers and callers <= allowed
+
+
+def test_scene_intervals_cover_and_small_ones_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for draw in range(100):
+        scene = rng.normal(0.5, 0.1, 40)
+        values = (scene[:, None] + rng.normal(0, 0.02, (40, 6))).ravel()
+        estimate = intervals.by_scene(values.tolist(), np.repeat([f"r{i}" for i in range(40)], 6).tolist(), draw)
+        assert estimate.low is not None and estimate.high is not None
+        hits += estimate.low <= 0.5 <= estimate.high
+    assert 85 <= hits <= 100  # by frame instead of by scene it would be about 55
+    few = intervals.by_scene([1.0] * 29, [str(i) for i in range(29)], 0)
+    unknown = intervals.by_scene([1.0] * 40, [None] * 40, 0)
+    assert few.low is None and few.n == "29 scenes" and unknown.low is None
+    assert "no interval" in few.words("m") and "unknown scenes" in unknown.words("m")
+
+
+def test_figures_draw_and_reproduction_says_why_it_cannot_compare(study: Layout) -> None:
+    tables = runs.load(study.root)
+    for section in (final_evaluation.analyse(tables), reproduction.analyse(tables)):
+        for figure in section.figures:
+            assert figure.render().axes and len(figure.data)
+    verdicts = reproduction.analyse(tables).data["verdicts"]
+    assert {v["verdict"] for v in verdicts} == {"cannot be compared"}
+    assert "the test split has 6 frames, that of NYU Depth v2 654" in verdicts[0]["why"]
+    assert "budget_images" in verdicts[0]["why"] or "input" in verdicts[0]["why"]
+    assert verdicts[0]["ours_rmse"] > 0 and verdicts[0]["published_rmse"] == 0.465
+    assert any("repository's evaluator" in answer for answer in reproduction.analyse(tables).answers)
+    assert evaluation_section.build(tables).tables[0].frame["protocol"].nunique() == len(PROTOCOLS)
