@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from trainables.config import TrialConfig
+from trainables.config import AugmentConfig, TrialConfig
 from trainables.data.frames import FrameList
-from trainables.data.samples import prepare
-from trainables.evaluate import evaluate
+from trainables.data.loader import TrainLoader, augment
+from trainables.evaluate import evaluate, evaluation_mode
 from trainables.losses import composite
 from trainables.target import DATA_RANGE
 
@@ -28,20 +28,20 @@ def validate(
 def validation_loss(
     model: nn.Module, frames: FrameList, config: TrialConfig, device: torch.device, dtype: torch.dtype
 ) -> float:
-    """The training loss in eval mode, frame by frame and so independent of the batch size, averaged."""
-    training = model.training
-    model.eval()
+    """The training loss in eval mode, without augmentation, averaged over the frames' own losses."""
+    plain = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"order": "listed"}),
+            "augment": AugmentConfig(flip=0.0, channel_swap=0.0),
+        }
+    )
     total = torch.zeros((), device=device)
-    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        for start in range(0, len(frames), config.batch_size):
-            samples = [
-                prepare(frames.read(i), config) for i in range(start, min(start + config.batch_size, len(frames)))
-            ]
-            images = torch.stack([s.rgb for s in samples]).to(device).float().div_(255)
-            target = torch.stack([s.target for s in samples]).to(device)
-            valid = torch.stack([s.valid for s in samples]).to(device)
-            pred = model(images.contiguous(memory_format=torch.channels_last))
-            result = composite(pred, target, valid, config.loss, DATA_RANGE[config.target.kind])
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    with evaluation_mode(model), torch.inference_mode(), autocast:
+        for batch in TrainLoader(frames, plain, 0):
+            images, target, valid = augment(batch, device)
+            result = composite(model(images), target, valid, config.loss, DATA_RANGE[config.target.kind])
             total += result.per_sample.sum()
-    model.train(training)
+            if batch.position + len(batch.ids) >= len(frames):
+                break
     return float(total) / len(frames)
