@@ -59,6 +59,7 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{path}" if path else str(ROOT)  # inherited by the workers
     import ray
 
+    terminate = signal.getsignal(signal.SIGTERM)
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield dict(ray.cluster_resources())
@@ -80,6 +81,11 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
     token = Path.home() / ".ray" / "auth_token"
     if token.exists() and stat.S_IMODE(token.stat().st_mode) & 0o077:
         token.chmod(0o600)
+    signal.signal(signal.SIGTERM, terminate)  # Ray puts its own
+    for name in ("ray.tune", "ray.tune.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # What died is told once, by the ledger; Ray has no switch for what its raylet says of it on the screen.
+    ray._private.worker.print_to_stdstream = lambda data, **rest: logging.getLogger("study").debug("%s", data)
     try:
         yield dict(ray.cluster_resources())
     finally:
@@ -161,6 +167,20 @@ def _trial_id(trial: Any) -> str:
 
 
 @contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that whatever is open is closed."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def _stoppable(session: Session) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM stops the session, a second one the process."""
 
@@ -186,6 +206,9 @@ def _watchers(session: Session, on_tick: Callable[[], None], silence_limit_s: fl
     class Ticker(NotKept, Callback):
         def __init__(self, session: Session, on_tick: Callable[[], None], limit_s: float | None) -> None:
             self.session, self.on_tick, self.limit_s = session, on_tick, limit_s
+
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self.session.began(trial.trial_id)
 
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             silent = self.session.silent(self.limit_s) if self.limit_s is not None else []

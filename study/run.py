@@ -63,7 +63,7 @@ def _command(args: argparse.Namespace, worker: type | None) -> Any:
 
 
 def _run(plan: Plan, layout: Layout, *, resume: bool, worker: type | None, began: float) -> Any:
-    from study import preflight
+    from study import executor, preflight
     from study.lock import owned
     from study.tracking import check_reachable
 
@@ -76,7 +76,7 @@ def _run(plan: Plan, layout: Layout, *, resume: bool, worker: type | None, began
     layout.root.mkdir(mode=0o700, exist_ok=True)
     layout.root.chmod(0o700)
     timings = {"settings_s": time.monotonic() - began}
-    with owned(layout.root / "study.lock") as alive:
+    with executor.terminable(), owned(layout.root / "study.lock") as alive:
         preparing = time.monotonic()
         data = preflight.prepare(plan)
         timings["data_s"] = time.monotonic() - preparing
@@ -98,13 +98,14 @@ def _phases(
     config = plan.study.config
     starting = time.monotonic()
     uri = config.tracking.uri
-    mirror = Mirror(uri, ledger.layout, plan.study.resolved, data) if uri is not None else None
-    for entries in ledger.entries.values() if mirror else ():
-        for entry in entries:
-            mirror.reported(entry, 0, {})  # type: ignore[union-attr]
     with executor.ray_running(config.resources.address) as resources:
         share = executor.share_of(plan, resources)
         timings["start_s"] = time.monotonic() - starting
+        mirror = None  # begun after Ray: importing both at once would take longer than one after the other
+        if uri is not None:
+            mirror = Mirror(uri, ledger.layout, plan.study.resolved, data)
+            for entry in (entry for entries in ledger.entries.values() for entry in entries):
+                mirror.reported(entry, 0, {})
         display = Display(ledger, plan.counts, device_share=share.gpus or 1.0)
         capacity = executor.capacity_of(share, growing=config.resources.address is not None)
         listeners = [display, *([mirror] if mirror else [])]

@@ -44,7 +44,7 @@ class Live:
     """A training that a worker has. `told`: how it ended, as the worker or the session said."""
 
     entry: Entry
-    heard: float  # time.monotonic() of its last sign of life
+    heard: float | None = None  # time.monotonic() of its last sign of life; None: its worker has not begun
     told: dict[str, Any] | None = None
 
 
@@ -76,12 +76,17 @@ class Session:
         if entry is None:
             return None if self.live else FINISHED
         self.ledger.start(entry)
-        self.live[worker] = Live(entry, time.monotonic())
+        self.live[worker] = Live(entry)
         for listener in self.listeners:
             listener.started(entry)
         metric = f"val/{self.ledger.judge.metric}"
         folder = str(self.ledger.layout.trial(entry.key))
         return {"config": json.dumps(entry.config), "folder": folder, "metric": metric}
+
+    def began(self, worker: str) -> None:
+        """A worker has its process and begins."""
+        if worker in self.live:
+            self.live[worker].heard = time.monotonic()
 
     def result(self, worker: str, result: dict[str, Any]) -> bool:
         """Take a report; False: stop the training."""
@@ -122,7 +127,7 @@ class Session:
         """Workers that have said nothing for longer than the limit; they are marked as failed."""
         now, found = time.monotonic(), []
         for worker, live in self.live.items():
-            if live.told is None and now - live.heard > limit_s:
+            if live.told is None and live.heard is not None and now - live.heard > limit_s:
                 live.told = {
                     "outcome": Outcome.FAILED,
                     "reason": f"it reported nothing for {limit_s:g} s and was ended",

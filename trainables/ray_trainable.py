@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import time
 import traceback
 from collections.abc import Iterator
@@ -61,7 +62,11 @@ class TrainingWorker(tune.Trainable):  # type: ignore[misc]
             self._error = error if isinstance(error, Exception) else RuntimeError(f"the training called exit ({error})")
             return {"told": json.dumps(_told(error))}
         if report is not None:
-            return {"report": json.dumps(report)}
+            value = report["metrics"][self._spec["metric"]]
+            if math.isfinite(value):
+                return {"report": json.dumps(report)}
+            self._error = Diverged(report["step"], f"{self._spec['metric']} is {value}")
+            return {"told": json.dumps(_told(self._error))}
         summary = Path(self._spec["folder"]) / "summary.json"
         self.cleanup()
         return {"done": True, "summary": summary.read_text() if summary.exists() else "{}"}

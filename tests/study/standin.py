@@ -44,6 +44,8 @@ class StandIn(TrainingWorker):
             metrics = {"val/rmse": value, "train/loss": 2 * value}
             report = {"step": images, "images": images, "epoch": 1.0, "time_s": time.time(), "metrics": metrics}
             history.append(report | {"final": images >= budget})
+            if not math.isfinite(value):
+                yield history[-1]
             write_json(state, history)
             (folder / "reports.jsonl").write_text("".join(json.dumps(r) + "\n" for r in history))
             write_json(folder / "summary.json", {"seconds": 1.0, "images": images})

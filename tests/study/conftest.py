@@ -1,0 +1,82 @@
+"""Fixtures of the study's tests: a study's file, its command in another process, and what the stores then hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from study.contract import Attr
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDY = """
+name: tiny
+data: {source: rooms}
+trial: {model.weights: null, threads: 1, budget_images: 100, validate_every_images: 20}
+search:
+  trials: 6
+  pruner: {kind: successive_halving, min_images: 20, reduction: 3}
+  space:
+    optim.lr: {low: 1e-5, high: 1e-1, scale: log}
+    batch_size: {choices: [2, 4, 8]}
+"""
+
+
+class Workplace:
+    """A folder in which studies run with stand-in trainings."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def write(self, text: str = STUDY, **events: str) -> None:
+        (self.root / "study.yaml").write_text(text)
+        (self.root / "events.json").write_text(
+            json.dumps({key.replace("_", "-"): event for key, event in events.items()})
+        )
+
+    def start(self, *words: str, pause_s: float = 0.01) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "tests.study.standin", "study.yaml", *words]
+        environment = self.environment | {"STANDIN_PAUSE_S": str(pause_s)}
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=self.root, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    def run(self, *words: str, pause_s: float = 0.01) -> subprocess.CompletedProcess[str]:
+        process = self.start(*words, pause_s=pause_s)
+        out, err = process.communicate(timeout=240)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def ledger(self, name: str = "tiny") -> dict[str, optuna.trial.FrozenTrial]:
+        """Every training of the ledger by its key."""
+        url = f"sqlite:///{self.root / 'results' / name / 'ledger.db'}"
+        studies = optuna.get_all_study_names(url)
+        trials = [t for study in studies for t in optuna.load_study(study_name=study, storage=url).get_trials()]
+        return {trial.user_attrs[Attr.KEY]: trial for trial in trials}
+
+    def mlflow(self) -> list[dict[str, Any]]:
+        """Every child run of the store, read past MLflow: key, status, tags, metrics, params."""
+        with sqlite3.connect(self.root / "mlflow.db") as connection:
+            runs = []
+            for run, name, status in connection.execute("SELECT run_uuid, name, status FROM runs"):
+                tags = dict(connection.execute("SELECT key, value FROM tags WHERE run_uuid = ?", (run,)))
+                points = connection.execute(
+                    "SELECT key, step, value, timestamp FROM metrics WHERE run_uuid = ?", (run,)
+                )
+                params = dict(connection.execute("SELECT key, value FROM params WHERE run_uuid = ?", (run,)))
+                runs.append(
+                    {"name": name, "status": status, "tags": tags, "metrics": points.fetchall(), "params": params}
+                )
+        return [run for run in runs if "trial_key" in run["tags"]]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path)
