@@ -25,6 +25,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _CHANNELS: Final = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "F": 1, "LA": 2, "P": 1, "RGBA": 4, "CMYK": 4}
 _ORIENTATION: Final = 0x0112  # EXIF tag
+_EXIF_WITHIN: Final = 4096  # bytes within which its mark is looked for: it leads the file
 _TRAILER: Final = 64  # bytes within which a JPEG's end marker is looked for
 
 
@@ -64,7 +65,7 @@ def check_rgb(header: Header, content: bytes, name: str) -> None:
     if header.channels != 3 or header.bits != 8:
         form = f"{header.channels} channel(s) of {header.bits or 'palette'} bits"
         raise BadFrame(f"{name} has {form} where colour must be 8-bit RGB; convert it")
-    if b"Exif\0\0" in content[:65536] or b"eXIf" in content[:65536]:
+    if any(mark in content[:_EXIF_WITHIN] for mark in (b"Exif\0\0", b"eXIf")):
         with Image.open(io.BytesIO(content)) as image:
             orientation = image.getexif().get(_ORIENTATION, 1)
         if orientation != 1:
