@@ -5,17 +5,14 @@ The test split is opened by `open_test` alone (DESIGN.md, house rule 6).
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal
 
-import numpy as np
-
-from trainables.config import DataConfig, TrialConfig, ValidationSplit
+from trainables.config import DataConfig, TrialConfig
 from trainables.data.forms import Form, forms
 from trainables.data.forms import rooms as rooms_form
 from trainables.data.frames import BadFrame, FrameList
+from trainables.data.split import evenly, held_out, mispaired, thinned
 from trainables.errors import UserError
 from trainables.yamlfile import nearest
 
@@ -34,8 +31,8 @@ class TrainingData:
 
 
 def open_training(config: TrialConfig) -> TrainingData:
-    """Training and validation frames. The validation frames depend on `data.validation` alone, so that trainings which
-    differ in subset, exclude or pairing are judged on the same ones.
+    """Training and validation frames. The validation frames depend on the list and `data.validation` alone: trainings
+    that differ in subset, exclude or pairing are judged on the same ones.
 
     Raises UserError for settings that leave nothing, and for the first bad frame unless those are to be skipped.
     """
@@ -52,18 +49,21 @@ def open_training(config: TrialConfig) -> TrainingData:
     if data.overfit is not None:
         name = frames.ids[0] if data.overfit == "first" else data.overfit
         if name not in known:
-            raise UserError(f"data.overfit: {name} is no frame of the training list{nearest(name, frames.ids)}; name one")
+            raise UserError(
+                f"data.overfit: {name} is no frame of the training list{nearest(name, frames.ids)}; name one"
+            )
         one = frames.subset([frames.ids.index(name)])
         return TrainingData(one, one, digest, skipped)
-    held = held_out(frames, data.validation)
-    train = _thinned([i for i in range(len(frames)) if i not in held], data.subset, data.subset_seed)
+    chosen = data.validation
+    held = held_out(frames.scenes, chosen.by, chosen.share, chosen.seed, "data.validation")
+    train = thinned([i for i in range(len(frames)) if i not in held], data.subset, data.subset_seed)
     excluded = set(data.exclude)
     train = [i for i in train if i not in bad and frames.ids[i] not in excluded]
-    validation = _evenly([i for i in sorted(held) if i not in bad], data.validation.max_frames)
+    validation = evenly([i for i in sorted(held) if i not in bad], data.validation.max_frames)
     if not train or not validation:
         raise UserError(f"data.{'exclude or data.subset' if not train else 'validation'} leaves no frame; keep some")
     matched = frames.subset(train)
-    paired = matched if data.pairing == "matched" else _mispaired(matched, config.seed)
+    paired = matched if data.pairing == "matched" else mispaired(matched, config.seed)
     return TrainingData(paired, frames.subset(validation), digest, skipped)
 
 
@@ -105,7 +105,7 @@ def _open(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
 
 def _bad_frames(frames: FrameList, on_bad_frame: Literal["stop", "skip"]) -> dict[int, str]:
     """Position and reason of what shows without decoding. Raises the first BadFrame where training must stop."""
-    sampled = set(_evenly(range(len(frames)), None if len(frames) <= THOROUGH_FRAMES else _SAMPLED))
+    sampled = set(evenly(range(len(frames)), None if len(frames) <= THOROUGH_FRAMES else _SAMPLED))
     bad: dict[int, str] = {}
     for i, number in enumerate(frames.rgb_of):
         try:
@@ -117,55 +117,3 @@ def _bad_frames(frames: FrameList, on_bad_frame: Literal["stop", "skip"]) -> dic
     if len(bad) == len(frames):
         raise UserError(f"every frame is bad, the first because {bad[0]}")
     return bad
-
-
-def held_out(frames: FrameList, split: ValidationSplit) -> frozenset[int]:
-    """Positions of the validation frames: whole scenes in seeded order until the share of frames is reached, at least
-    one scene, never all; or by frame, as published. Raises UserError where scenes are unknown or fewer than two.
-    """
-    random = np.random.default_rng(split.seed)
-    wanted = split.share * len(frames)
-    if split.by == "frame":
-        count = min(max(1, round(wanted)), len(frames) - 1)
-        if count < 1:
-            raise UserError("data.validation needs at least two frames in the training list")
-        return frozenset(int(i) for i in random.permutation(len(frames))[:count])
-    sizes = Counter(scene for scene in frames.scenes if scene is not None)
-    if len(sizes) < 2 or sizes.total() < len(frames):
-        have = f"{len(sizes)} scene(s)" if sizes.total() == len(frames) else "frames of unknown scene"
-        raise UserError(f"data.validation.by is scene, but the training list has {have}; set it to frame")
-    names = sorted(sizes)
-    chosen: set[str] = set()
-    count = 0
-    for k in random.permutation(len(names))[: len(names) - 1]:
-        chosen.add(names[k])
-        count += sizes[names[k]]
-        if count >= wanted:
-            break
-    return frozenset(i for i, scene in enumerate(frames.scenes) if scene in chosen)
-
-
-def _thinned(indices: list[int], share: float, seed: int) -> list[int]:
-    """A seeded share of the indices, at least one, in their order."""
-    count = max(1, round(share * len(indices)))
-    kept = np.random.default_rng(seed).permutation(len(indices))[:count]
-    return [indices[i] for i in sorted(kept)]
-
-
-def _evenly(indices: Sequence[int], count: int | None) -> list[int]:
-    """At most `count` of the indices, evenly spaced."""
-    if count is None or count >= len(indices):
-        return list(indices)
-    return [indices[(2 * k + 1) * len(indices) // (2 * count)] for k in range(count)]
-
-
-def _mispaired(frames: FrameList, seed: int) -> FrameList:
-    """Each image with another frame's depth: one random cycle through all of them (Sattolo), so none keeps its own."""
-    if len(frames) < 2:
-        raise UserError("data.pairing: shuffled needs at least two training frames")
-    random = np.random.default_rng(seed)
-    order = list(range(len(frames)))
-    for i in range(len(order) - 1, 0, -1):
-        j = int(random.integers(i))
-        order[i], order[j] = order[j], order[i]
-    return replace(frames, depth_of=tuple(frames.depth_of[k] for k in order))

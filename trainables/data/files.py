@@ -58,9 +58,16 @@ class FolderFiles:
 
     def has(self, name: str) -> bool:
         folder, _, last = name.rpartition("/")
+        return last in self._names(folder)
+
+    def names(self, folder: str) -> list[str]:
+        """Sorted names of the files in a sub-folder. Raises UserError for links that lead outside."""
+        return sorted(self._names(folder))
+
+    def _names(self, folder: str) -> frozenset[str]:
         if folder not in self._listings:
             self._listings[folder] = self._list(folder)
-        return last in self._listings[folder]
+        return self._listings[folder]
 
     def _list(self, folder: str) -> frozenset[str]:
         """Names of the regular files in a sub-folder; one listing instead of thousands of look-ups."""

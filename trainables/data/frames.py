@@ -6,6 +6,7 @@ sentence naming file and cause, so that `data.on_bad_frame: skip` can tell it fr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -15,8 +16,14 @@ import numpy.typing as npt
 
 from trainables.errors import UserError
 
+_TAKE = re.compile(r"(?<=_\d{4})[a-z]$")
 Rgb = npt.NDArray[np.uint8]
 Depth = npt.NDArray[np.float32]
+
+
+def scene_name(folder: str) -> str:
+    """The place that a folder of the raw set shows: NYU's bookstore_0001d and bookstore_0001e are takes of one place."""
+    return _TAKE.sub("", folder.removesuffix("_out"))
 
 
 class BadFrame(UserError):

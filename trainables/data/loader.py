@@ -73,7 +73,7 @@ def augment(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Ten
 
 
 def images_at_once(batch: Batch) -> torch.Tensor:
-    """The augmented images by a few operations on the whole batch: nothing depends on a value that the host must see."""
+    """The augmented images by a few operations on the whole batch; the host needs no value of the device."""
     numbers = torch.arange(len(batch.ids), device=batch.images.device)[:, None]
     orders = torch.tensor(CHANNEL_ORDERS).to(batch.images.device, non_blocking=True)[batch.swap]
     images = batch.images[numbers, orders]

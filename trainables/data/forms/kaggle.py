@@ -21,7 +21,8 @@ from typing import Final, Literal
 
 from trainables.config import DataConfig
 from trainables.data.files import Files, FolderFiles, ZipFiles, safe_name
-from trainables.data.frames import BadFrame, Depth, FrameList, Rgb
+from trainables.data.forms.labeled import frame_scenes
+from trainables.data.frames import BadFrame, Depth, FrameList, Rgb, scene_name
 from trainables.data.pictures import (
     MAX_DEPTH_M,
     check_complete,
@@ -39,7 +40,6 @@ LABELED: Final = "nyu_depth_v2_labeled.mat"
 LISTS: Final = {"train": "data/nyu2_train.csv", "test": "data/nyu2_test.csv"}
 SCENES: Final = "data/scenes.csv"
 _PREFIXES: Final = ("", "nyu_data/")  # Kaggle's own archive has one more level
-_TAKE: Final = re.compile(r"(?<=_\d{4})[a-z]$")
 _TEST_NUMBER: Final = re.compile(r"(\d{5})_colors\.png$")
 
 
@@ -87,7 +87,7 @@ def open_files(root: Path) -> Files:
 
 def scene_of(rgb: str) -> str:
     """The place a training frame was taken at, from its path."""
-    return _TAKE.sub("", PurePosixPath(rgb).parent.name.removesuffix("_out"))
+    return scene_name(PurePosixPath(rgb).parent.name)
 
 
 @dataclass(frozen=True)
@@ -157,4 +157,9 @@ def _scenes(files: Files, root: Path, ids: Sequence[str], split: Literal["train"
         return [known.get(rgb) for rgb in ids]
     if split == "train":
         return [scene_of(rgb) for rgb in ids]
-    return [None] * len(ids)
+    labeled = (root if root.is_dir() else root.parent) / LABELED
+    if not labeled.is_file():
+        return [None] * len(ids)
+    by_number = frame_scenes(labeled)
+    numbers = [int(match[1]) if (match := _TEST_NUMBER.search(rgb)) else -1 for rgb in ids]
+    return [by_number[number] if 0 <= number < len(by_number) else None for number in numbers]

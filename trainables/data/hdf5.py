@@ -1,0 +1,70 @@
+"""HDF5 files of strangers: only plain data sets stored in the file itself are read.
+
+HDF5 can point elsewhere in four ways (soft and external links, external storage, virtual data sets), and h5py follows
+each without a word. All are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from trainables.data.frames import BadFrame, Depth
+from trainables.data.pictures import MAX_PIXELS
+
+_KINDS: Final = {"f": "float", "u1": "uint8", "O": "references"}
+MAX_SENSIBLE_M: Final = 100.0  # what exceeds it is no depth in metres
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The file, for reading. Raises BadFrame where it is missing, truncated or damaged, then or while it is read."""
+    if not path.is_file():
+        raise BadFrame(f"{path} is missing; restore it or exclude the frame")
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py's ways to say that
+        raise BadFrame(f"{path} is truncated, damaged or no HDF5 file ({_first_line(error)}); replace it") from None
+
+
+def dataset(file: Any, key: str, dtypes: str, shape: tuple[int | None, ...]) -> Any:
+    """A data set of the file itself. Raises BadFrame unless it is there, is no link of any kind, and has a dtype of the
+    kind `dtypes` ('f': any float, 'u1': uint8, 'O': references) and the shape (None: any length).
+    """
+    name = f"{file.filename}: its {key}"
+    link = file.get(key, getlink=True)
+    if link is None:
+        raise BadFrame(f"{name} is missing; the file holds {', '.join(list(file)[:8]) or 'nothing'}")
+    if not isinstance(link, h5py.HardLink):
+        raise BadFrame(f"{name} is a link; refused, store the values in the file")
+    values = file[key]
+    if not isinstance(values, h5py.Dataset) or values.external or values.is_virtual:
+        raise BadFrame(f"{name} is not stored in the file; refused, store the values in it")
+    if values.dtype.kind != dtypes[0] or (dtypes[1:] and values.dtype.itemsize != int(dtypes[1:])):
+        raise BadFrame(f"{name} holds {values.dtype} where {_KINDS[dtypes]} must be")
+    wrong = len(values.shape) != len(shape) or any(
+        want not in (None, have) for have, want in zip(values.shape, shape, strict=False)
+    )
+    if wrong or int(np.prod(values.shape[-2:])) > MAX_PIXELS:
+        expected = " x ".join("any" if length is None else str(length) for length in shape)
+        raise BadFrame(f"{name} has shape {values.shape} where {expected} must be")
+    return values
+
+
+def checked_depth(depth_m: npt.NDArray[Any], name: str) -> Depth:
+    """Depth as contiguous float32. Raises BadFrame for NaN, infinite or negative depth, or what cannot be metres."""
+    if not (depth_m.min() >= 0 and depth_m.max() <= MAX_SENSIBLE_M):  # NaN compares false
+        what = "NaN" if np.isnan(depth_m).any() else f"{depth_m.min():g} to {depth_m.max():g}"
+        raise BadFrame(f"{name} holds {what} where depth in metres must be; replace it or exclude the frame")
+    return np.ascontiguousarray(depth_m, dtype=np.float32)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
