@@ -22,7 +22,7 @@ Depth = npt.NDArray[np.float32]
 
 
 def scene_name(folder: str) -> str:
-    """The place that a folder of the raw set shows: NYU's bookstore_0001d and bookstore_0001e are takes of one place."""
+    """The place that a folder of the raw set shows: NYU's bookstore_0001d and bookstore_0001e are takes of one."""
     return _TAKE.sub("", folder.removesuffix("_out"))
 
 

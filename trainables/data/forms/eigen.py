@@ -113,9 +113,9 @@ class Stack:
     def _file(self) -> IO[bytes]:
         if self._open is None or self._open[0] != os.getpid():  # a forked process must not move its parent's place
             if self.root.is_dir():
-                file: IO[bytes] = (self.root / self.name).open("rb")  # noqa: SIM115 - stays open for the next frame
+                file: IO[bytes] = (self.root / self.name).open("rb")
             else:
-                file = zipfile.ZipFile(self.root).open(self.name)
+                file = zipfile.ZipFile(self.root).open(self.name)  # noqa: SIM115 - stays open for the next frame
             self._open = os.getpid(), file
         return self._open[1]
 
