@@ -76,7 +76,7 @@ def tiny_config(tiny_root: Path) -> Callable[..., TrialConfig]:
             "model.weights": None,
             "model.unet_channels": 4,
             "model.unet_levels": 2,
-            "model.skips": {"s1": "pre_pool", "s2": "pre_pool", "s4": "none", "s8": "none", "s16": "none", "s32": "none"},
+            "model.skips": dict.fromkeys(("s1", "s2"), "pre_pool") | dict.fromkeys(("s4", "s8", "s16", "s32"), "none"),
             "input": [48, 64],
             "batch_size": 4,
             "budget_images": 48,

@@ -245,6 +245,8 @@ class _PlainLoop:
         return images.contiguous(), target, valid
 
     def step(self, batch: tuple[Any, Any, Any]) -> float:
+        import torch
+
         from trainables.losses import composite
         from trainables.target import DATA_RANGE
 
@@ -258,7 +260,7 @@ class _PlainLoop:
 
 
 def _port_loader(config: Any) -> Callable[[int], Any]:
-    """The port's dataset: PIL decoding, flip and channel swap by PIL and NumPy, resize by PIL, tensors in the process."""
+    """The port's dataset: decoding, flip and resize by PIL, channel swap by NumPy, tensors in this process."""
     import random
     from itertools import permutations
 

@@ -90,9 +90,9 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         return yaml.compose(text, Loader=_PlainLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
+        at = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{name}{line}: is not valid YAML ({problem}); mend that line") from error
+        raise UserError(f"{name}{at}: is not valid YAML ({problem}); mend that line") from error
 
 
 def _convert(node: yaml.Node | None, path: str, lines: dict[str, int], name: str, depth: int) -> Any:
