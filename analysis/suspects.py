@@ -81,14 +81,14 @@ class Passes:
 
 def stage_deviations(logs: Floats, rules: Rules) -> Floats:
     """Each pass's deviations from the median of its stage: consecutive passes of all samples, in order."""
-    result = np.empty(len(logs))
-    stages = max(1, len(logs) // rules.stage_passes)
-    for stage in np.array_split(np.arange(len(logs)), stages):
-        values = logs[stage]
-        middle = np.median(values)
-        spread = max(SIGMA * float(np.median(np.abs(values - middle))), 0.03)
-        result[stage] = np.clip((values - middle) / spread, -rules.most_deviations, rules.most_deviations)
-    return result
+    size = min(rules.stage_passes, len(logs))
+    whole = len(logs) // size * size
+    stages = logs[:whole].reshape(-1, size)
+    middle = np.median(stages, axis=1)
+    spread = np.maximum(SIGMA * np.median(np.abs(stages - middle[:, None]), axis=1), 0.03)
+    stage = np.minimum(np.arange(len(logs)) // size, len(stages) - 1)  # a rest too short for its own joins the last
+    z: Floats = np.clip((logs - middle[stage]) / spread[stage], -rules.most_deviations, rules.most_deviations)
+    return z
 
 
 def scene_of(sample: str) -> str:
