@@ -218,7 +218,7 @@ def test_guarded_step_equals_clip_then_step(clip: float | None, seed: int, amsgr
 
 
 def test_accumulation_equals_the_big_batch_without_batch_norm(tiny_config: Make, tmp_path: Path) -> None:
-    """4 x 2 and 2 x 4; batch statistics would differ by nature, so the model's are frozen by evaluating in eval mode."""
+    """4 x 2 and 2 x 4; batch statistics would differ by nature, so the training runs in eval mode."""
     rows = {}
     for batch, accumulate in ((4, 2), (8, 1)):
         config = tiny_config(batch_size=batch, accumulate=accumulate, train_mode="eval_after_first_step")
