@@ -26,6 +26,7 @@ _JPEG = b"\xff\xd8\xff"
 _CHANNELS: Final = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "F": 1, "LA": 2, "P": 1, "RGBA": 4, "CMYK": 4}
 _ORIENTATION: Final = 0x0112  # EXIF tag
 _EXIF_WITHIN: Final = 4096  # bytes within which its mark is looked for: it leads the file
+_INTERLACED: Final = 28  # offset in a PNG
 _TRAILER: Final = 64  # bytes within which a JPEG's end marker is looked for
 
 
@@ -80,9 +81,15 @@ def check_depth(header: Header, name: str) -> None:
 
 
 def check_complete(header: Header, content: bytes, name: str) -> None:
-    """Raise BadFrame where a whole file ends too early, or a PNG's checksums are wrong; cheap, nothing is decoded."""
+    """Raise BadFrame where a whole file ends too early, or a PNG's checksums are wrong; cheaper than decoding."""
     if header.kind == "PNG":
-        _check_chunks(content, name)
+        rows = (header.width * header.channels * header.bits + 7) // 8 + 1  # a filter's number leads each
+        try:
+            packed = zlib.decompressobj().decompress(b"".join(_check_chunks(content, name)), rows * header.height)
+        except zlib.error as error:
+            raise BadFrame(f"{name} is damaged ({error}); replace it") from None
+        if len(packed) < rows * header.height and not content[_INTERLACED]:
+            raise BadFrame(f"{name} is truncated (rows are missing, which Pillow would read as 0); replace it")
     elif b"\xff\xd9" not in content[-_TRAILER:]:
         _decode_jpeg(content, name)  # some cameras write more behind the end marker: only decoding tells
 
@@ -123,9 +130,10 @@ def _decode_png(content: bytes, name: str) -> npt.NDArray[Any]:
         raise BadFrame(f"{name} is truncated or damaged ({_first_line(error)}); replace it") from None
 
 
-def _check_chunks(content: bytes, name: str) -> None:
-    """Pillow reads past a wrong checksum and a missing end."""
+def _check_chunks(content: bytes, name: str) -> list[memoryview]:
+    """A PNG's packed pixels. Raises BadFrame for what Pillow reads past: a wrong checksum, a missing end."""
     position, view = len(_PNG), memoryview(content)
+    pixels = []
     while position + 12 <= len(view):
         length = int.from_bytes(view[position : position + 4])
         body = view[position + 4 : position + 8 + length]
@@ -135,7 +143,9 @@ def _check_chunks(content: bytes, name: str) -> None:
         if zlib.crc32(body) != int.from_bytes(checksum):
             raise BadFrame(f"{name} is damaged (checksum of its {bytes(body[:4])!r} part is wrong); replace it")
         if bytes(body[:4]) == b"IEND":
-            return
+            return pixels
+        if bytes(body[:4]) == b"IDAT":
+            pixels.append(body[4:])
         position += 12 + length
     raise BadFrame(f"{name} is truncated (no end marker); replace it")
 
