@@ -69,6 +69,10 @@ def test_copied_brightness_is_named(frames: dict[str, torch.Tensor]) -> None:
     truth = frames["truth_m"].where(frames["truth_m"] > 0, 2.0)
     foggy = frames | {"images": (truth / truth.max())[:, None].expand(-1, 3, -1, -1)}
     assert run(foggy, truth * frames["noise"].exp()).verdicts == ()
+    hazy = foggy | {"images": foggy["images"] + 0.3 * frames["noise"][:, None]}
+    copied = run(hazy, 1 + 4 * (hazy["images"] * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1))
+    assert copied.luminance_correlation > copied.depth_correlation > 0.8
+    assert not any(v.startswith("follows brightness") for v in copied.verdicts)
 
 
 def test_nan_predictions_do_not_pass(frames: dict[str, torch.Tensor]) -> None:

@@ -165,19 +165,19 @@ def test_scorer_names_a_set_by_any_of_its_frames() -> None:
     truth[2, 240, 320] = 0.0
     truth[1, 0, 0] = 0.0  # outside both crops: no hole of the protocol
     scorer = Scorer(["densedepth", "bts"], "filled")
-    scorer.add(["a", "b"], ["room", None], truth[:2], truth[:2])
+    scorer.add(["c"], [None], 2 * truth[2:].clamp_min(1), truth[2:])
     whole = Scorer(["densedepth"], "filled")
-    whole.add(["a", "b"], ["room", None], truth[:2], truth[:2])
-    scorer.add(["c"], [None], 2 * truth[2:].clamp_min(1), truth[2:])  # the last, partial batch counts
-    evaluation = scorer.finish()
+    for either in (scorer, whole):
+        either.add(["a", "b"], ["room", None], truth[:2], truth[:2])
     assert list(whole.finish().summary) == ["densedepth"]
+    evaluation = scorer.finish()
     assert list(evaluation.summary) == ["densedepth+mask", "bts crop, in-painted truth"]
     assert [(r["id"], r["scene"], r["protocol"]) for r in evaluation.rows[:3]] == [
+        ("c", None, "densedepth+mask"),
         ("a", "room", "densedepth+mask"),
         ("b", None, "densedepth+mask"),
-        ("c", None, "densedepth+mask"),
     ]
-    assert evaluation.rows[2]["pixels"] == 440 * 592 - 1
+    assert evaluation.rows[0]["pixels"] == 440 * 592 - 1
     assert evaluation.summary["densedepth+mask"]["abs_rel"] == pytest.approx(1 / 3)
 
 
