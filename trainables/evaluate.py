@@ -100,12 +100,12 @@ def resolve(
     if protocol.truth == "raw" and truth == "filled":
         name = f"{protocol.name} crop, in-painted truth"
         notes.append("the truth is in-painted where the protocol scores measured depth")
-    elif protocol.truth == "filled" and has_holes:
-        name = f"{protocol.name}+mask"
-        notes.append("pixels without truth are left out; the published evaluation has none")
-    elif protocol.truth == "filled" and truth == "raw":
-        name = f"{protocol.name} crop, raw truth"
-        notes.append("the truth is measured where the protocol scores in-painted depth")
+    elif protocol.truth == "filled" and (has_holes or truth == "raw"):
+        name = f"{protocol.name}+mask" if has_holes else f"{protocol.name} crop, raw truth"
+        if has_holes:
+            notes.append("pixels without truth are left out; the published evaluation has none")
+        if truth == "raw":
+            notes.append("the truth is measured where the protocol scores in-painted depth")
     if protocol.crop is not None and size != REFERENCE_SIZE:
         rows, columns = REFERENCE_SIZE
         found = "several sizes" if size is None else f"{size[0]} x {size[1]}"

@@ -40,7 +40,7 @@ METRIC = TargetConfig(kind="metric", resize="inverse_then_resize", holes="mask",
     [
         ("densedepth", False, "filled", SIZE, "densedepth", True, ""),
         ("densedepth", True, "filled", SIZE, "densedepth+mask", False, "without truth are left out"),
-        ("densedepth", True, "raw", SIZE, "densedepth+mask", False, "without truth are left out"),
+        ("densedepth", True, "raw", SIZE, "densedepth+mask", False, "in-painted depth"),
         ("densedepth", False, "raw", SIZE, "densedepth crop, raw truth", False, "in-painted depth"),
         (
             "densedepth",
