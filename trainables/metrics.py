@@ -119,8 +119,9 @@ def mssim(data_range: float, *, pred: Tensor, target: Tensor, mask: Tensor) -> T
     covariance = _gaussian_filter(p * t) - mean_p * mean_t
     luminance = (2 * mean_p * mean_t + c1) / (mean_p.square() + mean_t.square() + c1)
     structure = (2 * covariance + c2) / (var_p + var_t + c2)
-    outside = functional.max_pool2d((~mask)[:, None].float(), SSIM_WINDOW, stride=1)[:, 0]
-    return masked_mean(luminance * structure, outside == 0)
+    holes = functional.max_pool2d((~mask)[:, None].float(), (SSIM_WINDOW, 1), stride=1)  # one side, then the other
+    holes = functional.max_pool2d(holes, (1, SSIM_WINDOW), stride=1)
+    return masked_mean(luminance * structure, holes[:, 0] == 0)
 
 
 def edge_magnitude(depth_m: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
