@@ -12,6 +12,7 @@ from trainables.config import DataConfig, TrialConfig
 from trainables.data.forms import Form, forms
 from trainables.data.forms import rooms as rooms_form
 from trainables.data.frames import BadFrame, FrameList
+from trainables.data.manifest import guarded
 from trainables.data.split import evenly, held_out, mispaired, thinned
 from trainables.errors import UserError
 from trainables.yamlfile import nearest
@@ -100,7 +101,7 @@ def _open(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
     found: dict[str, Form] = forms()
     if data.source not in found:
         raise UserError(f"data.source: no form {data.source}{nearest(data.source, found)}; there are {sorted(found)}")
-    return found[data.source].open_split(data, split)
+    return guarded(found[data.source].open_split(data, split))  # reads are checked against the doctor's manifest
 
 
 def _bad_frames(frames: FrameList, on_bad_frame: Literal["stop", "skip"]) -> dict[int, str]:
