@@ -1,0 +1,145 @@
+"""How much is luck? The spread of trainings that differ by seed alone, and of the same seed run twice (hardware).
+
+One seed sets initialisation, data order and augmentation together; they are told apart only where the study holds
+pairs that fix two of the three: without augmentation (`augment` all zero), or in listed order (`data.order: listed`).
+What the study does not hold is said, not guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
+
+from analysis import runs
+from analysis.plots import BLUE, FAINT, empty
+from analysis.section import Figure, Section, Table, number, plain, records
+from analysis.selection import unit_of
+from analysis.tables import StudyTables
+from study.contract import Outcome
+
+# Settings that change nothing of a training's numbers.
+INERT = ("seed", "trace", "variant", "best_metric", "protocol", "checkpoint_every_images", "snapshot_every_steps",
+         "data.workers", "data.cache", "data.root")  # fmt: skip
+SOURCES = {
+    "hardware": "same settings, same seed, run twice",
+    "initialisation": "seeds differ, order listed, no augmentation",
+    "initialisation and order": "seeds differ, order shuffled, no augmentation",
+    "initialisation and augmentation": "seeds differ, order listed, with augmentation",
+    "initialisation, order and augmentation": "seeds differ, order shuffled, with augmentation",
+}
+Row = dict[str, Any]
+
+
+def analyse(tables: StudyTables) -> Section:
+    """The section: standard deviation of the judged metric by what differed, pooled over settings that have pairs."""
+    if tables.judge is None:
+        return Section("variance", "How much is luck?", ["No training is judged yet."])
+    groups = _groups(tables)
+    unit = unit_of(tables.judge.metric)
+    split = _split(groups)
+    known = {row["source"] for row in split}
+    answers = [
+        f"{row['source'].capitalize()} ({SOURCES[row['source']]}): standard deviation "
+        f"{number(row['deviation'])} {unit}".rstrip()
+        + f" (n = {row['trainings']} trainings of {row['settings']} settings)."
+        for row in split
+    ]
+    if not split:
+        answers.append(
+            "No setting was trained twice, so luck cannot be told from effect: add seeds to confirm or reproduce."
+        )
+    missing = [name for name in SOURCES if name not in known]
+    if missing:
+        answers.append(f"Not measured in this study, for lack of such pairs: {'; '.join(missing)}.")
+    parts = [
+        Table(
+            "variance-split",
+            "Spread by what differed",
+            pd.DataFrame(split),
+            "Pooled within settings.",
+            {"deviation": unit},
+        )
+    ]
+    frame = pd.DataFrame(groups, columns=["setting", "source", "key", "seed", "value", "centred"])
+    return Section("variance", "How much is luck?", answers, [_figure(tables, frame, unit)], parts,
+                   plain({"split": split, "not_measured": missing}))  # fmt: skip
+
+
+def _groups(tables: StudyTables) -> list[Row]:
+    """Trainings of every setting that was completed more than once, with what differed between them."""
+    complete = tables.trials[(tables.trials["outcome"] == Outcome.COMPLETE) & tables.trials["value"].notna()]
+    columns = [c for c in complete.columns if c.startswith("config.") and c.removeprefix("config.") not in INERT]
+    by_setting: dict[str, list[Row]] = {}
+    for row in records(complete[["key", "seed", "value", *columns]]):
+        identity = json.dumps(plain({c: row[c] for c in columns}), sort_keys=True)
+        by_setting.setdefault(identity, []).append(row)
+    result = []
+    for members in by_setting.values():
+        by_seed: dict[Any, list[Row]] = {}
+        for row in members:
+            by_seed.setdefault(row["seed"], []).append(row)
+        sets = [("hardware", rows) for rows in by_seed.values()]
+        sets.append((_source(members[0]), [rows[0] for rows in by_seed.values()]))
+        for source, rows in sets:
+            if len(rows) > 1:
+                mean = float(np.mean([r["value"] for r in rows]))
+                result += [
+                    {"setting": rows[0]["key"], "source": source, "key": r["key"], "seed": r["seed"],
+                     "value": float(r["value"]), "centred": float(r["value"]) - mean}
+                    for r in rows
+                ]  # fmt: skip
+    return result
+
+
+def _source(row: Mapping[str, Any]) -> str:
+    augmented = any((row.get(f"config.augment.{name}") or 0) > 0 for name in ("flip", "channel_swap"))
+    shuffled = row.get("config.data.order") != "listed"
+    parts = ["initialisation", *(["order"] if shuffled else []), *(["augmentation"] if augmented else [])]
+    return " and ".join(parts) if len(parts) < 3 else "initialisation, order and augmentation"
+
+
+def _split(groups: Sequence[Row]) -> list[Row]:
+    """Per source: the pooled within-setting standard deviation, with its trainings and settings."""
+    result = []
+    for source in SOURCES:
+        rows = [r for r in groups if r["source"] == source]
+        settings = len({r["setting"] for r in rows})
+        if len(rows) > settings:
+            variance = sum(r["centred"] ** 2 for r in rows) / (len(rows) - settings)
+            row = {"source": source, "deviation": math.sqrt(variance), "trainings": len(rows), "settings": settings}
+            result.append(row | {"what differed": SOURCES[source]})
+    return result
+
+
+def _figure(tables: StudyTables, frame: pd.DataFrame, unit: str) -> Figure:
+    metric = tables.judge.metric if tables.judge else ""
+
+    def draw(canvas: Canvas, data: pd.DataFrame) -> None:
+        axes = canvas.add_subplot()
+        if data.empty:
+            empty(axes, "no setting was trained twice")
+            return
+        names = list(dict.fromkeys(data["source"]))[::-1]
+        axes.axvline(0, color=FAINT, linewidth=0.8)
+        for place, name in enumerate(names):
+            rows = data[data["source"] == name]
+            axes.plot(rows["centred"], place + np.linspace(-0.15, 0.15, len(rows)), "o", color=BLUE, markersize=4)
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlabel=f"validation {metric} minus its setting's mean" + (f" ({unit})" if unit else ""))
+
+    return Figure(
+        "variance", "Spread within a setting",
+        f"Judged metric of {len(frame)} trainings around the mean of their setting, by what differed.",
+        f"One dot per training. Study {tables.name}, validation split.", draw, frame, size_in=(7.0, 2.4),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(runs.command("variance", "Say how much of a difference is luck.", analyse))
