@@ -137,9 +137,11 @@ def open_cache(frames: FrameList, config: TrialConfig) -> SampleCache | None:
         return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "about.json", about)
-        held = _grow(folder / "samples.bin", cache.slots * cache.record_bytes)
-        _grow(folder / "sums.bin", cache.slots * 8)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            write_json(folder / "about.json", about)
+            held = _grow(folder / "samples.bin", cache.slots * cache.record_bytes)
+            _grow(folder / "sums.bin", cache.slots * 8)
         missing = min(len(frames), cache.slots) * cache.record_bytes - held
         if missing > shutil.disk_usage(folder).free:
             raise OSError(errno.ENOSPC, f"it lacks {missing / _GB:.1f} GB")
@@ -150,14 +152,11 @@ def open_cache(frames: FrameList, config: TrialConfig) -> SampleCache | None:
 
 def _grow(path: Path, size: int) -> int:
     """Make the file at least `size` bytes long, without filling it; returns the bytes it really takes."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # or a smaller size could cut a larger one that came between
-        if os.fstat(descriptor).st_size < size:  # longer where another training caches more frames
-            os.ftruncate(descriptor, size)
-        return os.fstat(descriptor).st_blocks * 512
-    finally:
-        os.close(descriptor)
+    with path.open("ab") as file:
+        status = os.fstat(file.fileno())
+        if status.st_size < size:  # longer where another training caches more frames
+            os.ftruncate(file.fileno(), size)
+        return status.st_blocks * 512
 
 
 def _refused(folder: Path, error: OSError) -> UserError:

@@ -133,7 +133,7 @@ def _decode_png(content: bytes, name: str) -> npt.NDArray[Any]:
 def _check_chunks(content: bytes, name: str) -> list[memoryview]:
     """A PNG's packed pixels. Raises BadFrame for what Pillow reads past: a wrong checksum, a missing end."""
     position, view = len(_PNG), memoryview(content)
-    pixels = []
+    pixels: list[memoryview] = []
     while position + 12 <= len(view):
         length = int.from_bytes(view[position : position + 4])
         body = view[position + 4 : position + 8 + length]

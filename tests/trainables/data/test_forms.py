@@ -325,7 +325,7 @@ def test_zip_bomb_and_damage(tmp_path: Path, settings: Callable[..., TrialConfig
         info = archive.getinfo("data/nyu2_train/study_0001a_out/0.png")
     at = info.header_offset + 30 + len(info.filename) + 40
     path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-    with pytest.raises(BadFrame, match="0.png is damaged"):
+    with pytest.raises(BadFrame, match=r"0.png is damaged"):
         open_training(settings("kaggle", path))
     index = content.index(struct.pack("<I", info.CRC), info.header_offset + 30)  # its line in the central directory
     path.write_bytes(content[: index + 8] + struct.pack("<I", 1 << 30) + content[index + 12 :])
