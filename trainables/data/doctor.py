@@ -169,7 +169,7 @@ def check_manifest(splits: dict[str, FrameList], use: ManifestUse) -> tuple[dict
 
 
 def diagnose(
-    root: Path, form: str | None, overrides: dict[str, Any], renew: bool, workers: int, out: Path
+    root: Path, form: str | None, overrides: dict[str, Any], use: ManifestUse, workers: int, out: Path
 ) -> dict[str, Any]:
     """The whole examination; writes doctor.json and doctor.png into `out` and returns the JSON document."""
     name, splits, closed = open_splits(root, form, overrides)
