@@ -209,16 +209,18 @@ def _predicted(
         yield from predictions(*_model(tables, entry, frames, config))
         return
     means: dict[tuple[int, int], Tensor] = {}
+    chosen_device = device.choose_device(config)  # scoring a full-size test set takes minutes on a CPU
     train = open_training(config).train if entry["name"] == TRAINING_MEAN else None
     for i in range(len(frames)):
-        truth = torch.from_numpy(np.ascontiguousarray(frames.read(i).depth_m))[None]
+        truth = torch.from_numpy(np.ascontiguousarray(frames.read(i).depth_m))[None].to(chosen_device)
         size = (truth.shape[1], truth.shape[2])
         if train is None:
-            yield [i], baselines.random_guess((1, *size), GUESS_SEED + i), truth
+            yield [i], baselines.random_guess((1, *size), GUESS_SEED + i).to(chosen_device), truth
             continue
         if size not in means:
             chosen = np.unique(np.linspace(0, len(train) - 1, min(len(train), MEAN_FRAMES)).astype(int))
-            means[size] = baselines.mean_depth_map((train.read(int(k)).depth_m for k in chosen), size)
+            training = (train.read(int(k)).depth_m for k in chosen)
+            means[size] = baselines.mean_depth_map(training, size).to(chosen_device)
         yield [i], means[size], truth
 
 
