@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import cost, final_evaluation, overview, page, selection, spikes
+from analysis import cost, final_evaluation, importance, overview, page, reproduction, selection, spikes
 from analysis.runs import load
 from analysis.section import Section, Table
 from analysis.tables import StudyTables, read_table, write_table
@@ -33,19 +33,25 @@ TABLE = "study.parquet"  # the released table, in the report's folder
 
 Question = Callable[[StudyTables], Section]
 QUESTIONS: Sequence[tuple[str, Question]] = (
+    ("evaluation", final_evaluation.analyse),  # first: it opens the sealed test, on which the reproduction is judged
+    ("reproduction", reproduction.analyse),
+    ("importance", importance.analyse),
     ("spikes", spikes.analyse),
     ("selection", selection.analyse),
-    ("evaluation", final_evaluation.analyse),
     ("curves", overview.curves),
     ("history", overview.history),
     ("outcomes", overview.outcomes),
     ("cost", cost.cost),
     ("data", cost.data),
 )
+PAGE = (
+    "reproduction", "importance", "spikes", "selection", "evaluation", "curves", "history", "outcomes", "cost", "data",
+    "provenance",
+)  # fmt: skip
 
 
 def analyse(tables: StudyTables) -> list[Section]:
-    """Every section in the page's order; each one's seconds go to the cost section and to provenance."""
+    """Every section, in the page's order; each one's seconds go to the cost section and to provenance."""
     sections, took = [], {}
     for name, question in QUESTIONS:
         started = time.perf_counter()
@@ -56,7 +62,8 @@ def analyse(tables: StudyTables) -> list[Section]:
         **{f"report, {name} (s)": f"{seconds:.2f}" for name, seconds in took.items()},
     }
     sections.append(cost.provenance(tables, made))
-    return [_timed(section, took) if section.key == "cost" else section for section in sections]
+    timed = [_timed(section, took) if section.key == "cost" else section for section in sections]
+    return sorted(timed, key=lambda section: PAGE.index(section.key))
 
 
 def _timed(section: Section, took: dict[str, float]) -> Section:

@@ -182,7 +182,7 @@ def write_table(tables: StudyTables, path: Path) -> None:
     """Release a study as one Parquet file: a row per training, its reports inside, the study's facts as metadata."""
     frame = tables.trials.copy()
     encoded = [
-        c for c in frame.columns if frame[c].map(lambda v: not isinstance(v, str)).any() and frame[c].dtype == object
+        c for c in frame.columns if frame[c].dtype == object and not all(isinstance(value, str) for value in frame[c])
     ]
     for column in encoded:
         frame[column] = [json.dumps(plain(v)) for v in frame[column]]
