@@ -261,6 +261,7 @@ def register(tables: StudyTables, name: str, champion: str, log_model: Callable[
                 client.set_registered_model_alias(name, "champion", version.version)
                 return str(version.version)
         uri = log_model(runs[0].info.run_id)
+        client.set_terminated(runs[0].info.run_id, "FINISHED", runs[0].info.end_time)  # logging reopened the run
         made = mlflow.register_model(uri, name, tags={Tag.KEY: champion, Tag.STUDY: tables.name})
         client.set_registered_model_alias(name, "champion", made.version)
         return str(made.version)

@@ -1,0 +1,129 @@
+"""What MLflow serves: an image in, its depth in metres out; models from code, no pickle (house rule 2).
+
+MLflow runs this file itself to load the model, so its top imports only MLflow and `trainables`, which travels with it.
+
+    python -m analysis.served_model STUDY          registers the champion with alias `champion`
+    mlflow models serve -m models:/NAME@champion --env-manager local
+    {"dataframe_records": [{"image": "<base64 of a PNG or JPEG>"}]}   ->   {"predictions": [{"depth_m": [[...]]}]}
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import Array
+from PIL import Image
+
+import trainables
+from trainables import checkpoint
+from trainables.predict import predict_picture, read_picture
+
+NEEDS = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "safetensors", "pydantic", "pyyaml", "h5py",
+         "kornia", "pytorch-msssim")  # fmt: skip
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(DataType.binary, "image")]),
+    outputs=Schema([ColSpec(Array(Array(DataType.double)), "depth_m")]),
+)
+
+
+class DepthOfPicture(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """A trained checkpoint behind MLflow's interface, with the same pictures in and depth out as trainables.predict."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the checkpoint artifact, hash-checked."""
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model, self.config = checkpoint.load_model(Path(context.artifacts["checkpoint"]))
+        self.model = model.to(self.device)
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
+        """Depth in metres, rows of columns, for each encoded picture in column `image`."""
+        return pd.DataFrame({"depth_m": [self._depth(content) for content in model_input["image"]]})
+
+    def _depth(self, content: bytes) -> list[list[float]]:
+        with tempfile.NamedTemporaryFile(prefix="picture-") as file:
+            file.write(content)
+            file.flush()
+            rgb = read_picture(Path(file.name))
+        depth: list[list[float]] = predict_picture(self.model, rgb, self.config, self.device).double().cpu().tolist()
+        return depth
+
+
+def log(folder: Path, run_id: str) -> str:
+    """Log a checkpoint folder as a model of a run; its URI."""
+    requirements = [f"{name}=={version(name).partition('+')[0]}" for name in NEEDS]
+    with mlflow.start_run(run_id=run_id):
+        logged = mlflow.pyfunc.log_model(
+            name="depth",
+            python_model=str(Path(__file__).resolve()),
+            artifacts={"checkpoint": str(folder)},
+            code_paths=[str(Path(trainables.__file__).parent)],
+            signature=SIGNATURE,
+            input_example=pd.DataFrame({"image": [_example()]}),
+            pip_requirements=requirements,
+        )
+    return str(logged.model_uri)
+
+
+def publish(tables: Any) -> str | None:
+    """Register a study's champion as NAME@champion; 'NAME version N', or None without a tracking store.
+
+    Raises UserError where nothing is chosen or its checkpoint is missing.
+    """
+    from analysis import runs, selection
+    from trainables.errors import UserError
+
+    chosen = selection.choose(tables)
+    if chosen is None or tables.judge is None:
+        raise UserError("nothing can be registered: no training is complete with a judged value")
+    part = checkpoint.BEST if tables.judge.report == "best" else checkpoint.LATEST
+    folder = tables.folder(chosen.champion) / "checkpoints" / part
+    checkpoint.verify(folder)
+    made = runs.register(tables, tables.name, chosen.champion, lambda run_id: log(folder.resolve(), run_id))
+    return None if made is None else f"{tables.name} version {made}"
+
+
+def _example() -> bytes:
+    """A small grey gradient as PNG."""
+    out = io.BytesIO()
+    ramp = np.tile(np.linspace(0, 255, 64, dtype=np.uint8), (48, 1))
+    Image.fromarray(np.repeat(ramp[:, :, None], 3, axis=2)).save(out, format="PNG")
+    return out.getvalue()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m analysis.served_model STUDY`."""
+    from analysis import runs
+    from trainables import cli
+
+    purpose = "Register a study's champion as an MLflow model with alias champion."
+    arguments = cli.parser("analysis.served_model", purpose, "python -m analysis.served_model rooms-quick")
+    arguments.add_argument("study", metavar="STUDY", help="a study's name or its results folder")
+
+    def body(args: argparse.Namespace) -> Any:
+        tables = runs.load(args.study)
+        registered = publish(tables)
+        said = f"{registered}, alias champion" if registered else "the study has no tracking store (tracking.uri: null)"
+        print(f"registered: {said}" if registered else f"nothing registered: {said}")
+        uri = f"models:/{tables.name}@champion" if registered else None
+        return {"study": tables.name, "model": uri, "tracking_uri": runs.tracking_uri(tables)}
+
+    return cli.run(arguments, body, None if argv is None else list(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+else:
+    mlflow.models.set_model(DepthOfPicture())

@@ -1,0 +1,114 @@
+"""The champion as a registered MLflow model: same depth as trainables.predict, no pickle, served over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from analysis import runs
+from study.contract import Layout, Tag
+from tests.analysis.test_final_evaluation import write_study
+from trainables import checkpoint
+from trainables.config import TrialConfig
+from trainables.errors import UserError
+from trainables.predict import predict_picture
+
+CHAMPION = "confirm-0001"
+
+
+@pytest.fixture
+def registered(tmp_path: Path, tiny_config: Callable[..., TrialConfig]) -> tuple[Layout, str]:
+    """A study whose champion has a run in the store, as study/tracking.py leaves it, and is registered."""
+    import mlflow
+
+    from analysis import served_model
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    layout = write_study(tmp_path, tiny_config(), uri)
+    tables = runs.load(layout.root)
+    with pytest.raises(UserError, match="is not in the tracking store"):
+        served_model.publish(tables)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.create_experiment(runs.EXPERIMENT, artifact_location=(tmp_path / "mlartifacts").as_uri())
+    run = client.create_run(experiment, tags={Tag.STUDY: "s", Tag.KEY: CHAMPION})
+    client.set_terminated(run.info.run_id, "FINISHED", 1234)
+    assert served_model.publish(tables) == "s version 1"
+    assert served_model.publish(tables) == "s version 1"  # the same champion is not registered twice
+    assert client.get_model_version_by_alias("s", "champion").tags[Tag.KEY] == CHAMPION
+    assert client.get_run(run.info.run_id).info.end_time == 1234
+    return layout, uri
+
+
+def picture() -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)).save(out, format="PNG")
+    return out.getvalue()
+
+
+def expected(layout: Layout) -> np.ndarray:
+    model, config = checkpoint.load_model(layout.trial(CHAMPION) / "checkpoints" / "best")
+    rgb = np.asarray(Image.open(io.BytesIO(picture())))
+    return predict_picture(model, rgb, config, torch.device("cpu")).numpy()
+
+
+def test_the_registered_champion_predicts_as_the_command_does(registered: tuple[Layout, str]) -> None:
+    import mlflow
+
+    layout, uri = registered
+    mlflow.set_tracking_uri(uri)
+    model = mlflow.pyfunc.load_model("models:/s@champion")
+    depth = np.asarray(model.predict(pd.DataFrame({"image": [picture()]}))["depth_m"].iloc[0])
+    np.testing.assert_allclose(depth, expected(layout), rtol=1e-6)
+    folder = Path(mlflow.artifacts.download_artifacts("models:/s@champion"))
+    assert not [p for p in folder.rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".pth")]
+    assert model.metadata.signature is not None and model.metadata.saved_input_example_info is not None
+
+
+@pytest.mark.slow
+def test_mlflow_serves_it_over_http(registered: tuple[Layout, str], tmp_path: Path) -> None:
+    layout, uri = registered
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/s@champion", "--env-manager", "local"]
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": uri,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    with (tmp_path / "serve.log").open("w") as log:
+        server = subprocess.Popen([*command, "-p", str(port)], env=environment, stdout=log, stderr=log, cwd=tmp_path)
+        try:
+            body = {"dataframe_records": [{"image": base64.b64encode(picture()).decode()}]}
+            answer = ask(f"http://127.0.0.1:{port}/invocations", json.dumps(body).encode(), time.monotonic() + 120)
+        finally:
+            server.terminate()
+            server.wait(20)
+    np.testing.assert_allclose(np.asarray(answer["predictions"][0]["depth_m"]), expected(layout), rtol=1e-6)
+
+
+def ask(url: str, body: bytes, until: float) -> dict[str, list[dict[str, list[list[float]]]]]:
+    while True:
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return dict(json.load(response))
+        except (urllib.error.URLError, ConnectionError):
+            if time.monotonic() > until:
+                raise
+            time.sleep(1)
