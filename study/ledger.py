@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from study.contract import PHASES, Attr, Judge, Layout, Outcome, StudyAttr, trial_key
 from study.plan import Planned
@@ -74,6 +74,7 @@ class Ledger:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.layout, self.judge = layout, judge
         check_file(layout, url)
+        self.direction: Literal["minimize", "maximize"] = "minimize" if judge.minimise else "maximize"
         storage = optuna.storages.RDBStorage(
             url or f"sqlite:///{layout.ledger}",
             engine_kwargs={} if url else {"connect_args": {"timeout": BUSY_S}},
@@ -82,14 +83,13 @@ class Ledger:
             phase: optuna.create_study(
                 storage=storage,
                 study_name=f"{layout.name}/{phase}",
-                direction="minimize" if judge.minimise else "maximize",
+                direction=self.direction,
                 sampler=optuna.samplers.RandomSampler(),
                 pruner=pruner if phase == "search" and pruner is not None else optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
             for phase in PHASES
         }
-        self.direction = "minimize" if judge.minimise else "maximize"
         self.sqlite = url is None
         self.entries: dict[str, list[Entry]] = {}
         self.entered: dict[str, dict[tuple[str, int, int], Entry]] = {}

@@ -149,8 +149,10 @@ def check_parts(study: Study, config: TrialConfig) -> None:
 
 
 def _reproduce(study: Study) -> tuple[Planned, ...]:
-    planned = []
+    planned: list[Planned] = []
     for number, entry in enumerate(study.config.reproduce.recipes):
+        name: str
+        overrides: Mapping[str, Any]
         name, overrides = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
         document = study.within(
             f"reproduce.recipes.{number}" if isinstance(entry, str) else f"reproduce.recipes.{number}.{name}"
@@ -185,12 +187,26 @@ def _ablate(study: Study) -> tuple[Planned, ...]:
         for group, (recipe, flipped, document, origin) in arms.items():
             for config in compose(study, recipe, flipped, document, seed_of(study, "ablate", index)):
                 planned.append(Planned("ablate", group, config, origin))
-    bases = {p.origin["recipe"]: p.config for p in planned if p.origin["arm"] == BASE_ARM}
-    for p in planned:
-        if p.origin["arm"] != BASE_ARM and flat(p.config) == flat(reseeded(bases[p.origin["recipe"]], p.config.seed)):
-            where = study.document.where("ablate.settings")
-            raise UserError(f"{where}: {p.origin['question']} changes nothing in {p.origin['recipe']}; flip it")
+    _refuse_idle(study, planned)
     return tuple(planned)
+
+
+def _refuse_idle(study: Study, planned: list[Planned]) -> None:
+    """Refuse a question whose answer would be nothing: all its stages equal the unflipped ones."""
+    unflipped = {
+        (p.origin["recipe"], p.config.seed, p.config.stage): p.config for p in planned if p.origin["arm"] == BASE_ARM
+    }
+    groups: dict[str, list[Planned]] = {}
+    for p in planned:
+        groups.setdefault(p.group, []).append(p)
+    for members in groups.values():
+        origin = members[0].origin
+        same = all(p.config == unflipped[(origin["recipe"], p.config.seed, p.config.stage)] for p in members)
+        if origin["arm"] != BASE_ARM and same:
+            where = study.document.where("ablate.settings")
+            raise UserError(
+                f"{where}: {origin['question']} is what {origin['recipe']} does already; name another value"
+            )
 
 
 def _search_config(study: Study, settings: Mapping[str, Any]) -> TrialConfig:

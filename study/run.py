@@ -92,7 +92,7 @@ def _phases(
 ) -> Any:
     from study import executor
     from study.live import Display
-    from study.search import Session
+    from study.search import Listener, Session
     from study.tracking import Mirror
 
     config = plan.study.config
@@ -108,7 +108,7 @@ def _phases(
                 mirror.reported(entry, 0, {})
         display = Display(ledger, plan.counts, device_share=share.gpus or 1.0)
         capacity = executor.capacity_of(share, growing=config.resources.address is not None)
-        listeners = [display, *([mirror] if mirror else [])]
+        listeners: list[Listener] = [display, *([mirror] if mirror else [])]
         session = Session(plan, ledger, listeners, capacity, executor.memory_kills)
 
         def tick() -> None:
@@ -117,9 +117,7 @@ def _phases(
 
         training = time.monotonic()
         with display:
-            if worker is None:
-                from trainables.ray_trainable import TrainingWorker as worker
-            executor.execute(session, share, worker, tick, config.resources.silence_limit_s)
+            executor.execute(session, share, worker or _training_worker(), tick, config.resources.silence_limit_s)
             timings["training_s"] = time.monotonic() - training
             document, code = _end(session, ledger, timings, display)
     if mirror is not None:
@@ -129,6 +127,12 @@ def _phases(
             print(missing)
     ledger.close()
     return document, code
+
+
+def _training_worker() -> type:
+    from trainables.ray_trainable import TrainingWorker
+
+    return TrainingWorker
 
 
 def _end(session: Session, ledger: Ledger, timings: dict[str, float], display: Any) -> tuple[dict[str, Any], int]:

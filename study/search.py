@@ -272,7 +272,7 @@ def tune_classes() -> tuple[type[Searcher], type[TrialScheduler]]:
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             goes_on = self.session.result(trial.trial_id, result)
-            return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+            return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
         def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
             self.searcher.errors[trial.trial_id] = _error_text(trial)

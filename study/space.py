@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -208,7 +208,7 @@ def propose(
     history: Sequence[FrozenTrial],
     *,
     seed: int,
-    direction: str,
+    direction: Literal["minimize", "maximize"],
 ) -> dict[str, Any] | None:
     """The settings {path: value} of trial number len(history); None when a grid is exhausted.
 
@@ -258,7 +258,7 @@ def _ask(
     base: Mapping[str, Any],
     history: Sequence[FrozenTrial],
     seed: int,
-    direction: str,
+    direction: Literal["minimize", "maximize"],
 ) -> dict[str, Any]:
     import optuna
 

@@ -23,7 +23,7 @@ from trainables.errors import Diverged, OutOfMemory, UserError
 LOCK_WAIT_S = 60.0  # an orphaned worker lives a few seconds
 
 
-class TrainingWorker(tune.Trainable):  # type: ignore[misc]
+class TrainingWorker(tune.Trainable):
     """One process that trains, reused for one training after another.
 
     config: {'config': TrialConfig as JSON, 'folder': where it is kept, 'metric': the judge's}.

@@ -1,0 +1,210 @@
+"""`--plan`: what a study will train, and what it will take; refuses what cannot fit, and starts nothing.
+
+Without --measure, time is counted from the model's multiplications and this machine's speed at a matrix product, and
+memory from the maps that a step keeps: both good to a factor of about two. With --measure, a few real steps are timed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from study.config import Study
+from study.live import duration
+from study.plan import Plan
+from trainables.config import TrialConfig
+from trainables.errors import UserError
+
+GIB = 2**30
+EFFICIENCY = 0.35  # share of a large matrix product's speed that these convolutions reach
+BACKWARD = 3.0  # forward and backward, over forward
+STATE_BYTES = 16  # per parameter while training: weight, gradient, two moments
+CHECKPOINT_BYTES = 4 * (3 + 1 + 3)  # per parameter: latest with two moments, best, and latest's next while written
+TRACE_BYTES = 300  # per step and sample
+START_S = 6.0  # a worker's start, and the model's
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one training takes."""
+
+    seconds: float
+    memory_bytes: float
+    disk_bytes: float
+    measured: bool
+
+
+def show_plan(plan: Plan, *, measure: bool) -> dict[str, Any]:
+    """Print the phases' trainings and costs. Raises UserError where they cannot fit on this machine."""
+    known: dict[str, Cost] = {}
+    rows: list[dict[str, Any]] = []
+    concurrency = _concurrency(plan)
+    for phase, configs in _trainings(plan).items():
+        costs = []
+        for config in configs:
+            key = config.model_copy(update={"seed": 0}).model_dump_json()
+            if key not in known:
+                known[key] = _measured(config) if measure else _counted(config)
+            costs.append(known[key])
+        seconds = sum(c.seconds for c in costs) / concurrency
+        rows.append(
+            {
+                "phase": phase,
+                "trainings": len(configs),
+                "images": sum(c.budget_images for c in configs),
+                "hours": round(seconds / 3600, 3),
+                "disk_gib": round(sum(c.disk_bytes for c in costs) / GIB, 3),
+                "memory_gib": round(max((c.memory_bytes for c in costs), default=0.0) / GIB, 2),
+            }
+        )
+    free = shutil.disk_usage(Path.cwd()).free
+    disk, memory = sum(r["disk_gib"] for r in rows), max(r["memory_gib"] for r in rows)
+    _print(plan, rows, concurrency, measure=measure)
+    _refuse(plan.study, disk, free / GIB, memory, concurrency)
+    hours = sum(r["hours"] for r in rows)
+    return {
+        "study": plan.study.config.name,
+        "phases": rows,
+        "at_once": concurrency,
+        "hours": hours,
+        "measured": measure,
+    }
+
+
+def _trainings(plan: Plan) -> dict[str, list[TrialConfig]]:
+    """Each phase's settings; those of search and confirmation that are not known yet count as the recipe's own."""
+    base, counts = plan.search_base, plan.counts
+    unknown = [base] if base is not None else []
+    return {
+        "reproduce": [p.config for p in plan.reproduce],
+        "ablate": [p.config for p in plan.ablate],
+        "search": unknown * counts["search"],
+        "confirm": unknown * counts["confirm"],
+    }
+
+
+def _concurrency(plan: Plan) -> int:
+    import torch
+
+    from study.executor import share_of
+
+    resources = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    return max(1, share_of(plan, resources).fits(resources))
+
+
+def _counted(config: TrialConfig) -> Cost:
+    """From the model on the meta device: no memory, no data."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from trainables.models import build_model
+
+    kept = 0
+
+    def keep(module: Any, inputs: Any, output: Any) -> None:
+        nonlocal kept
+        kept += output.numel() * output.element_size() if isinstance(output, torch.Tensor) else 0
+
+    with torch.device("meta"):
+        model = build_model(config.model.model_copy(update={"weights": None}), config.target.kind)
+        for module in model.modules():
+            if not list(module.children()):
+                module.register_forward_hook(keep)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(2, 3, *config.input))
+    parameters = sum(p.numel() for p in model.parameters())
+    seconds = config.budget_images * counter.get_total_flops() / 2 * BACKWARD / _matrix_rate(config) / EFFICIENCY
+    memory = parameters * STATE_BYTES + 2 * kept / 2 * config.batch_size
+    return Cost(seconds + START_S, memory, _disk(config, parameters), measured=False)
+
+
+def _measured(config: TrialConfig) -> Cost:
+    """From a few steps of the real training, validation included."""
+    from trainables.data.dataset import prepare_data
+    from trainables.trainer import fit
+
+    prepare_data(config.data)
+    interval = 3 * config.batch_size * config.accumulate
+    short = {"budget_images": 2 * interval, "validate_every_images": interval, "checkpoint_every_images": 10**9}
+    with tempfile.TemporaryDirectory() as folder:
+        *_, last = fit(config.model_copy(update=short | {"start_from": None}), Path(folder))
+    speed, validation_s = last.metrics["speed/images_per_s"], last.metrics["time/validation_s"]
+    validations = max(1, config.budget_images // config.validate_every_images)
+    seconds = config.budget_images / speed + validations * validation_s + START_S
+    return Cost(seconds, last.metrics["memory/peak_mib"] * 2**20, _disk(config, _parameters(config)), measured=True)
+
+
+def _parameters(config: TrialConfig) -> int:
+    import torch
+
+    from trainables.models import build_model
+
+    with torch.device("meta"):
+        model = build_model(config.model.model_copy(update={"weights": None}), config.target.kind)
+    return sum(p.numel() for p in model.parameters())
+
+
+def _disk(config: TrialConfig, parameters: int) -> float:
+    return parameters * CHECKPOINT_BYTES + (config.budget_images * TRACE_BYTES if config.trace else 0)
+
+
+def _matrix_rate(config: TrialConfig) -> float:
+    """Floating-point operations per second of a matrix product on the device that trains."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    size = 4096 if device == "cuda" else 1024
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):  # the fastest: the first warms up, and other processes only slow it down
+        began = time.perf_counter()
+        float((a @ a)[0, 0])
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def _print(plan: Plan, rows: list[dict[str, Any]], concurrency: int, *, measure: bool) -> None:
+    print(f"{plan.study.config.name}: {concurrency} training{'s' if concurrency > 1 else ''} at once")
+    print(f"{'phase':<10}{'trainings':>10}{'images':>12}{'time':>14}{'disk GiB':>10}{'memory GiB each':>17}")
+    for r in rows:
+        if r["trainings"]:
+            took = duration(r["hours"] * 3600)
+            cells = f"{r['trainings']:>10}{r['images']:>12,}{took:>14}{r['disk_gib']:>10.2f}{r['memory_gib']:>17.2f}"
+            print(f"{r['phase']:<10}{cells}")
+    total = duration(sum(r["hours"] for r in rows) * 3600)
+    how = "measured" if measure else "estimated, good to a factor of about two; --measure times a few steps"
+    print(f"{total} in all ({how}; pruning shortens it)")
+    for dimension in plan.dimensions:
+        print(f"  searched: {dimension.path} {_range(dimension)}")
+
+
+def _range(dimension: Any) -> str:
+    if dimension.choices:
+        return "of " + ", ".join("null" if c is None else str(c) for c in dimension.choices)
+    return f"from {dimension.low:g} to {dimension.high:g}, {'log' if dimension.log else 'linear'}"
+
+
+def _refuse(study: Study, disk: float, free: float, memory: float, concurrency: int) -> None:
+    import psutil
+    import torch
+
+    if disk > free:
+        raise UserError(
+            f"{study.document.name}: the trainings need {disk:.1f} GiB of disk and {free:.1f} are free; "
+            "make room, or lower search.trials, seeds or trial.model.width"
+        )
+    gpu = torch.cuda.is_available() and study.config.resources.gpus_per_trial != 0
+    there = (torch.cuda.get_device_properties(0).total_memory if gpu else psutil.virtual_memory().total) / GIB
+    if memory * (1 if gpu else concurrency) > there:
+        raise UserError(
+            f"{study.document.name}: a training needs about {memory:.1f} GiB of memory, {concurrency} run at once, and "
+            f"there are {there:.1f}; lower trial.batch_size or trial.input, or raise resources.cpus_per_trial"
+        )
