@@ -38,6 +38,8 @@ LOSS_ARRAYS = ("loss_target", "loss_pred")
 
 def read_arrays(path: Path) -> dict[str, Tensor]:
     """The file's known arrays as float32 tensors (N, H, W); UserError for a file that does not hold them."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a file like densedepth_reference.npz")
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):

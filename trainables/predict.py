@@ -40,6 +40,8 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 
     Raises UserError for a file that is missing, damaged, no picture, or too large.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check the name")
     try:
         with Image.open(path) as file:
             if file.width * file.height > MAX_PIXELS:

@@ -62,6 +62,8 @@ def module_of(layer: str) -> str | None:
 
 def read_h5(path: Path) -> tuple[Weights, dict[str, Any] | None]:
     """Layers' weights, and the stored graph if there is one. Raises UserError for what is no Keras file of floats."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {ADVICE}")
     try:
         with h5py.File(path, "r") as file:
             group = _own(file, "model_weights", path) if "model_weights" in file else file

@@ -143,5 +143,5 @@ def test_a_variance_makes_up_for_keras_larger_epsilon() -> None:
 
 
 def test_convert_refuses_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(weights_keras.UserError, match=r"nyu\.h5: cannot be read"):
+    with pytest.raises(weights_keras.UserError, match=r"nyu\.h5: no such file"):
         convert(tmp_path / "nyu.h5")
