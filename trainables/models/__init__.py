@@ -18,7 +18,16 @@ from trainables.config import ModelConfig, TargetKind
 from trainables.errors import UserError
 from trainables.models.decoder import Decoder
 from trainables.models.dispnet import DispNetDecoder
-from trainables.models.encoder import BOTTLENECK, INPUT, STRIDE, build_encoder, check_encoder, halved, tap_channels
+from trainables.models.encoder import (
+    BOTTLENECK,
+    INPUT,
+    STRIDE,
+    build_encoder,
+    check_encoder,
+    halved,
+    last_block_channels,
+    tap_channels,
+)
 from trainables.models.unet import UNetDecoder, UNetEncoder, check_unet, unet_taps
 
 __all__ = ["DepthModel", "build_model", "check_model", "output_size", "parameter_counts"]
@@ -50,7 +59,7 @@ class DepthModel(nn.Module):
         bottleneck = channels[BOTTLENECK]
         self.project: nn.Module = nn.Identity()
         if config.bottleneck == "last_layer_input":
-            whole = _bottleneck_channels(config)
+            whole = last_block_channels(str(config.encoder))
             self.project, bottleneck = nn.Conv2d(bottleneck, whole, 1), whole
         decoders = {"densedepth": Decoder, "dispnet": DispNetDecoder, "unet": UNetDecoder}
         self.decoder: nn.Module = decoders[config.family](config, bottleneck, skips)
@@ -141,10 +150,3 @@ def parameter_counts(model: DepthModel) -> dict[str, int]:
 
 def _stride(config: ModelConfig) -> int:
     return 2**config.unet_levels if config.family == "unet" else STRIDE
-
-
-def _bottleneck_channels(config: ModelConfig) -> int:
-    """Channels of the whole last block, of which `last_layer_input` lacks the last layer's."""
-    with torch.device("meta"):
-        whole, _ = build_encoder(config.model_copy(update={"bottleneck": "norm", "weights": None, "frozen": ()}))
-    return tap_channels(whole)[BOTTLENECK]

@@ -8,7 +8,6 @@ Adding an encoder is one entry of ENCODERS.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -117,22 +116,25 @@ def build_encoder(config: ModelConfig) -> tuple[nn.Module, dict[str, str]]:
     """
     taps = resolve_taps(config)
     network = _network(str(config.encoder))
+    _check_frozen(network, config.frozen)
     if config.weights is not None:
         fill(network, read_weights(network, config.weights))
     nodes = {node: scale for scale, node in taps.items() if node != INPUT}
-    with warnings.catch_warnings():
-        # torchvision warns that the train and eval graphs differ in functional dropout of rate 0: they do not matter.
-        warnings.filterwarnings("ignore", message="NOTE: The nodes obtained by tracing")
-        encoder: nn.Module = create_feature_extractor(network.module, nodes)
-    _freeze(encoder, config.frozen)
+    tapped = create_feature_extractor(network.module, nodes)
+    # One plain graph for both modes, which are the same for these networks: torchvision's own class, which holds two,
+    # comes back from a copy in train mode.
+    encoder = torch.fx.GraphModule(tapped, tapped.eval_graph)
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(not any(_within(name, prefix) for prefix in config.frozen))
     return encoder, taps
 
 
 def check_encoder(config: ModelConfig) -> None:
-    """Raise UserError for what `build_encoder` would refuse, without random initialisation."""
+    """Raise UserError for what `build_encoder` would refuse, without random initialisation or tracing."""
+    resolve_taps(config)
     with torch.device("meta"):
-        build_encoder(config.model_copy(update={"weights": None}))
         network = _network(str(config.encoder))
+    _check_frozen(network, config.frozen)
     if config.weights is not None:
         read_weights(network, config.weights)
 
@@ -146,6 +148,13 @@ def tap_channels(encoder: nn.Module) -> dict[str, int]:
         maps: dict[str, Tensor] = torch.func.functional_call(encoder.eval(), state, (image,))
     encoder.train(mode)
     return {scale: value.shape[1] for scale, value in maps.items()}
+
+
+def last_block_channels(name: str) -> int:
+    """Channels of the whole last block, as the classifier takes them: `last_layer_input` lacks the last layer's."""
+    with torch.device("meta"):
+        network = _network(name)
+    return int(network.module.get_submodule(network.head).in_features)  # type: ignore[arg-type]
 
 
 def halved(name: str, side: int) -> int:
@@ -163,14 +172,17 @@ def _network(name: str) -> Network:
     return Network(name, getattr(torchvision.models, name)(weights=None), _backbone(name).head)
 
 
-def _freeze(encoder: nn.Module, prefixes: tuple[str, ...]) -> None:
+def _check_frozen(network: Network, prefixes: tuple[str, ...]) -> None:
+    names = [n for n, _ in network.module.named_parameters() if not _within(n, network.head)]
     for prefix in prefixes:
-        chosen = [p for n, p in encoder.named_parameters() if prefix == "*" or f"{n}.".startswith(f"{prefix}.")]
-        if not chosen:
-            modules = list(dict.fromkeys(".".join(n.split(".")[:2]) for n, _ in encoder.named_parameters()))
+        if not any(_within(name, prefix) for name in names):
+            modules = list(dict.fromkeys(".".join(name.split(".")[:2]) for name in names))
             raise UserError(
                 f"model.frozen: the encoder has no {prefix}{nearest(prefix, modules)}; "
                 f"it has {', '.join(modules)}, and * means all"
             )
-        for parameter in chosen:
-            parameter.requires_grad_(False)
+
+
+def _within(name: str, prefix: str) -> bool:
+    """Whether a parameter belongs to the module of that name; * is the whole encoder."""
+    return prefix == "*" or f"{name}.".startswith(f"{prefix}.")

@@ -1,0 +1,185 @@
+"""Weights that fit arrive; those that cannot be had, read or fitted are one sentence; nothing starts from scratch."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import urllib.error
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainables.errors import UserError
+from trainables.models import build_model, check_model
+from trainables.models import weights as module
+from trainables.models.weights import Network, read_weights
+from trainables.recipe import load_recipe
+
+ENCODER = "resnet50"
+GO_ON = r"(give a local|set model\.weights: null).*"
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    torch.manual_seed(5)
+    return torchvision.models.resnet50(weights=None).state_dict()
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    with torch.device("meta"):
+        return Network(ENCODER, torchvision.models.resnet50(weights=None), "fc")
+
+
+def settings(weights: str | None) -> Any:
+    return load_recipe("densedepth", {"model.encoder": ENCODER, "model.width": 0.02, "model.weights": weights})[0].model
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors", "wrapped"])
+def test_local_files(state: dict[str, Tensor], tmp_path: Path, form: str) -> None:
+    """As torchvision saves them, as safetensors without head and counters, and inside a training's `state_dict`."""
+    path = tmp_path / f"w.{'safetensors' if form == 'safetensors' else 'pth'}"
+    if form == "safetensors":
+        save_file({k: v for k, v in state.items() if not k.startswith("fc.") and "num_batches" not in k}, path)
+    else:
+        torch.save(state if form == "pth" else {"state_dict": state, "epoch": 3}, path)
+    encoder = build_model(settings(str(path)), "inverse").encoder
+    assert all(torch.equal(value, state[key]) for key, value in encoder.state_dict().items())
+    check_model(settings(str(path)))
+
+
+def test_torchvision_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By name, through torch.hub's cache, with the older names that torchvision's DenseNet files carry."""
+    with torch.device("meta"):
+        dense = Network("densenet121", torchvision.models.densenet121(weights=None), "classifier")
+    state = {key: torch.full(value.shape, 0.25) for key, value in dense.module.state_dict().items()}
+    old = {}
+    for key, value in state.items():
+        for part in ("norm", "relu", "conv"):
+            key = (
+                key.replace(f".{part}1.", f".{part}.1.").replace(f".{part}2.", f".{part}.2.")
+                if "denselayer" in key
+                else key
+            )
+        if "num_batches" not in key:
+            old[key] = value
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    name = Path(torchvision.models.DenseNet121_Weights.IMAGENET1K_V1.url).name
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(old, tmp_path / "checkpoints" / name)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    found = read_weights(dense, "IMAGENET1K_V1")
+    assert found.keys() == {k for k in state if not k.startswith("classifier.") and "num_batches" not in k}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [urllib.error.URLError("no route to host"), TimeoutError("timed out"), RuntimeError("invalid hash value")],
+)
+def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch, network: Network, error: Exception) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        assert kwargs["weights_only"] is True and kwargs["check_hash"] is True
+        raise error
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    sentence = rf"^model\.weights: IMAGENET1K_V2 of resnet50 cannot be had from https://\S+ \(.+\); connect .* {GO_ON}"
+    with pytest.raises(UserError, match=sentence):
+        read_weights(network, "IMAGENET1K_V2")
+    with pytest.raises(UserError, match=sentence):  # never a model from scratch instead
+        build_model(settings("IMAGENET1K_V2"), "inverse")
+
+
+def test_names_that_are_none(network: Network) -> None:
+    for name in ("IMAGENET1K_V9", "weights.h5", ""):
+        with pytest.raises(UserError, match=r"is neither a \.pth or .* torchvision knows IMAGENET1K_V1, IMAGENET1K_V2"):
+            read_weights(network, name)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"layer1.0.conv1.weight": None}, r"layer1\.0\.conv1\.weight is missing"),
+        ({"layer9.weight": torch.zeros(1)}, r"it has layer9\.weight, which the encoder has not"),
+        ({"conv1.weight": torch.zeros(64, 1, 7, 7)}, r"conv1\.weight is 64 x 1 x 7 x 7 and not 64 x 3 x 7 x 7"),
+        ({"bn1.weight": torch.zeros(64, dtype=torch.int64)}, r"bn1\.weight holds torch\.int64"),
+    ],
+)
+def test_weights_that_do_not_fit(
+    state: dict[str, Tensor], network: Network, tmp_path: Path, change: dict[str, Tensor | None], problem: str
+) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({k: v for k, v in (state | change).items() if v is not None}, path)
+    with pytest.raises(UserError, match=rf"^model\.weights: \S+w\.pth does not fit resnet50 \({problem}.*\); {GO_ON}"):
+        read_weights(network, str(path))
+
+
+class Attack:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("pwned",)
+
+
+def test_files_that_are_not_weights(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing, empty, a folder, text, a pickle that runs code, something else than tensors."""
+    monkeypatch.chdir(tmp_path)
+    for name, content in {"empty": b"", "text": b"<html>404</html>", "attack": pickle.dumps({"a": Attack()})}.items():
+        for suffix in (".pth", ".safetensors"):
+            (tmp_path / f"{name}{suffix}").write_bytes(content)
+            with pytest.raises(
+                UserError, match=rf"model\.weights: \S+{name}.* is damaged or holds more than tensors; {GO_ON}"
+            ):
+                read_weights(network, str(tmp_path / f"{name}{suffix}"))
+    torch.save({"attack": Attack()}, tmp_path / "zip.pth")
+    with pytest.raises(UserError, match="is damaged or holds more than tensors"):
+        read_weights(network, str(tmp_path / "zip.pth"))
+    assert not (tmp_path / "pwned").exists()
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(UserError, match="holds no mapping of names to tensors"):
+        read_weights(network, str(tmp_path / "list.pth"))
+    (tmp_path / "folder.pth").mkdir()
+    for name in ("folder.pth", "absent.pth", "absent.safetensors"):
+        with pytest.raises(UserError, match=rf"model\.weights: \S*{name} cannot be read \(.+\); {GO_ON}"):
+            read_weights(network, str(tmp_path / name))
+
+
+def test_damaged_files(network: Network, tmp_path: Path) -> None:
+    """Cut anywhere, or with bytes overwritten: a sentence or, where the damage hits numbers alone, weights."""
+    rng = np.random.default_rng(11)
+    small = {f"layer{i}.weight": torch.randn(3, 4) for i in range(4)}
+    torch.save(small, tmp_path / "good.pth")
+    save_file(small, tmp_path / "good.safetensors")
+    torch.save(small, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    refused = 0
+    for good in sorted(tmp_path.glob("*.*")):
+        whole = good.read_bytes()
+        for trial in range(60):
+            cut = int(rng.integers(len(whole)))
+            damaged = bytearray(whole[:cut] if trial % 2 else whole)
+            for at in rng.integers(0, max(len(damaged), 1), 8) if len(damaged) and not trial % 2 else ():
+                damaged[at] ^= int(rng.integers(1, 256))
+            path = tmp_path / f"bad{good.suffix}"
+            path.write_bytes(bytes(damaged))
+            with pytest.raises(UserError, match=r"^model\.weights: "):
+                read_weights(network, str(path))
+            refused += 1
+    assert refused == 180
+
+
+def test_the_silent_server_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, network: Network) -> None:
+    import socket
+
+    seen = []
+
+    def look(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        seen.append(socket.getdefaulttimeout())
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", look)
+    with pytest.raises(UserError, match="timed out"):
+        read_weights(network, "IMAGENET1K_V1")
+    assert seen == [module.DOWNLOAD_TIMEOUT_S] and socket.getdefaulttimeout() is None
