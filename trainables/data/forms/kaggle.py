@@ -16,7 +16,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final, Literal
 
 from trainables.config import DataConfig
@@ -87,7 +87,7 @@ def open_files(root: Path) -> Files:
 
 def scene_of(rgb: str) -> str:
     """The place a training frame was taken at, from its path."""
-    return scene_name(PurePosixPath(rgb).parent.name)
+    return scene_name(rgb.rpartition("/")[0].rpartition("/")[2])
 
 
 @dataclass(frozen=True)
