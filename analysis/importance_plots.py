@@ -106,9 +106,9 @@ def _isolation(dimensions: Sequence[Dimension], search: pd.DataFrame, metric: st
                 known = points.dropna(subset=["value"])
                 axes.scatter(known["place"], known["value"], s=12, color=colour, marker=marker, label=str(outcome))
                 lost = points[points["value"].isna()]["place"].dropna()
-                axes.plot(
-                    lost, np.ones(len(lost)), marker, color=colour, transform=axes.get_xaxis_transform(), clip_on=False
-                )
+                if len(lost):  # an unclipped line without points reaches to the canvas's corner and breaks the layout
+                    edge = axes.get_xaxis_transform()
+                    axes.plot(lost, np.ones(len(lost)), marker, color=colour, transform=edge, clip_on=False)
             axes.set_title(dimension.path)
             _scale(axes, dimension)
         for axes in grid[len(dimensions) :]:
