@@ -41,6 +41,9 @@ class Frame:
 class Reader(Protocol):
     """Access to the frames of one published form by number; picklable, usable from threads and forked processes."""
 
+    def __hash__(self) -> int:
+        """By value or identity: what is known of a reader's frames is kept by it."""
+
     def __len__(self) -> int:
         """Number of frames."""
 
