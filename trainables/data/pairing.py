@@ -29,7 +29,8 @@ SHIFTS_X: Final = tuple(s for s in range(-COLUMNS // 4, COLUMNS // 4 + 1) if abs
 SHIFTS_Y: Final = tuple(s for s in range(-ROWS // 5, ROWS // 5 + 1) if abs(s) >= 4)
 NEIGHBOURS: Final = 2  # frames of the scene on either side whose depth is compared
 WEAK_Z, UNSUPPORTED_Z, NEIGHBOUR_WEIGHT = -1.1, -0.3, 2.0  # wrong pair: see wrong_pair
-FLIP_GAIN, SHIFT_GAIN, SHIFT_GAIN_DOWN = 0.06, 0.085, 0.15  # how much better another alignment must fit than the given
+FLIP_GAIN, SHIFT_GAIN, SHIFT_GAIN_DOWN = 0.06, 0.08, 0.15  # how much better another alignment must fit than the given
+SHIFT_GAIN_PER_Z: Final = 0.04
 CHANCE_Z: Final = 3.0  # and how far above chance it must lie, in standard deviations
 SURE_Z: Final = 5.0
 
@@ -219,8 +220,12 @@ def flipped(evidence: Evidence) -> bool:
 
 
 def shifted(evidence: Evidence) -> bool:
-    """Does the depth fit when moved, and not as given? More is asked for rows: real sensors are often off there."""
-    gain = SHIFT_GAIN if evidence.shift[1] else SHIFT_GAIN_DOWN
+    """Does the depth fit when moved, and not as given?
+
+    More is asked where the given fit is far from chance (furniture that repeats itself fits in several places), and
+    for rows (real sensors are often off there).
+    """
+    gain = (SHIFT_GAIN if evidence.shift[1] else SHIFT_GAIN_DOWN) + SHIFT_GAIN_PER_Z * max(0.0, evidence.z - 2)
     return evidence.shift[0] - evidence.fit > gain and evidence.shift[0] > CHANCE_Z * evidence.chance
 
 
