@@ -18,7 +18,18 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import cost, final_evaluation, importance, overview, page, reproduction, selection, spikes
+from analysis import (
+    ablation,
+    cost,
+    final_evaluation,
+    importance,
+    overview,
+    page,
+    reproduction,
+    selection,
+    spikes,
+    variance,
+)
 from analysis.runs import load
 from analysis.section import Section, Table
 from analysis.tables import StudyTables, read_table, write_table
@@ -35,9 +46,11 @@ Question = Callable[[StudyTables], Section]
 QUESTIONS: Sequence[tuple[str, Question]] = (
     ("evaluation", final_evaluation.analyse),  # first: it opens the sealed test, on which the reproduction is judged
     ("reproduction", reproduction.analyse),
-    ("importance", importance.analyse),
     ("spikes", spikes.analyse),
+    ("importance", importance.analyse),
+    ("ablation", ablation.analyse),
     ("selection", selection.analyse),
+    ("variance", variance.analyse),
     ("curves", overview.curves),
     ("history", overview.history),
     ("outcomes", overview.outcomes),
@@ -45,8 +58,8 @@ QUESTIONS: Sequence[tuple[str, Question]] = (
     ("data", cost.data),
 )
 PAGE = (
-    "reproduction", "importance", "spikes", "selection", "evaluation", "curves", "history", "outcomes", "cost", "data",
-    "provenance",
+    "reproduction", "importance", "ablation", "spikes", "selection", "evaluation", "variance", "curves", "history",
+    "outcomes", "cost", "data", "provenance",
 )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ SIGNATURE = ModelSignature(
 )
 
 
-class DepthOfPicture(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class DepthOfPicture(mlflow.pyfunc.PythonModel):
     """A trained checkpoint behind MLflow's interface, with the same pictures in and depth out as trainables.predict."""
 
     def load_context(self, context: Any) -> None:
