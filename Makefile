@@ -25,7 +25,8 @@ report: $(READY)
 	$(PY) -m analysis.report $(STUDY)
 
 bench: $(READY)
-	$(PY) -m trainables.bench
+	$(PY) -m trainables.bench --set data.source=rooms --set model.weights=null --set model.encoder=densenet121 --set input=[96,128]
+	$(PY) -m study.overhead
 
 drill: $(READY)
 	$(PY) -m pytest -m slow tests

@@ -152,6 +152,29 @@ def bench_end_to_end(config: Any, pairs: int, steps: int) -> dict[str, Any]:
     } | _where(training)
 
 
+def bench_trace(config: Any, pairs: int, steps: int) -> dict[str, Any]:
+    """The same steps with the step trace and without, from memory."""
+    with (
+        _training(config.model_copy(update={"trace": True})) as traced,
+        _training(config.model_copy(update={"trace": False})) as bare,
+    ):
+        batches = _resident_batches(traced, 4)
+
+        def run(training: Any) -> Callable[[], None]:
+            def body() -> None:
+                for _ in range(steps):
+                    training.train_step(batches)
+                training.flush()
+                if training.trace is not None:
+                    training.trace.flush()
+
+            return body
+
+        timings = interleave({"traced": run(traced), "bare": run(bare)}, pairs, traced.device)
+    ratios = [t / b for t, b in zip(timings["traced"], timings["bare"], strict=True)]
+    return {"traced_over_bare": _spread(ratios)} | _where(traced)
+
+
 def bench_evaluation(config: Any, pairs: int, steps: int) -> dict[str, Any]:
     """Seconds to score the validation frames under every protocol, with mirrored averaging as the config says."""
     from trainables.evaluate import PROTOCOLS, evaluate
@@ -176,6 +199,7 @@ BENCHES: dict[str, Callable[[Any, int, int], dict[str, Any]]] = {
     "loader": bench_loader,
     "end_to_end": bench_end_to_end,
     "evaluation": bench_evaluation,
+    "trace": bench_trace,
 }
 
 

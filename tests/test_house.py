@@ -1,0 +1,92 @@
+"""The rules of the house that a machine can check: who imports what, and that the README lists every file."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("study", "trainables", "analysis")
+ALLOWED = {
+    "ray": {"study/", "trainables/ray_trainable.py"},
+    "mlflow": {"study/tracking.py", "analysis/runs.py", "analysis/served_model.py"},
+    "optuna": {"study/", "analysis/runs.py", "analysis/importance.py"},
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module a file imports, anywhere in it, as a dotted name ('from study import contract': study.contract)."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield f"relative import in {path}"
+
+
+def breaches(room: str, name: str, imported: list[str]) -> Iterator[str]:
+    """Imports of one file that go through a wall."""
+    for module in imported:
+        top = module.split(".")[0]
+        if top.startswith("relative"):
+            yield module
+        if room == "trainables" and top in ("study", "analysis"):
+            yield f"{name} imports {module}"
+        if room == "study" and top == "analysis":
+            yield f"{name} imports {module}"
+        if room == "analysis" and top == "study" and not module.startswith("study.contract"):
+            yield f"{name} imports {module}"
+        if top in ALLOWED and not any(name.startswith(place) for place in ALLOWED[top]):
+            yield f"{name} imports {module}"
+
+
+def test_nobody_imports_through_a_wall() -> None:
+    files = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    assert len(files) > 40
+    found = []
+    for path in files:
+        name = path.relative_to(ROOT).as_posix()
+        found += list(breaches(name.split("/")[0], name, list(imports(path))))
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("room", "name", "module"),
+    [
+        ("trainables", "trainables/trainer.py", "study.contract"),
+        ("analysis", "analysis/report.py", "study.ledger.Ledger"),
+        ("study", "study/run.py", "analysis.report"),
+        ("trainables", "trainables/trainer.py", "ray.tune"),
+        ("analysis", "analysis/report.py", "mlflow"),
+        ("trainables", "trainables/train.py", "optuna.trial"),
+    ],
+)
+def test_the_check_sees_each_kind_of_breach(room: str, name: str, module: str) -> None:
+    assert list(breaches(room, name, [module]))
+
+
+def test_contract_is_standard_library_only() -> None:
+    import sys
+
+    outside = {m.split(".")[0] for m in imports(ROOT / "study" / "contract.py")} - set(sys.stdlib_module_names)
+    assert not outside
+
+
+def test_readme_lists_every_file() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if tracked.returncode != 0:
+        pytest.skip("not a git checkout: the list of files is not known")
+    readme = (ROOT / "README.md").read_text()
+    listed = [
+        name
+        for name in tracked.stdout.splitlines()
+        if name.endswith((".py", ".yaml", ".j2"))
+        and not name.endswith("__init__.py")
+        and not name.startswith(("tests/", "."))
+    ]
+    assert [name for name in listed if f"`{name}`" not in readme] == []
