@@ -157,7 +157,7 @@ class Judge:
         return min(finite) if self.minimise else max(finite)
 
     def rank(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Rows {'key', 'outcome', 'value'} from best to worst; only complete ones with a value; ties go to the lower key."""
+        """Rows {'key', 'outcome', 'value'} from best to worst; only complete ones with a value; ties: the lower key."""
         sign = 1.0 if self.minimise else -1.0
         eligible = [r for r in rows if r["outcome"] == Outcome.COMPLETE and r["value"] is not None]
         return sorted(eligible, key=lambda r: (sign * float(r["value"]), str(r["key"])))

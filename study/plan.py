@@ -90,19 +90,21 @@ class Plan:
 
 def make_plan(study: Study) -> Plan:
     """Every training's settings, validated. Raises UserError for the first problem, naming file, line and key."""
-    search_base, dimensions = None, []
+    search_base: TrialConfig | None = None
+    dimensions: list[Dimension] = []
+    tried: list[TrialConfig] = []
     if study.config.search.trials > 0:
         search_base = _search_config(study, {})
         dimensions = read_space(study, flat(search_base))
-        for dimension in dimensions:
-            for value in dimension.extremes():
-                _search_config(study, {dimension.path: value})
+        tried = [_search_config(study, {d.path: value}) for d in dimensions for value in d.extremes()]
         for number, settings in enumerate(study.config.search.first):
-            compose(study, study.config.search.recipe, settings, study.within(f"search.first.{number}"), 0)
+            tried += compose(study, study.config.search.recipe, settings, study.within(f"search.first.{number}"), 0)
+    elif study.config.confirm.top > 0:
+        raise UserError(f"{study.document.where('confirm.top')}: there is no search to confirm; set search.trials")
     plan = Plan(study, _reproduce(study), _ablate(study), tuple(dimensions), search_base)
     if not any(plan.counts.values()):
         raise UserError(f"{study.document.name}: nothing to train; name reproduce.recipes or set search.trials")
-    for config in plan.configs:
+    for config in {config.model.model_dump_json(): config for config in (*plan.configs, *tried)}.values():
         check_parts(study, config)
     return plan
 
@@ -184,8 +186,8 @@ def _ablate(study: Study) -> tuple[Planned, ...]:
         arms[group] = (recipe, flipped, document, {"question": question, "arm": "flipped", "recipe": recipe})
     planned = []
     for index in range(study.config.ablate.seeds):
-        for group, (recipe, flipped, document, origin) in arms.items():
-            for config in compose(study, recipe, flipped, document, seed_of(study, "ablate", index)):
+        for group, (recipe, arm, document, origin) in arms.items():
+            for config in compose(study, recipe, arm, document, seed_of(study, "ablate", index)):
                 planned.append(Planned("ablate", group, config, origin))
     _refuse_idle(study, planned)
     return tuple(planned)

@@ -17,7 +17,7 @@ import numpy as np
 
 from study.config import SearchConfig, Study
 from trainables.errors import UserError
-from trainables.yamlfile import nearest
+from trainables.yamlfile import Document, nearest
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -127,41 +127,48 @@ def _dimension(study: Study, path: str, base: Mapping[str, Any]) -> Dimension:
         name = min(unknown)
         raise UserError(f"{where}.{name} is no setting{nearest(name, ('low', 'high', 'scale', 'choices', 'when'))}")
     when = _conditions(study, path, given.get("when"), base)
+    within = study.within(f"search.space.{path}")
     if "choices" in given:
-        return _choices(given, path, where, when)
-    return _range(given, path, where, when, integer=type(base.get(path)) is int)
+        return _choices(given, path, within, when)
+    return _range(given, path, within, when, integer=type(base.get(path)) is int)
 
 
-def _choices(given: Mapping[str, Any], path: str, where: str, when: Any) -> Dimension:
+def _choices(given: Mapping[str, Any], path: str, within: Document, when: Any) -> Dimension:
     choices = given["choices"]
     if set(given) & {"low", "high", "scale"}:
-        raise UserError(f"{where} has both choices and a range; keep one")
+        raise UserError(f"{within.where('')} has both choices and a range; keep one")
     if not isinstance(choices, list) or not choices:
-        raise UserError(f"{where}.choices: write a list with at least one value, not {choices!r}")
+        raise UserError(f"{within.where('choices')}: write a list with at least one value, not {choices!r}")
     if any(isinstance(c, float) and not math.isfinite(c) for c in choices):
-        raise UserError(f"{where}.choices: a value is not finite; remove it")
+        raise UserError(f"{within.where('choices')}: a value is not finite; remove it")
     labels = [json.dumps(c) for c in choices]
     if len(set(labels)) < len(labels):
-        raise UserError(f"{where}.choices: a value is given twice; keep one")
+        raise UserError(f"{within.where('choices')}: a value is given twice; keep one")
     return Dimension(path, None, None, False, False, tuple(choices), when)
 
 
-def _range(given: Mapping[str, Any], path: str, where: str, when: Any, *, integer: bool) -> Dimension:
+def _range(given: Mapping[str, Any], path: str, within: Document, when: Any, *, integer: bool) -> Dimension:
     for name in ("low", "high", "scale"):
         if name not in given:
-            raise UserError(f"{where}.{name} is missing; write {{low: ..., high: ..., scale: linear | log}} or choices")
+            raise UserError(
+                f"{within.where(name)} is missing; write {{low: ..., high: ..., scale: linear | log}} or choices"
+            )
     low, high, scale = given["low"], given["high"], given["scale"]
     if scale not in ("linear", "log"):
-        raise UserError(f"{where}.scale: write linear or log, not {scale!r}")
+        raise UserError(f"{within.where('scale')}: write linear or log, not {scale!r}")
     for name, bound in (("low", low), ("high", high)):
         if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not math.isfinite(bound):
-            raise UserError(f"{where}.{name}: write a finite number, not {bound!r}")
+            raise UserError(f"{within.where(name)}: write a finite number, not {bound!r}")
         if integer and bound != int(bound):
-            raise UserError(f"{where}.{name}: {path} is a whole number; {bound!r} is none")
+            raise UserError(f"{within.where(name)}: {path} is a whole number; {bound!r} is none")
     if low >= high:
-        raise UserError(f"{where}: low ({low}) must be below high ({high}); an empty range has nothing to search")
+        raise UserError(
+            f"{within.where('low')}: low ({low}) must be below high ({high}); an empty range has nothing to search"
+        )
     if scale == "log" and low <= 0:
-        raise UserError(f"{where}.low: a log range starts above 0, not at {low}; use linear, or a small number")
+        raise UserError(
+            f"{within.where('low')}: a log range starts above 0, not at {low}; use linear, or a small number"
+        )
     return Dimension(path, float(low), float(high), scale == "log", integer, (), when)
 
 
@@ -192,8 +199,6 @@ def _combinations(study: Study, dimensions: Sequence[Dimension]) -> None:
         )
     if search.trials > 1 and not dimensions:
         raise UserError(f"{study.document.where('search.space')} is empty, so every trial would be the same; add one")
-    if search.trials == 0 and study.config.confirm.top > 0:
-        raise UserError(f"{study.document.where('confirm.top')}: there is no search to confirm; set search.trials")
 
 
 def fits(dimensions: Sequence[Dimension], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,7 +237,8 @@ def _units(sampler: str, size: int, index: int, seed: int) -> list[float]:
     from scipy.stats import qmc
 
     engine = qmc.Sobol(size, scramble=True, rng=np.random.default_rng(seed))
-    engine.fast_forward(index)
+    if index:  # scipy cannot skip none
+        engine.fast_forward(index)
     return [min(float(u), math.nextafter(1.0, 0.0)) for u in engine.random(1)[0]]
 
 

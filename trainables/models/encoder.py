@@ -8,6 +8,7 @@ Adding an encoder is one entry of ENCODERS.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -132,11 +133,16 @@ def build_encoder(config: ModelConfig) -> tuple[nn.Module, dict[str, str]]:
 def check_encoder(config: ModelConfig) -> None:
     """Raise UserError for what `build_encoder` would refuse, without random initialisation or tracing."""
     resolve_taps(config)
+    _check_network(str(config.encoder), config.frozen, config.weights)
+
+
+@functools.cache  # a search's settings differ in their taps, hardly in these
+def _check_network(name: str, frozen: tuple[str, ...], weights: str | None) -> None:
     with torch.device("meta"):
-        network = _network(str(config.encoder))
-    _check_frozen(network, config.frozen)
-    if config.weights is not None:
-        read_weights(network, config.weights)
+        network = _network(name)
+    _check_frozen(network, frozen)
+    if weights is not None:
+        read_weights(network, weights)
 
 
 def tap_channels(encoder: nn.Module) -> dict[str, int]:
