@@ -61,8 +61,19 @@ def _accusation(suspects: pd.DataFrame, found: Findings) -> str:
         + f", {first['passes']} passes in {first['trainings']} trainings); "
         + f"{spiked} spikes begin in one of them"
         + (f"; {hollow} had passes without any valid pixel" if hollow else "")
+        + _shown(suspects)
         + ". The quarantine list below can be pasted into data.exclude."
     )
+
+
+def _shown(suspects: pd.DataFrame) -> str:
+    """What the doctor found on the frames of the suspects."""
+    if "finding" not in suspects or suspects["finding"].isna().all():
+        return ""
+    counts = suspects["finding"].value_counts()
+    named = ", ".join(f"{count} {str(kind).replace('_', ' ')}" for kind, count in counts.items())
+    rest = int(suspects["finding"].isna().sum())
+    return f". Their frames show: {named}" + (f"; nothing wrong is visible on {rest}" if rest else "")
 
 
 def _settings_sentences(found: Findings) -> list[str]:

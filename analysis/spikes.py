@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import spike_plots
+from analysis import evidence, spike_plots
 from analysis.plots import thinned
 from analysis.runs import load
-from analysis.section import Section, Table, plain
+from analysis.section import Figure, Section, Table, plain
 from analysis.spike_verdict import CAUSES, Findings, judge_cause
 from analysis.suspects import RULES, Passes, suspicion
 from analysis.tables import StudyTables
@@ -61,6 +61,9 @@ def collect(tables: StudyTables) -> Findings:
         found += [_spike_row(trial, spike, steps) for spike in spikes]
         trainings.append(_training_row(trial, steps))
     suspects = suspicion(passes)
+    opened = evidence.training_frames(tables) if trainings else None
+    shown = evidence.frame_findings(opened[0], list(suspects["sample"])) if opened is not None else pd.DataFrame()
+    suspects = evidence.with_findings(suspects, shown, RULES.finding, RULES.suspicion)
     spikes_frame = _with_causes(pd.DataFrame(found), suspects, tables)
     result = Findings(
         spikes=spikes_frame,
@@ -177,7 +180,10 @@ def analyse(tables: StudyTables) -> Section:
         "spikes",
         "Loss spikes",
         sentences,
-        spike_plots.figures(found.spikes, found.suspects.head(SHOWN), found.trainings, found.curves),
+        [
+            *spike_plots.figures(found.spikes, found.suspects.head(SHOWN), found.trainings, found.curves),
+            *_frames(tables, found),
+        ],
         _tables(found),
         plain({
             "verdict": verdict,
@@ -188,6 +194,13 @@ def analyse(tables: StudyTables) -> Section:
             "thresholds": asdict(THRESHOLDS) | asdict(RULES),
         }),
     )  # fmt: skip
+
+
+def _frames(tables: StudyTables, found: Findings) -> list[Figure]:
+    """Pictures of suspects, where the frames can still be read."""
+    accused = found.suspects[found.suspects["suspect"]] if len(found.suspects) else found.suspects
+    opened = evidence.training_frames(tables) if len(accused) else None
+    return evidence.pictures(tables, opened[0], accused) if opened is not None else []
 
 
 def _tables(found: Findings) -> Sequence[Table]:

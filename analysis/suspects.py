@@ -2,18 +2,18 @@
 
 A pass of a sample is compared with what was usual at that stage of that training: z = (log loss - median) / scaled MAD
 of the passes around it, cut at `most_deviations` so that no single pass decides. Late passes weigh more: a network
-that knows nothing finds every sample equally hard. A sample's mean z is then set against all samples, and against its
-own scene where that has frames enough: neighbours show nearly the same view, so they should be about equally hard.
+that knows nothing finds every sample equally hard. A sample's mean z is then set against all samples, and against what
+its neighbours in the scene foretell: they show nearly the same view, so they should be about equally hard.
 suspicion is the larger of both, in scaled MADs between samples. A pass without any finite positive loss is `empty`.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from analysis.traces import SIGMA, Floats, Steps
@@ -30,9 +30,10 @@ class Rules:
     suspicion: float  # from here on a sample is a suspect
     least_passes: int  # that a suspect needs
     empty_share: float  # of a sample's passes without a valid pixel that makes it a suspect
+    finding: float  # what a harmful finding on its frame adds (analysis/evidence.py)
 
 
-RULES = Rules(256, 6.0, 0.2, 5, 6.0, 3, 0.5)
+RULES = Rules(256, 6.0, 0.2, 5, 6.0, 3, 0.5, 6.0)
 
 
 @dataclass
@@ -109,8 +110,8 @@ def suspicion(passes: Passes) -> pd.DataFrame:
     frame = pd.DataFrame({"sample": names, "scene": [scene_of(n) for n in names], "excess": mean})
     # Few passes make a noisy mean: the spread between samples holds that noise too, so rarely seen ones are damped.
     damp = np.sqrt(passes.passes / (passes.passes + passes.rules.least_passes))
-    overall = damp * _standard(mean, np.zeros(len(names), dtype=np.int64), signed=True)
-    within = damp * _within_scene(frame, passes.rules.scene_frames)
+    overall = damp * _standard(mean)
+    within = damp * _within_scene(frame, passes.rules)
     frame["suspicion"] = np.fmax(overall, within)
     frame["against"] = np.where(np.nan_to_num(within, nan=-np.inf) > overall, "scene", "all")
     frame["passes"] = passes.passes.astype(int)
@@ -124,21 +125,54 @@ def suspicion(passes: Passes) -> pd.DataFrame:
     return frame.sort_values(["suspicion", "sample"], ascending=[False, True], na_position="last", ignore_index=True)
 
 
-def _within_scene(frame: pd.DataFrame, least: int) -> Floats:
-    """Absolute standing within the scene; NaN where the scene has too few frames to say."""
-    scenes, codes = np.unique(frame["scene"].to_numpy(dtype=str), return_inverse=True)
-    sizes = np.bincount(codes[frame["excess"].notna()], minlength=len(scenes))
-    values = frame["excess"].to_numpy(dtype=float).copy()
-    values[sizes[codes] < least] = np.nan
-    return np.abs(_standard(values, codes, signed=False))
+def _within_scene(frame: pd.DataFrame, rules: Rules) -> Floats:
+    """Absolute distance of a frame from what its neighbours along the scene's path foretell, in scaled MADs.
+
+    NaN in scenes with too few frames to say. A path's trend is natural, so neighbours count, not the scene's median. A
+    frame far off says nothing about its neighbours: it is taken out before they are judged.
+    """
+    whole = np.full(len(frame), np.nan)
+    known = frame[frame["excess"].notna()]
+    paths = []
+    for _, rows in known.groupby("scene", sort=False):
+        if len(rows) >= rules.scene_frames:
+            order = sorted(range(len(rows)), key=lambda i: _natural(str(rows["sample"].iloc[i])))
+            paths.append((rows.index.to_numpy()[order], rows["excess"].to_numpy(dtype=float)[order]))
+    for places, values in paths:
+        whole[places] = values - foretold(values)
+    spread = _spread(whole)
+    whole = whole / spread
+    for places, values in paths:
+        height = np.abs(whole[places])
+        around = np.concatenate([[0.0, 0.0], height, [0.0, 0.0]])
+        highest = np.lib.stride_tricks.sliding_window_view(around, 5).max(axis=1)
+        off = (height >= rules.suspicion) & (height == highest)
+        if off.any():
+            whole[places] = (values - foretold(np.where(off, np.nan, values))) / spread
+    return np.abs(whole)
 
 
-def _standard(values: Floats, codes: npt.NDArray[np.int64], *, signed: bool) -> Floats:
-    """Distance from the group's median in scaled MADs of all such distances."""
-    medians = pd.Series(values).groupby(codes).transform("median").to_numpy()
-    gaps: Floats = values - medians
+def foretold(values: Floats) -> Floats:
+    """Each value from its neighbours in order: the median of both sides' next values, their mean and their trends."""
+    count = len(values)
+    padded = np.concatenate([[np.nan, np.nan], values, [np.nan, np.nan]])
+    before2, before, after, after2 = (padded[i : i + count] for i in (0, 1, 3, 4))
+    ways = np.stack([before, after, (before + after) / 2, 2 * before - before2, 2 * after - after2])
+    middle: Floats = np.nanmedian(ways, axis=0)
+    return middle
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    return [(0, int(piece)) if piece.isdigit() else (1, piece) for piece in re.split(r"(\d+)", name)]
+
+
+def _standard(values: Floats) -> Floats:
+    """Distance from the median in scaled MADs."""
+    gaps: Floats = values - np.nanmedian(values) if np.isfinite(values).any() else values
+    return gaps / _spread(gaps)
+
+
+def _spread(gaps: Floats) -> float:
+    """Scaled MAD of the known gaps around 0, with a floor; infinite where too few are known to say."""
     known = gaps[np.isfinite(gaps)]
-    if len(known) < 4:
-        return np.full(len(values), np.nan)
-    spread = max(SIGMA * float(np.median(np.abs(known))), 0.05)
-    return gaps / spread if signed else np.abs(gaps) / spread
+    return max(SIGMA * float(np.median(np.abs(known))), 0.05) if len(known) >= 4 else np.inf
