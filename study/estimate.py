@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,18 +158,22 @@ def _matrix_rate(config: TrialConfig) -> float:
     """Floating-point operations per second of a matrix product on the device that trains."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    size = 4096 if device == "cuda" else 1024
-    a = torch.ones(size, size, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(4):  # the fastest: the first warms up, and other processes only slow it down
-        began = time.perf_counter()
-        float((a @ a)[0, 0])
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
+    if torch.cuda.is_available() and config.device != "cpu":
+        size = 4096
+        a = torch.ones(size, size, device="cuda", dtype=torch.bfloat16)
+        return 2 * size**3 / min(_seconds(lambda: float((a @ a)[0, 0]), time.perf_counter) for _ in range(4))
+    size, threads = 768, torch.get_num_threads()
+    torch.set_num_threads(1)  # and this thread's own time, so that other processes do not slow the machine down
+    a = torch.ones(size, size)
+    fastest = min(_seconds(lambda: float((a @ a)[0, 0]), time.thread_time) for _ in range(6))
+    torch.set_num_threads(threads)
+    return 2 * size**3 / fastest * (config.threads or threads)
+
+
+def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    began = clock()
+    work()
+    return clock() - began
 
 
 def _print(plan: Plan, rows: list[dict[str, Any]], concurrency: int, *, measure: bool) -> None:

@@ -92,8 +92,8 @@ def _phases(
 ) -> Any:
     from study import executor
     from study.live import Display
+    from study.mirror import Mirror
     from study.search import Listener, Session
-    from study.tracking import Mirror
 
     config = plan.study.config
     starting = time.monotonic()
@@ -193,7 +193,8 @@ def _sync(study: Study, layout: Layout) -> Any:
     """Refill MLflow from ledger and results folder."""
     from study.contract import StudyAttr
     from study.lock import owned
-    from study.tracking import Mirror, check_reachable
+    from study.mirror import Mirror
+    from study.tracking import check_reachable
 
     uri = study.config.tracking.uri
     if uri is None:

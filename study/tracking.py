@@ -13,10 +13,7 @@ import http.client
 import json
 import math
 import os
-import queue
 import re
-import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +29,6 @@ EXPERIMENT = "DenseDepth"
 PARENT = "study"  # the parent's phase tag
 ARTIFACTS = ("trace.parquet", "preview.png", "summary.json", "config.json")
 TIMEOUT_S = 3
-RETRY_S = (1.0, 30.0)  # first and longest wait after a failed call
 LIMITS = {"param": 6000, "tag": 5000, "batch": 900, "params": 90, "digest": 36}
 
 
@@ -100,90 +96,7 @@ def masked(uri: str) -> str:
     return re.sub(r"//[^/@]*@", "//***@", uri)
 
 
-class Mirror:
-    """Sends records to MLflow from a thread of its own. It is a listener of the session."""
-
-    def __init__(self, uri: str, layout: Layout, study: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        self.uri, self.layout, self.study, self.data = uri, layout, study, data
-        self.queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
-        self.waiting: dict[str, Record] = {}
-        self.problem: str | None = None  # the last call's failure; None: it went well
-        self.crash: BaseException | None = None
-        self.closing: float | None = None  # when to give up
-        self.thread = threading.Thread(target=self._run, name="mirror", daemon=True)
-        self.thread.start()
-
-    def started(self, entry: Entry) -> None:
-        self.queue.put(record_of(entry, self.layout))
-
-    def reported(self, entry: Entry, images: int, metrics: dict[str, float]) -> None:
-        self.queue.put(record_of(entry, self.layout))
-
-    def ended(self, entry: Entry) -> None:
-        self.queue.put(record_of(entry, self.layout))
-
-    def close(self, wait_s: float, *, finished: bool) -> str | None:
-        """Send what is left, for so long at most; a sentence about what could not be sent, or None."""
-        self.finished = finished
-        self.closing = time.monotonic() + wait_s
-        self.queue.put(None)
-        self.thread.join(wait_s + 2 * TIMEOUT_S)
-        if self.crash is not None:
-            raise self.crash
-        if not self.waiting and self.queue.empty() and not self.thread.is_alive() and self.problem is None:
-            return None
-        count = f"{len(self.waiting)} training{'' if len(self.waiting) == 1 else 's'}"
-        cause = f" ({self.problem})" if self.problem else ""
-        return f"MLflow at {masked(self.uri)} lacks {count}{cause}; send them with --sync"
-
-    def _run(self) -> None:
-        try:
-            self._work()
-        except BaseException as error:  # shown by close: a bug must not vanish with its thread
-            self.crash = error
-
-    def _work(self) -> None:
-        client: _Client | None = None
-        pause, ending = RETRY_S[0], False
-        while True:
-            ending = self._collect(block=not self.waiting) or ending
-            try:
-                if client is None:
-                    client = _Client(self.uri, self.layout, self.study, self.data)
-                for key, record in list(self.waiting.items()):
-                    client.sync(record)
-                    if self.waiting[key] is record:
-                        del self.waiting[key]
-                if ending and not self.waiting:
-                    client.end_parent(finished=self.finished)
-                    self.problem = None
-                    return
-                self.problem, pause = None, RETRY_S[0]
-            except _failures() as error:
-                self.problem = masked(str(error).splitlines()[0])[:200] if str(error) else type(error).__name__
-                if self.closing is not None and time.monotonic() > self.closing:
-                    return
-                self._wait(pause)
-                pause = min(2 * pause, RETRY_S[1])
-
-    def _collect(self, *, block: bool) -> bool:
-        """Take what has come in, the newest of each training; True when the end has been asked for."""
-        with contextlib.suppress(queue.Empty):
-            record = self.queue.get(timeout=None if block else 0)
-            while True:
-                if record is None:
-                    return True
-                self.waiting[record.key] = record
-                record = self.queue.get_nowait()
-        return False
-
-    def _wait(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and (self.closing is None or time.monotonic() < self.closing):
-            time.sleep(0.2)
-
-
-class _Client:
+class Client:
     """MLflow's runs of one study; every method may be called again after it failed."""
 
     def __init__(self, uri: str, layout: Layout, study: Mapping[str, Any], data: Mapping[str, Any]) -> None:
@@ -309,7 +222,7 @@ class _Client:
         self.sent[record.key] = len(reports)
 
 
-def _failures() -> tuple[type[Exception], ...]:
+def failures() -> tuple[type[Exception], ...]:
     """What a store that is away raises."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
