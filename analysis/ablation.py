@@ -138,6 +138,7 @@ def _figure(tables: StudyTables, effects: Sequence[Row]) -> Figure:
             axes.plot(rows["difference"], [place] * len(rows), "o", color=BLUE, markersize=4)
         axes.axvline(0, color=GREY, linewidth=0.8)
         axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(-0.6, len(names) - 0.4)
         axes.set(xlabel=f"validation {metric}: worse by" + (f" ({unit})" if unit else ""))
 
     return Figure(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as Canvas
@@ -197,6 +197,7 @@ def _parallel(dimensions: Sequence[Dimension], search: pd.DataFrame, judge: Judg
         )
         axes.set(xlim=(-0.2, len(paths) - 0.8), ylim=(-0.05, 1.05), ylabel="place in its range (0 to 1)")
         axes.set_xticks(across, paths, rotation=20, ha="right")
+        canvas.colorbar(ScalarMappable(shade, "viridis"), ax=axes, label=metric, extend="max")
         best = lines[-1]
         axes.plot(across, best, color=VERMILION, linewidth=2, label=f"best: {ordered['key'].iloc[-1]}")
         axes.legend()
@@ -238,11 +239,12 @@ def _skips(skips: pd.DataFrame, metric: str, where: str) -> Figure:
             axes.plot(rows.index, rows["median"], "o", color=BLUE)
             axes.set_xticks(rows.index, [f"{s}\n(n = {n})" for s, n in zip(rows["skip"], rows["n"], strict=True)])
             axes.set_title(scale)
+            axes.set_xlim(-0.6, len(rows) - 0.4)
         grid[0].set_ylabel(metric)
 
     return Figure(
         "importance-skips", "Skip placement per scale",
         "Median and range of the judged value by where each scale's skip connection is tapped.",
         f"Dot: median; line: best to worst complete trial. {where}.",
-        partial(draw), skips, size_in=(7.0, 2.8),
+        draw, skips, size_in=(7.0, 2.8),
     )  # fmt: skip

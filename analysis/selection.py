@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from analysis import intervals, runs
-from analysis.plots import BLUE, GREY, OUTCOME_COLOUR, VERMILION, empty
+from analysis.plots import BLUE, VERMILION, empty
 from analysis.section import Figure, Section, Table, number, records
 from analysis.tables import StudyTables
 from study.contract import Judge, Outcome
@@ -107,7 +107,7 @@ def analyse(tables: StudyTables) -> Section:
         "not_distinguishable_from": rivals, "simplest_within_one_standard_error": simplest,
         "gaps": gaps,
     }  # fmt: skip
-    figures = [_history_figure(tables, judge), _seeds_figure(tables, judge, chosen)]
+    figures = [_seeds_figure(tables, judge, chosen)]  # the search's own history is analysis/overview.py's
     return Section("selection", "Which checkpoint?", answers, figures, _tables(tables, judge, candidates, gaps), data)
 
 
@@ -256,34 +256,6 @@ def _label(judge: Judge) -> str:
     return f"validation {judge.metric}" + (f" ({unit_of(judge.metric)})" if unit_of(judge.metric) else "")
 
 
-def _history_figure(tables: StudyTables, judge: Judge) -> Figure:
-    search = tables.phase("search")[["key", "number", "outcome", "value", "images"]].reset_index(drop=True)
-    complete = search["value"].where(search["outcome"] == Outcome.COMPLETE)
-    search["best_so_far"] = (complete.cummin() if judge.minimise else complete.cummax()).ffill()
-
-    def draw(canvas: Canvas, data: pd.DataFrame) -> None:
-        axes = canvas.add_subplot()
-        if data["value"].isna().all():
-            empty(axes, "no search trial has a value")
-            return
-        for outcome, rows in data.groupby("outcome"):
-            colour = OUTCOME_COLOUR.get(str(outcome), GREY)
-            axes.scatter(rows["number"], rows["value"], s=14, color=colour, label=f"{outcome} (n = {len(rows)})")
-        axes.step(data["number"], data["best_so_far"], where="post", color=BLUE, label="best complete so far")
-        axes.set(xlabel="trial of the search (number)", ylabel=_label(judge))
-        axes.legend()
-
-    best = search["best_so_far"].iloc[-1] if len(search) else float("nan")
-    return Figure(
-        "selection-history", "Every trial of the search",
-        f"Validation {judge.metric} of each of {len(search)} search trials in order; the best complete one reaches "
-        f"{number(best)}.",
-        f"{judge.report.capitalize()} report of each trial, by outcome; trials without a finite value are not drawn. "
-        f"Study {tables.name}, validation split.",
-        draw, search,
-    )  # fmt: skip
-
-
 def _seeds_figure(tables: StudyTables, judge: Judge, chosen: Chosen) -> Figure:
     rows = pd.DataFrame(judged_rows(tables, "confirm"), columns=["key", "outcome", "group", "value"])
     search = {str(r["key"]): r["value"] for r in records(tables.phase("search")[["key", "value"]])}
@@ -299,6 +271,7 @@ def _seeds_figure(tables: StudyTables, judge: Judge, chosen: Chosen) -> Figure:
         axes.scatter(at, data["value"], s=22, color=BLUE, label=f"fresh seeds (n = {len(data)})", zorder=3)
         axes.scatter(at, data["search_value"], s=40, color=VERMILION, marker="_", label="what the search said")
         axes.set_xticks(range(len(groups)), groups, rotation=20, ha="right")
+        axes.set_xlim(-0.6, len(groups) - 0.4)
         axes.set(ylabel=_label(judge), xlabel="setting (search trial it repeats)")
         axes.legend()
 

@@ -132,6 +132,7 @@ def _figure(tables: StudyTables, frame: pd.DataFrame, unit: str) -> Figure:
             rows = data[data["source"] == name]
             axes.plot(rows["centred"], place + np.linspace(-0.15, 0.15, len(rows)), "o", color=BLUE, markersize=4)
         axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(-0.6, len(names) - 0.4)
         axes.set(xlabel=f"validation {metric} minus its setting's mean" + (f" ({unit})" if unit else ""))
 
     return Figure(
