@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import permutations
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,75 +18,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from trainables.config import TrialConfig
+from trainables.data.batches import CHANNEL_ORDERS, Batch, augment
 from trainables.data.cache import SampleCache, open_cache
 from trainables.data.frames import BadFrame, Depth, FrameList
 from trainables.data.samples import cropped, prepare, resize_rgb
 from trainables.errors import UserError
 from trainables.models import output_size
 
-# Channel orders by number; 0 keeps them. As in the reference, a swap draws from all six.
-CHANNEL_ORDERS: Final = tuple(permutations(range(3)))
-_TENSORS: Final = ("images", "target", "valid", "flip", "swap")  # of a Batch
+__all__ = ["Batch", "EvalLoader", "TrainLoader", "augment"]
 _ORDER, _AUGMENT = 0, 1  # streams of random numbers
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples before augmentation. `skipped`: (id, reason) of bad frames that others stand in for."""
-
-    position: int  # images seen before it
-    ids: tuple[str, ...]
-    index: list[int]  # positions in the frame list
-    images: torch.Tensor  # uint8 (N, 3, h, w), channels last
-    target: torch.Tensor  # float32 (N, 1, h', w'), target space
-    valid: torch.Tensor  # bool (N, 1, h', w')
-    flip: torch.Tensor  # bool (N,)
-    swap: torch.Tensor  # int64 (N,), numbers of CHANNEL_ORDERS
-    skipped: tuple[tuple[str, str], ...] = ()
-
-    def to(self, device: torch.device) -> Batch:
-        """On a device, copied in the background where the memory is pinned."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> Batch:
-        """In memory that a GPU copies from by itself."""
-        return self._map(torch.Tensor.pin_memory)
-
-    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        moved: dict[str, Any] = {name: function(getattr(self, name)) for name in _TENSORS}
-        return replace(self, **moved)
-
-
-def augment(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images float32 0..1 (N, 3, h, w), channels last, target and validity on the device, flipped and swapped as drawn.
-
-    Whole batches and tensor arithmetic only: the host never waits for the device.
-    """
-    batch = batch.to(device)
-    flip = batch.flip[:, None, None, None]
-    target, valid = (torch.where(flip, tensor.flip(-1), tensor) for tensor in (batch.target, batch.valid))
-    images = images_one_by_one(batch) if device.type == "cpu" else images_at_once(batch)
-    return images, target, valid
-
-
-def images_at_once(batch: Batch) -> torch.Tensor:
-    """The augmented images by a few operations on the whole batch; the host needs no value of the device."""
-    numbers = torch.arange(len(batch.ids), device=batch.images.device)[:, None]
-    orders = torch.tensor(CHANNEL_ORDERS).to(batch.images.device, non_blocking=True)[batch.swap]
-    images = batch.images[numbers, orders]
-    images = torch.where(batch.flip[:, None, None, None], images.flip(-1), images)
-    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
-
-
-def images_one_by_one(batch: Batch) -> torch.Tensor:
-    """The same on a CPU, where only what changes is moved and the draws are at hand: several times as fast there."""
-    images = torch.empty(batch.images.shape, memory_format=torch.channels_last)
-    for n, (flip, swap) in enumerate(zip(batch.flip.tolist(), batch.swap.tolist(), strict=True)):
-        image = batch.images[n].flip(-1) if flip else batch.images[n]
-        torch.div(image[list(CHANNEL_ORDERS[swap])] if swap else image, 255, out=images[n])
-    return images
 
 
 class TrainLoader:

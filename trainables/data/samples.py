@@ -100,15 +100,16 @@ def resize(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Values at another size, and which of them have at least half of their support in known pixels (None: all).
 
-    Unknown pixels have no weight: R(values * known) / R(known), R being the filter.
+    Unknown pixels have no weight, if a finite value: R(values * known) / R(known), R being the filter.
     """
     if values.shape == size:
         return np.ascontiguousarray(values), np.ones(size, np.bool_) if known is None else known
     if known is None:
         return _apply(values, size, kernel), np.ones(size, np.bool_)
-    weight = _apply(known.astype(np.float32), size, kernel)
+    weights = known.astype(np.float32)
+    weight = _apply(weights, size, kernel)
     valid = weight >= _SUPPORT
-    total = _apply(np.where(known, values, np.float32(0)), size, kernel)
+    total = _apply(values * weights, size, kernel)
     return np.divide(total, weight, out=np.zeros(size, np.float32), where=valid), valid
 
 

@@ -128,3 +128,20 @@ def test_rooms_are_rendered_once_and_read_like_any_set(tiny_config: Make, tmp_pa
     assert None not in open_test(config.data).scenes
     assert data.train.read(0).rgb.shape == (24, 32, 3)
     assert (tmp_path / "set/data/nyu2_train.csv").stat().st_mtime_ns == stamp
+
+
+def test_of_a_long_list_a_sample_is_read_before_training(
+    tiny_config: Make, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file's presence is known before training, the headers of a sample."""
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_root, copy)
+    config = tiny_config(**{"data.root": str(copy), "data.on_bad_frame": "skip"})
+    ids = open_training(config).train.ids + open_training(config).validation.ids
+    for name in ids:
+        (copy / name).write_bytes(b"")
+    (copy / ids[0]).unlink()
+    monkeypatch.setattr("trainables.data.dataset.THOROUGH_FRAMES", 10)
+    monkeypatch.setattr("trainables.data.dataset._SAMPLED", 5)
+    skipped = open_training(config).skipped
+    assert len(skipped) in (5, 6) and ids[0] in dict(skipped)

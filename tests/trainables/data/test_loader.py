@@ -16,18 +16,11 @@ import pytest
 import torch
 
 from trainables.config import TrialConfig
+from trainables.data.batches import CHANNEL_ORDERS, augment_at_once, augment_one_by_one
 from trainables.data.cache import SampleCache, open_cache
 from trainables.data.dataset import open_training
 from trainables.data.frames import BadFrame, FrameList
-from trainables.data.loader import (
-    CHANNEL_ORDERS,
-    Batch,
-    EvalLoader,
-    TrainLoader,
-    augment,
-    images_at_once,
-    images_one_by_one,
-)
+from trainables.data.loader import Batch, EvalLoader, TrainLoader, augment
 from trainables.data.samples import Sample, prepare
 from trainables.errors import UserError
 
@@ -103,7 +96,8 @@ def test_augment_by_hand(tiny_config: Make) -> None:
     before = batch.images.clone()
     images, target, valid = augment(batch, CPU)
     assert torch.equal(before, batch.images), "a batch can be augmented twice"
-    assert torch.equal(images_at_once(batch), images_one_by_one(batch))
+    for first, second in zip(augment_at_once(batch), augment_one_by_one(batch), strict=True):
+        assert torch.equal(first, second)
     assert images.is_contiguous(memory_format=torch.channels_last) and images.dtype == torch.float32
     assert list(permutations(range(3))) == list(CHANNEL_ORDERS)
     for n in range(12):
