@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trainables.data import pairing
 from trainables.data.doctor_record import HASH_SIDE, Record
-from trainables.data.pairing import Evidence
+from trainables.data.pairing import Company, Evidence
 from trainables.data.pictures import MAX_DEPTH_M
 
 Level = Literal["harm", "warning", "note"]
@@ -129,15 +129,15 @@ def _pairs(records: Sequence[Record]) -> Iterable[Finding]:
     """Pairs that do not belong together: by their edges and neighbours, or because another picture has that depth."""
     broken = {r.id for r in records if r.holes >= 1 - TOO_FEW_KNOWN or r.saturated > SATURATED_SHARE}
     judged = {r.id for r in records if r.evidence is not None and r.id not in broken}
-    unlike = unlikeness(records)
+    known = company(records)
     accused = set()
     for r in records:
         if r.id not in judged or r.evidence is None:
             continue
-        kind = pairing.verdict(r.evidence, unlike.get(r.number))
+        kind = pairing.verdict(r.evidence, known.get(r.number))
         if kind is not None:
             accused.add(r.id)
-            yield Finding(kind, r.split, r.id, _reason(kind, r.evidence, unlike.get(r.number)), -r.evidence.z)
+            yield Finding(kind, r.split, r.id, _reason(kind, r.evidence, known.get(r.number)), -r.evidence.z)
     depths = defaultdict(list)
     for r in records:
         if r.id not in broken and r.nearest_m < r.farthest_m:
@@ -153,18 +153,18 @@ def _pairs(records: Sequence[Record]) -> Iterable[Finding]:
                 yield Finding("wrong_pair", r.split, r.id, f"its depth is that of {owner}", -fits[r.id])
 
 
-def _reason(kind: str, evidence: Evidence, unlike: float | None) -> str:
+def _reason(kind: str, evidence: Evidence, others: Company | None) -> str:
     if kind == "flipped":
         return f"fit {evidence.fit:.2f}, mirrored {evidence.flip[1]} {evidence.flip[0]:.2f}"
     if kind == "shifted":
         fit, dx, dy = evidence.shift
         return f"fit {evidence.fit:.2f}, moved by {dx / pairing.COLUMNS:+.0%} / {dy / pairing.ROWS:+.0%} {fit:.2f}"
-    near = "no neighbours known" if unlike is None else f"{unlike:.1f} times as far from its neighbours as usual"
+    near = "no neighbours known" if others is None else f"{others.unlike:.1f} times as far from its neighbours as usual"
     return f"fit {evidence.fit:.2f} is {evidence.z:+.1f} sd from chance; {near}"
 
 
-def unlikeness(records: Sequence[Record]) -> dict[int, float]:
-    """Frame number -> distance of its depth to the nearest neighbour's over the scene's median of that.
+def company(records: Sequence[Record]) -> dict[int, Company]:
+    """Frame number -> what the rest of its scene says about it.
 
     Neighbours are the frames before and after in the scene by the number in their names. Scenes of fewer than three
     readable frames are left out.
@@ -173,20 +173,32 @@ def unlikeness(records: Sequence[Record]) -> dict[int, float]:
     for r in records:
         if r.scene is not None and r.coarse is not None:
             scenes[r.scene].append(r)
-    result: dict[int, float] = {}
+    result: dict[int, Company] = {}
     for members in scenes.values():
         if len(members) < 3:
             continue
         members.sort(key=lambda r: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", r.id)])
-        nearest = []
-        for place, r in enumerate(members):
-            around = members[max(0, place - pairing.NEIGHBOURS) : place + pairing.NEIGHBOURS + 1]
-            maps = [o.coarse for o in around if o is not r and o.coarse is not None]
-            nearest.append(min(pairing.map_distance(r.coarse, m) for m in maps) if r.coarse is not None else np.inf)
-        finite = [d for d in nearest if np.isfinite(d)]
-        usual = max(float(np.median(finite)), 0.01) if finite else 0.0
-        result |= {r.number: d / usual for r, d in zip(members, nearest, strict=True) if np.isfinite(d) and usual}
+        nearest = [_to_nearest(members, place) for place in range(len(members))]
+        usual = max(float(np.median(nearest)), 0.01)
+        scene_z = float(np.median([r.evidence.z for r in members if r.evidence is not None] or [0.0]))
+        result |= {
+            r.number: Company(d / usual, scene_z)
+            for r, d in zip(members, nearest, strict=True)
+            if np.isfinite(d / usual)
+        }
     return result
+
+
+def _to_nearest(members: Sequence[Record], place: int) -> float:
+    """Distance of a frame's coarse map to the nearest one around it, of frames that fit well where there are such."""
+    own = members[place]
+    reach = pairing.NEIGHBOURS
+    around = [r for r in members[max(0, place - reach) : place + reach + 1] if r is not own]
+    trusted = [r for r in around if r.evidence is not None and r.evidence.z >= pairing.TRUSTED_Z]
+    maps = [r.coarse for r in trusted or around if r.coarse is not None]
+    return (
+        min((pairing.map_distance(own.coarse, m) for m in maps), default=np.inf) if own.coarse is not None else np.inf
+    )
 
 
 def _across(train: Sequence[Record], test: Sequence[Record]) -> Iterable[Finding]:

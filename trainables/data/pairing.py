@@ -25,12 +25,14 @@ ROWS, COLUMNS = 60, 80  # working size: a sixth of NYU's rows
 MAP_ROWS, MAP_COLUMNS = 15, 20  # of the coarse depth map that is compared between neighbours
 SPACING: Final = 2  # pixels between the samples of a second difference
 FEWEST: Final = 200  # known pixels below which nothing is judged
-SHIFTS_X: Final = tuple(s for s in range(-COLUMNS // 4, COLUMNS // 4 + 1) if abs(s) >= 4)
+SHIFTS_X: Final = tuple(s for s in range(-COLUMNS // 5, COLUMNS // 5 + 1) if abs(s) >= 4)
 SHIFTS_Y: Final = tuple(s for s in range(-ROWS // 5, ROWS // 5 + 1) if abs(s) >= 4)
 NEIGHBOURS: Final = 2  # frames of the scene on either side whose depth is compared
 WEAK_Z, UNSUPPORTED_Z, NEIGHBOUR_WEIGHT = -1.1, -0.3, 2.0  # wrong pair: see wrong_pair
+SCENE_WEIGHT, LOOSE_Z = 0.5, 5.0
+TRUSTED_Z: Final = 2.0  # neighbours that fit worse are no witnesses, where there are others
 FLIP_GAIN, SHIFT_GAIN, SHIFT_GAIN_DOWN = 0.06, 0.08, 0.15  # how much better another alignment must fit than the given
-SHIFT_GAIN_PER_Z: Final = 0.04
+SHIFT_GAIN_PER_Z: Final = 0.02
 CHANCE_Z: Final = 3.0  # and how far above chance it must lie, in standard deviations
 SURE_Z: Final = 5.0
 
@@ -203,15 +205,24 @@ def map_distance(a: NDArray[Any], b: NDArray[Any]) -> float:
     return best
 
 
-def wrong_pair(evidence: Evidence, unlike: float | None) -> bool:
-    """Does the depth belong to another picture?
+@dataclass(frozen=True)
+class Company:
+    """What the other frames of its scene say about a frame.
 
-    `unlike` is the distance of its coarse map to the nearest neighbour's over the scene's median of that; None where
-    no neighbour is known, and then only a fit below chance is taken for proof.
+    `unlike` is the distance of its coarse map to the nearest neighbour's over the scene's median of that; `scene_z` the
+    median of the scene's z: in a scene that is well registered, one poor fit says more.
     """
-    if unlike is None:
+
+    unlike: float
+    scene_z: float
+
+
+def wrong_pair(evidence: Evidence, company: Company | None) -> bool:
+    """Does the depth belong to another picture? Without company only a fit below chance is taken for proof."""
+    if company is None:
         return evidence.z < UNSUPPORTED_Z
-    return evidence.z - NEIGHBOUR_WEIGHT * float(np.log(max(unlike, 0.1))) < WEAK_Z
+    expected = SCENE_WEIGHT * max(0.0, company.scene_z - LOOSE_Z)
+    return evidence.z - NEIGHBOUR_WEIGHT * float(np.log(max(company.unlike, 0.1))) - expected < WEAK_Z
 
 
 def flipped(evidence: Evidence) -> bool:
@@ -229,12 +240,12 @@ def shifted(evidence: Evidence) -> bool:
     return evidence.shift[0] - evidence.fit > gain and evidence.shift[0] > CHANCE_Z * evidence.chance
 
 
-def verdict(evidence: Evidence, unlike: float | None) -> str | None:
+def verdict(evidence: Evidence, company: Company | None) -> str | None:
     """What is wrong with a pair: "flipped", "shifted", "wrong_pair" or nothing.
 
     A wrong pair may fit somewhere by luck: where it is unlike its neighbours too, a shift must fit clearly.
     """
-    strange, mirrored, moved = wrong_pair(evidence, unlike), flipped(evidence), shifted(evidence)
+    strange, mirrored, moved = wrong_pair(evidence, company), flipped(evidence), shifted(evidence)
     if mirrored and (not moved or evidence.flip[0] >= evidence.shift[0]):
         return "flipped"
     if moved and (not strange or evidence.shift[0] > SURE_Z * evidence.chance):
