@@ -39,11 +39,14 @@ class Mirror:
         self.queue.put(record_of(entry, self.layout))
 
     def close(self, wait_s: float, *, finished: bool) -> str | None:
-        """Send what is left, for so long at most; a sentence about what could not be sent, or None."""
+        """Send what is left; a sentence about what could not be sent, or None. A store that fails gets `wait_s`, one
+        that works as long as it takes.
+        """
         self.finished = finished
         self.closing = time.monotonic() + wait_s
         self.queue.put(None)
-        self.thread.join(wait_s + 2 * TIMEOUT_S)
+        while self.thread.is_alive() and (self.problem is None or time.monotonic() < self.closing + 2 * TIMEOUT_S):
+            self.thread.join(0.2)
         if self.crash is not None:
             raise self.crash
         if not self.waiting and self.queue.empty() and not self.thread.is_alive() and self.problem is None:

@@ -32,7 +32,7 @@ class StandIn(TrainingWorker):
         state = folder / "state.json"
         history = json.loads(state.read_text()) if state.exists() else []
         with (folder / "starts.log").open("a") as log:
-            log.write(f"{os.getpid()} {len(history)}\n")
+            log.write(f"{os.getpid()} {len(history)} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
         yield from history
         event = json.loads(Path("events.json").read_text()).get(folder.name, "") if Path("events.json").exists() else ""
         budget, interval = settings["budget_images"], settings["validate_every_images"]
@@ -79,6 +79,10 @@ def without_data() -> None:
 
 def main(argv: list[str]) -> int:
     without_data()
+    if gpus := int(os.environ.get("STANDIN_GPUS", "0")):
+        import ray
+
+        ray.init(address="local", num_gpus=gpus, num_cpus=4, include_dashboard=False, log_to_driver=False)
     return run.main(argv, worker=StandIn)
 
 

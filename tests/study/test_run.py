@@ -9,6 +9,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from study.contract import Attr
 from tests.study.conftest import STUDY, Workplace
 
@@ -61,7 +63,8 @@ def test_every_way_to_end_reaches_ledger_and_mlflow_alike(workplace: Workplace) 
     assert len(reused) < len(ENDED)
 
 
-def test_a_killed_study_goes_on_as_if_undisturbed(workplace: Workplace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_killed_study_goes_on_as_if_undisturbed(workplace: Workplace, tmp_path: Path, kills: int) -> None:
     """One training at a time: the resumed study equals the undisturbed one, bit for bit."""
     text = STUDY.replace("trials: 6", "trials: 14").replace("threads: 1", f"threads: {os.cpu_count()}")
     calm = Workplace(tmp_path / "calm")
@@ -71,7 +74,7 @@ def test_a_killed_study_goes_on_as_if_undisturbed(workplace: Workplace, tmp_path
     assert calm.run().returncode == 0
     seed = random.randrange(1 << 30)
     moments = random.Random(seed)
-    for _ in range(2):
+    for _ in range(kills):
         driver = workplace.start("--resume", pause_s=0.1)
         _until(lambda: len(_folders(workplace)) > 0, driver)
         time.sleep(moments.uniform(0, 4))

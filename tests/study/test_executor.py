@@ -1,0 +1,64 @@
+"""Shares of a machine, and owners of a study."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from study.executor import Share, share_of
+from study.lock import owned
+from tests.study.conftest import STUDY, Workplace
+from tests.study.test_config import TEXT, plan_of
+from trainables.errors import UserError
+
+
+def test_a_share_is_threads_and_decoders_and_gpus_where_there_are_any(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, TEXT, "data.workers=1")
+    assert share_of(plan, {"CPU": 8.0}) == Share(2, 0.0)
+    assert share_of(plan, {"CPU": 8.0, "GPU": 2.0}) == Share(2, 1.0)
+    assert Share(2, 1.0).fits({"CPU": 8.0, "GPU": 2.0}) == 2
+    assert Share(1, 0.25).fits({"CPU": 8.0, "GPU": 1.0}) == 4
+    for setting, resources, sentence in (
+        ("resources.gpus_per_trial=3", {"CPU": 8.0, "GPU": 2.0}, "3 wanted, 2 there"),
+        ("resources.gpus_per_trial=1.5", {"CPU": 8.0, "GPU": 2.0}, "neither whole nor a part"),
+        ("trial.threads=16", {"CPU": 8.0}, "needs 16 CPUs and there are 8; lower trial.threads"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            share_of(plan_of(tmp_path, TEXT, setting), resources)
+
+
+def test_two_trainings_share_a_logical_gpu(workplace: Workplace) -> None:
+    text = STUDY.replace("trials: 6", "trials: 4\n  sampler: random").replace("kind: successive_halving", "kind: none")
+    workplace.write(text + "resources: {gpus_per_trial: 0.5, cpus_per_trial: 1}\ntracking: {uri: null}\n")
+    workplace.environment["STANDIN_GPUS"] = "1"
+    done = workplace.run("--json", pause_s=0.3)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stderr.splitlines() if line.startswith("search")]
+    running = most = 0
+    for _, word, *_ in lines:
+        running += {"started": 1}.get(word, -1)
+        most = max(most, running)
+    assert most == 2
+    starts = workplace.root.glob("results/tiny/trials/*/starts.log")
+    assert {start.read_text().split()[2] for start in starts} == {"0"}  # the card's number
+
+
+def test_a_dead_owners_lock_is_taken_over_a_living_ones_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "study.lock"
+    path.write_text(json.dumps({"pid": 1, "host": socket.gethostname(), "since": "2026"}))
+    with owned(path) as alive:
+        alive()
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* wait for it or end it"), owned(path):
+            pass
+    assert path.read_text() == ""
+    path.write_text(json.dumps({"pid": 1, "host": "elsewhere", "since": "2026"}))
+    with pytest.raises(UserError, match="alive [0-9]+ s ago"), owned(path):
+        pass
+    os.utime(path, (0, 0))
+    with owned(path):
+        pass
