@@ -12,7 +12,7 @@ study: $(READY)
 	$(PY) -m analysis.report $(STUDY)
 
 test: $(READY)
-	$(PY) -m pytest
+	$(PY) -m pytest -m "not slow"
 
 check: $(READY)
 	$(VENV)/bin/ruff check .
