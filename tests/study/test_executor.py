@@ -57,7 +57,7 @@ def test_a_dead_owners_lock_is_taken_over_a_living_ones_is_not(tmp_path: Path) -
             pass
     assert path.read_text() == ""
     path.write_text(json.dumps({"pid": 1, "host": "elsewhere", "since": "2026"}))
-    with pytest.raises(UserError, match="alive [0-9]+ s ago"), owned(path):
+    with pytest.raises(UserError, match=r"alive [0-9]+ s ago"), owned(path):
         pass
     os.utime(path, (0, 0))
     with owned(path):
