@@ -190,12 +190,13 @@ def company(records: Sequence[Record]) -> dict[int, Company]:
 
 
 def _to_nearest(members: Sequence[Record], place: int) -> float:
-    """Distance of a frame's coarse map to the nearest one around it, of frames that fit well where there are such."""
+    """Distance of a frame's coarse map to the nearest one around it, of frames that fit well where there are two."""
     own = members[place]
     reach = pairing.NEIGHBOURS
     around = [r for r in members[max(0, place - reach) : place + reach + 1] if r is not own]
     trusted = [r for r in around if r.evidence is not None and r.evidence.z >= pairing.TRUSTED_Z]
-    maps = [r.coarse for r in trusted or around if r.coarse is not None]
+    witnesses = trusted if len(trusted) > 1 else around
+    maps = [r.coarse for r in witnesses if r.coarse is not None]
     return (
         min((pairing.map_distance(own.coarse, m) for m in maps), default=np.inf) if own.coarse is not None else np.inf
     )
