@@ -28,8 +28,8 @@ from trainables.data.pairing import NEIGHBOURS
 from trainables.errors import UserError
 from trainables.evaluate import predictions
 
-WHOLE = 1500  # frames up to which a training set is examined whole
-MOST = 200  # suspects of a larger one
+WHOLE = 600  # frames up to which a training set is examined whole
+MOST = 60  # suspects of a larger one
 PICTURED = 6
 
 

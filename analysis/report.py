@@ -20,6 +20,7 @@ import pandas as pd
 
 from analysis import (
     ablation,
+    compare,
     cost,
     final_evaluation,
     importance,
@@ -30,7 +31,7 @@ from analysis import (
     spikes,
     variance,
 )
-from analysis.runs import load
+from analysis.runs import load, log_to_parent
 from analysis.section import Section, Table
 from analysis.tables import StudyTables, read_table, write_table
 from study.contract import Outcome
@@ -58,8 +59,8 @@ QUESTIONS: Sequence[tuple[str, Question]] = (
     ("data", cost.data),
 )
 PAGE = (
-    "reproduction", "importance", "ablation", "spikes", "selection", "evaluation", "variance", "curves", "history",
-    "outcomes", "cost", "data", "provenance",
+    "compare", "reproduction", "importance", "ablation", "spikes", "selection", "evaluation", "variance", "curves",
+    "history", "outcomes", "cost", "data", "provenance",
 )  # fmt: skip
 
 
@@ -97,7 +98,7 @@ def lead(tables: StudyTables, sections: Sequence[Section]) -> list[page.Lead]:
     unfinished = tables.unfinished()
     if unfinished:
         sentences.append(page.Lead(f"This study has not ended: {'; '.join(unfinished)}.", warn=True))
-    asked = ("reproduction", "evaluation", "selection", "importance", "spikes")
+    asked = ("compare", "reproduction", "evaluation", "selection", "importance", "spikes")
     by_key = {section.key: section for section in sections}
     return sentences + [page.Lead(by_key[key].answers[0]) for key in asked if key in by_key and by_key[key].answers]
 
@@ -146,9 +147,23 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"{args.study}: has no results folder")
         folder = tables.layout.root
     sections = analyse(tables)
+    if args.second is not None:
+        sections.insert(0, compare.analyse(tables, load(args.second)))
     path = write(tables, sections, folder)
+    mirror(tables, sections, folder)
     print(f"{path}: {len(sections)} sections in {time.perf_counter() - started:.1f} s")
     return {"report": str(path), "sections": {section.key: section.data for section in sections}}
+
+
+def mirror(tables: StudyTables, sections: Sequence[Section], folder: Path) -> None:
+    """Put page, figures and a summary on the study's parent run; a store that is away is said and does no harm."""
+    if tables.layout is None:
+        return
+    said = [f"- **{section.title}** {section.answers[0]}" for section in sections if section.answers]
+    try:
+        log_to_parent(tables, {"": folder / "report.html", "report": folder / "report"}, "\n".join(said))
+    except UserError as error:
+        print(f"the report is written, but not mirrored: {error}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -161,6 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments.add_argument(
         "study", nargs="?", help="a study's name or its results folder; default: the name in study.yaml"
     )
+    arguments.add_argument("second", nargs="?", metavar="STUDY2", help="a second study to set beside it")
     arguments.add_argument(
         "--from-table", type=Path, metavar="FILE", help="a released table instead of a results folder"
     )

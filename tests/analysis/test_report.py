@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import page, report
+from analysis import compare, page, report, runs
 from analysis.section import Section, Table
 from study.contract import Outcome
 from tests.analysis.make_results import JUDGE, Training, make_results, planted_study, planted_trace, settings_of
@@ -193,6 +193,20 @@ def test_a_released_table_makes_the_same_page(planted: Path, tmp_path: Path) -> 
         return {key: answer for key, answer in answers if key not in ("cost", "provenance")}
 
     assert sections(again) == sections(first) and len(sections(first)) >= 6
+
+
+def test_two_studies_are_set_side_by_side_and_obstacles_are_named(tmp_path: Path) -> None:
+    one = make_results(tmp_path / "one", [Training("search", 0.5)])
+    same = make_results(tmp_path / "same", [Training("search", 0.6)])
+    other = make_results(tmp_path / "other", [Training("search", 0.6)], budget_images=4800)
+    tables = {layout.name: runs.load(layout.root) for layout in (one, same, other)}
+    assert compare.analyse(tables["one"], tables["same"]).data["comparable"] is True
+    section = compare.analyse(tables["one"], tables["other"])
+    assert section.data["obstacles"] == ["budget_images is 2400 and 4800"]
+    assert "cannot be compared" in section.answers[0]
+    assert report.main([str(one.root), str(other.root)]) == 0
+    text = one.report.read_text(encoding="utf-8")
+    assert '<section id="compare"' in text and "budget_images is 2400 and 4800" in text
 
 
 def test_a_missing_study_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

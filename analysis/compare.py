@@ -1,0 +1,130 @@
+"""Two studies side by side, and which of their differences make them incomparable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
+
+from analysis import plots
+from analysis.overview import UNIT, metric_of
+from analysis.section import Figure, Section, Table, number, plain
+from analysis.selection import choose
+from analysis.tables import StudyTables
+from study.contract import Outcome
+from trainables.config import flatten
+
+
+def analyse(first: StudyTables, second: StudyTables) -> Section:
+    """The section; `data['comparable']` is False where a difference forbids to set the numbers side by side."""
+    obstacles = _obstacles(first, second)
+    names = (first.name, second.name if second.name != first.name else f"{second.name} (second)")
+    sides = pd.DataFrame([_side(name, study) for name, study in zip(names, (first, second), strict=True)])
+    settings = _differences(first.study, second.study, names)
+    verdict = (
+        f"{names[0]} and {names[1]} cannot be compared: {'; '.join(obstacles)}."
+        if obstacles
+        else f"{names[0]} and {names[1]} are comparable: same data, same judge, same budget."
+    )
+    frame = pd.concat([_values(name, study) for name, study in zip(names, (first, second), strict=True)])
+    metric = metric_of(first)
+    figure = Figure(
+        "compare-values",
+        "Judged values of both studies",
+        f"Validation {metric} of the complete trainings of {names[0]} and {names[1]}.",
+        "One mark per complete training; n stands at each line. Validation split of each study.",
+        _draw,
+        frame.assign(metric=metric + UNIT.get(metric, "")),
+        size_in=(6.2, 2.4),
+    )
+    answers = [verdict, f"Their settings differ in {len(settings)} places."]
+    answers += [f"{row.study}: {row.said}" for row in sides.itertuples()]
+    return Section(
+        "compare",
+        "Two studies side by side",
+        answers,
+        [figure],
+        [
+            Table("compare-studies", "Both studies", sides.drop(columns="said")),
+            Table("compare-settings", "Settings that differ", settings),
+        ],
+        plain({"comparable": not obstacles, "obstacles": obstacles}),
+    )
+
+
+def _obstacles(first: StudyTables, second: StudyTables) -> list[str]:
+    """Differences after which equal numbers do not mean equal quality."""
+    found = []
+    for name in ("metric", "protocol", "report"):
+        mine, other = (getattr(study.judge, name, None) for study in (first, second))
+        if mine != other:
+            found.append(f"judge.{name} is {mine} and {other}")
+    for split in ("train", "test"):
+        mine, other = (study.data.get(split) for study in (first, second))
+        if mine is None or other is None:
+            found.append(f"the fingerprint of the {split} data is not known of both")
+        elif mine != other:
+            found.append(f"the {split} data differ")
+    for column in ("config.data.validation.by", "config.data.validation.share", "config.data.validation.seed"):
+        mine, other = (_only(study, column) for study in (first, second))
+        if mine != other:
+            found.append(f"{column.removeprefix('config.')} is {mine} and {other}, so validation frames differ")
+    mine, other = (_only(study, "config.budget_images") for study in (first, second))
+    if mine != other:
+        found.append(f"budget_images is {mine} and {other}")
+    return found
+
+
+def _only(study: StudyTables, column: str) -> str:
+    """All values of a setting in a study, as text."""
+    if column not in study.trials:
+        return "unknown"
+    return ", ".join(sorted({json.dumps(plain(value)) for value in study.trials[column].dropna()})) or "unknown"
+
+
+def _side(name: str, study: StudyTables) -> dict[str, Any]:
+    chosen = choose(study)
+    complete = study.trials[study.trials["outcome"] == Outcome.COMPLETE]
+    metric = metric_of(study)
+    unit = UNIT.get(metric, "").strip(" ()")
+    median = None if chosen is None else chosen.median
+    said = "nothing is chosen yet." if chosen is None else (
+        f"the judge's choice has a validation {metric} of {number(median)}{' ' + unit if unit else ''} "
+        f"(median of {len(chosen.members)} trainings, {chosen.phase})."
+    )  # fmt: skip
+    return {
+        "study": name, "trainings": len(study.trials), "complete": len(complete), "metric": metric, "median": median,
+        "champion": None if chosen is None else chosen.champion, "decided_in": None if chosen is None else chosen.phase,
+        "training_hours": float(study.trials["seconds"].sum()) / 3600, "unfinished": "; ".join(study.unfinished()),
+        "said": said,
+    }  # fmt: skip
+
+
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> pd.DataFrame:
+    mine, other = (flatten(dict(study)) if study else {} for study in (first, second))
+    rows = [
+        {"setting": path, names[0]: json.dumps(plain(mine.get(path))), names[1]: json.dumps(plain(other.get(path)))}
+        for path in sorted(mine.keys() | other.keys())
+        if mine.get(path) != other.get(path)
+    ]
+    return pd.DataFrame(rows, columns=["setting", *names])
+
+
+def _values(name: str, study: StudyTables) -> pd.DataFrame:
+    rows = study.trials[(study.trials["outcome"] == Outcome.COMPLETE) & study.trials["value"].notna()]
+    return rows[["key", "phase", "value"]].assign(study=name)
+
+
+def _draw(canvas: Canvas, data: pd.DataFrame) -> None:
+    axes = canvas.add_subplot()
+    labels = []
+    for place, (study, rows) in enumerate(data.groupby("study", sort=False)):
+        axes.plot(rows["value"], [place] * len(rows), "|", color=plots.CYCLE[place], markersize=14)
+        axes.plot(rows["value"].median(), place, "o", color=plots.CYCLE[place], markersize=7)
+        labels.append(f"{study} (n = {len(rows)})")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_xlabel(f"validation {data['metric'].iloc[0]}; dot: median")
