@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import ValidationError
 
 from analysis.pictures import Row, depth_rows
 from analysis.section import Figure, number
@@ -41,7 +42,14 @@ def training_frames(tables: StudyTables) -> tuple[FrameList, TrialConfig] | None
         path = tables.folder(str(key)) / "config.json"
         if not path.exists():
             continue
-        config = TrialConfig.model_validate_json(path.read_bytes())
+        try:
+            config = TrialConfig.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            what = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors()[:3])
+            tables.notes.append(
+                f"{path.parent.name}: config.json is of another version ({what}); frames are not shown."
+            )
+            return None
         if config.data.pairing != "matched" or config.data.overfit is not None:
             continue
         try:
