@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
-from analysis import runs, spikes
+from analysis import evidence, runs, spikes
 from analysis.tables import read_table, write_table
 from analysis.traces import THRESHOLDS, Steps, find_spikes, read_steps, trailing
 from tests.analysis.make_results import Training, make_results, planted_trace, write_trace
@@ -160,3 +161,13 @@ def test_parts_of_a_running_training_and_a_damaged_trace(tmp_path: Path) -> None
     damaged.write_bytes(content)
     notes: list[str] = []
     assert read_steps(tmp_path / "whole", notes) is None and "cannot be read" in notes[0]
+
+
+def test_a_finding_on_the_frame_lifts_a_sample_over_unproven_ones() -> None:
+    suspects = pd.DataFrame(
+        {"sample": ["a", "b", "c"], "suspicion": [4.0, 1.0, 0.5], "suspect": [False] * 3, "excess": [0.5, 0.1, 0.0]}
+    )
+    found = pd.DataFrame({"sample": ["b"], "finding": ["flipped"], "detail": ["fit 0.02, mirrored left-right 0.31"]})
+    merged = evidence.with_findings(suspects, found, 6.0, 6.0)
+    assert merged["sample"].tolist() == ["b", "a", "c"]
+    assert merged["suspect"].tolist() == [True, False, False] and merged["from_losses"].tolist() == [1.0, 4.0, 0.5]
