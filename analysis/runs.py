@@ -67,7 +67,9 @@ def command(
 
 
 def layout_of(study: str | Path) -> Layout:
-    """The results folder of a study given by name or by folder. Raises UserError where there is none."""
+    """The results folder of a study given by name, folder or file. Raises UserError where there is none."""
+    if str(study).endswith((".yaml", ".yml")) and Path(study).is_file():
+        study = str(read_yaml(Path(study)).value.get("name"))
     for root in (Path(study), RESULTS / str(study)):
         if Layout(root).ledger.exists() or Layout(root).study_file.exists():
             return Layout(root.resolve())
