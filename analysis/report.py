@@ -24,6 +24,7 @@ from analysis import (
     cost,
     final_evaluation,
     importance,
+    learned,
     overview,
     page,
     reproduction,
@@ -47,6 +48,7 @@ Question = Callable[[StudyTables], Section]
 QUESTIONS: Sequence[tuple[str, Question]] = (
     ("evaluation", final_evaluation.analyse),  # first: it opens the sealed test, on which the reproduction is judged
     ("reproduction", reproduction.analyse),
+    ("learned", learned.analyse),
     ("spikes", spikes.analyse),
     ("importance", importance.analyse),
     ("ablation", ablation.analyse),
@@ -59,8 +61,8 @@ QUESTIONS: Sequence[tuple[str, Question]] = (
     ("data", cost.data),
 )
 PAGE = (
-    "compare", "reproduction", "importance", "ablation", "spikes", "selection", "evaluation", "variance", "curves",
-    "history", "outcomes", "cost", "data", "provenance",
+    "compare", "reproduction", "learned", "importance", "ablation", "spikes", "selection", "evaluation", "variance",
+    "curves", "history", "outcomes", "cost", "data", "provenance",
 )  # fmt: skip
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainables.evaluate import PROTOCOLS, aligned
+
 CONSTANT_SHARE = 0.02  # a prediction whose spread is below this share of the truth's is one grey
 NOT_BETTER_SHARE = 0.98  # an error above this share of the mean map's has learned nothing of the frame
 LUMINANCE_EXCESS = 0.2  # correlation with luminance beyond the truth's own, from which brightness was copied
@@ -44,19 +46,25 @@ def correlation(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
     )
 
 
-def diagnose(pred_m: Tensor, truth_m: Tensor, images: Tensor, mean_map_m: Tensor) -> Diagnosis:
+def diagnose(pred_m: Tensor, truth_m: Tensor, images: Tensor, mean_map_m: Tensor, *, relative: bool) -> Diagnosis:
     """Diagnose predictions (N, H, W) in metres of N >= 2 frames: truth (N, H, W), 0 = hole; images (N, 3, H, W), 0..1.
 
-    mean_map_m (1, H, W): the training set's mean depth per pixel (trainables.baselines.mean_depth_map).
+    mean_map_m (1, H, W): the training set's mean depth per pixel (trainables.baselines.mean_depth_map). relative: the
+    prediction has no scale of its own; both it and the mean map are fitted to each frame before errors are compared.
     """
     mask = truth_m > 0
+    compared = [pred_m, mean_map_m]
+    if relative:
+        protocol, truth = PROTOCOLS["densedepth_affine"], truth_m.double()
+        fitted = (aligned(protocol, m.double().expand_as(truth), truth, mask) for m in compared)
+        compared = [m.clamp(*protocol.clip_m) for m in fitted]
     log_pred = pred_m.double().clamp_min(1e-6).log()
     log_truth = torch.where(mask, truth_m.double(), 1.0).log()
     luminance = (images.double() * torch.tensor(BT601, dtype=torch.float64, device=images.device)[:, None, None]).sum(1)
     numbers = {
         "spread_ratio": _ratio(_spread(log_pred, mask, (1, 2)), _spread(log_truth, mask, (1, 2))),
         "across_ratio": _ratio(_spread(log_pred, mask, (0,)), _spread(log_truth, mask, (0,))),
-        "error_ratio": _ratio(_abs_rel(pred_m, truth_m, mask), _abs_rel(mean_map_m, truth_m, mask)),
+        "error_ratio": _ratio(*(_abs_rel(m, truth_m, mask) for m in compared)),
         "luminance_correlation": float(correlation(log_pred, luminance, mask).abs().mean()),
         "luminance_of_truth": float(correlation(log_truth, luminance, mask).abs().mean()),
         "depth_correlation": float(correlation(log_pred, log_truth, mask).mean()),

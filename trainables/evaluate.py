@@ -154,8 +154,8 @@ def predict_depth_m(
     return depth_from_outputs(model(images), y_mirrored, config.target, size)
 
 
-def _scaled(protocol: Protocol, pred: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
-    """The prediction (N, H, W) after the protocol's alignment with the truth."""
+def aligned(protocol: Protocol, pred: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+    """The prediction (N, H, W) after the protocol's alignment with the truth, not yet clipped."""
     if protocol.scaling == "none":
         return pred
     if protocol.scaling == "median":
@@ -180,7 +180,7 @@ def score(pred_depth_m: Tensor, truth_depth_m: Tensor, protocol: Protocol) -> li
     rows, columns = protocol.crop_at((truth_depth_m.shape[1], truth_depth_m.shape[2]))
     pred, truth = pred_depth_m[:, rows, columns].double(), truth_depth_m[:, rows, columns].double()
     mask = (truth > protocol.valid_m[0]) & (truth < protocol.valid_m[1])
-    pred = _scaled(protocol, pred, truth, mask).clamp(*protocol.clip_m)
+    pred = aligned(protocol, pred, truth, mask).clamp(*protocol.clip_m)
     first, second = (truth, pred) if protocol.arguments_swapped else (pred, truth)
     values = torch.stack([METRICS[name](pred=first, target=second, mask=mask) for name in protocol.metrics])
     measured = torch.where(mask, pred, torch.ones_like(pred)).isfinite().all(2).all(1)

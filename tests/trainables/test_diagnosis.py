@@ -27,7 +27,7 @@ def frames() -> dict[str, torch.Tensor]:
 
 
 def run(frames: dict[str, torch.Tensor], pred_m: torch.Tensor) -> Diagnosis:
-    return diagnose(pred_m, frames["truth_m"], frames["images"], frames["mean_map_m"])
+    return diagnose(pred_m, frames["truth_m"], frames["images"], frames["mean_map_m"], relative=False)
 
 
 def test_a_model_that_learned_has_no_verdict(frames: dict[str, torch.Tensor]) -> None:
@@ -78,3 +78,14 @@ def test_copied_brightness_is_named(frames: dict[str, torch.Tensor]) -> None:
 def test_nan_predictions_do_not_pass(frames: dict[str, torch.Tensor]) -> None:
     verdicts = run(frames, torch.full_like(frames["truth_m"], torch.nan)).verdicts
     assert [v.split(":")[0] for v in verdicts] == ["constant", "no better than the training set's mean depth map"]
+
+
+def test_relative_depth_is_compared_after_fitting_it_to_each_frame(frames: dict[str, torch.Tensor]) -> None:
+    """A perfect shape on an arbitrary scale learned; the mean map's shape on any scale is no better than the map."""
+    truth, mean = frames["truth_m"], frames["mean_map_m"].expand_as(frames["truth_m"])
+    arbitrary = 0.4 + 0.1 * torch.where(truth > 0, truth, 2.0) * (0.1 * frames["noise"]).exp()
+    inputs = truth, frames["images"], frames["mean_map_m"]
+    assert diagnose(arbitrary, *inputs, relative=False).error_ratio > 1
+    assert diagnose(arbitrary, *inputs, relative=True).verdicts == ()
+    blind = diagnose(0.4 + 0.1 * mean, *inputs, relative=True)
+    assert blind.error_ratio == pytest.approx(1, abs=1e-6) and blind.verdicts[0].startswith("blind")
