@@ -37,7 +37,8 @@ def judge_cause(found: Findings) -> tuple[str, list[str]]:
         listed = ", ".join(f"{causes[c]} {c}" for c in CAUSES if c in causes)
         touched = found.spikes["key"].nunique()
         sentences.append(
-            f"{count} loss spikes in {extent} ({1000 * count / steps:.2g} per 1,000 steps, in {touched} trainings). "
+            f"{count} loss spike{'s' * (count > 1)} in {extent} ({1000 * count / steps:.2g} per 1,000 steps, "
+            f"in {touched} training{'s' * (touched > 1)}). "
             f"By cause: {listed}."
         )
     else:
