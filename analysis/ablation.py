@@ -2,7 +2,8 @@
 
 The effect of a flip is the mean of the differences between each seed's flipped and unflipped training, with a
 Student-t interval over seeds; fewer than three pairs carry none. A pair with a training that did not complete is
-counted, not used: that a flip makes trainings diverge is an answer of its own.
+counted, not used: that a flip makes trainings diverge is an answer of its own. Beside it stands how much of the
+prediction's detail is a checkerboard (trainables.metrics.checkerboard), the answer to what upsampling does.
 """
 
 from __future__ import annotations
@@ -17,12 +18,20 @@ from matplotlib.figure import Figure as Canvas
 
 from analysis import intervals, runs
 from analysis.plots import BLUE, FAINT, GREY, empty
-from analysis.section import Figure, Section, Table, plain, records
+from analysis.section import Figure, Section, Table, number, plain, records
 from analysis.selection import unit_of
 from analysis.tables import StudyTables
 from study.contract import Judge, Outcome
 
+CHECKERBOARD = "val/checkerboard"
 BASE = "base"  # the unflipped arm, shared by all questions of a recipe
+UPSAMPLING = "model.upsampling"
+MEANING = {  # what a flip means that changes the measurement instead of the training
+    "data.validation": "A flip of data.validation changes which frames are held out, and so those trained "
+    "on: its effect compares two rulers. What a split by frame gains is a leak between neighbours, not a better model.",
+    "mirrored": "A flip of mirrored trains the same network: its effect is that of averaging the answer with the "
+    "mirrored picture's, and of the report that is best under it.",
+}
 Row = dict[str, Any]
 
 
@@ -33,13 +42,23 @@ def analyse(tables: StudyTables) -> Section:
         return Section(
             "ablation", "What does each published choice do?", ["This study flips no setting (ablate.settings)."]
         )
-    effects = [effect for question in _questions(rows) for effect in [_effect(rows, *question, tables.judge)]]
+    patterns = _patterns(tables)
+    effects = [_effect(rows, *question, tables.judge, patterns) for question in _questions(rows)]
     unit = unit_of(tables.judge.metric)
     answers = [_sentence(e, tables.judge.metric, unit) for e in sorted(effects, key=_clearest)]
-    columns = ("recipe", "question", "effect", "low", "high", "pairs", "seeds", "unpaired", "outcomes")
+    answers += _upsampling(effects) + [
+        note for path, note in MEANING.items() if any(path in e["question"] for e in effects)
+    ]
+    columns = (
+        "recipe", "question", "effect", "low", "high", "pairs", "seeds", "unpaired", "outcomes", "checkerboard",
+        "checkerboard_unflipped",
+    )  # fmt: skip
     frame = pd.DataFrame([{c: e[c] for c in columns} for e in effects], columns=list(columns))
     units = dict.fromkeys(("effect", "low", "high"), unit)
-    note = f"effect > 0: the flip makes validation {tables.judge.metric} worse. A pair shares seed, order and budget."
+    note = (
+        f"effect > 0: the flip makes validation {tables.judge.metric} worse. A pair shares seed, order and budget. "
+        "checkerboard: share of the gradient's energy of the network's outputs at the finest frequencies, last report."
+    )
     parts = [Table("ablation-effects", "Effect of each flip", frame, note, units)]
     return Section("ablation", "What does each published choice do?", answers, [_figure(tables, effects)], parts,
                    plain({"effects": effects, "metric": tables.judge.metric}))  # fmt: skip
@@ -68,7 +87,30 @@ def _arm(rows: pd.DataFrame, recipe: str, question: str) -> dict[int, Row]:
     return chosen
 
 
-def _effect(rows: pd.DataFrame, recipe: str, question: str, judge: Judge) -> Row:
+def _patterns(tables: StudyTables) -> dict[str, float]:
+    """The checkerboard share of each training's last report that has one."""
+    if CHECKERBOARD not in tables.reports:
+        return {}
+    known = tables.reports.dropna(subset=[CHECKERBOARD]).sort_values("images").groupby("key")[CHECKERBOARD].last()
+    return {str(key): float(value) for key, value in known.items()}
+
+
+def _upsampling(effects: Sequence[Row]) -> list[str]:
+    asked = [e for e in effects if UPSAMPLING in e["question"] and e["checkerboard"] is not None]
+    return [
+        f"{e['recipe']} with {e['question']}: {number(100 * e['checkerboard'])}% of its detail is a checkerboard, "
+        f"against {number(100 * e['checkerboard_unflipped'])}% without (mean of {e['pairs']} pairs)."
+        for e in asked
+        if e["checkerboard_unflipped"] is not None
+    ]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
+
+
+def _effect(rows: pd.DataFrame, recipe: str, question: str, judge: Judge, patterns: Mapping[str, float]) -> Row:
     sign = 1.0 if judge.minimise else -1.0
     base, flipped = _arm(rows, recipe, BASE), _arm(rows, recipe, question)
     seeds = sorted(base.keys() & flipped.keys())
@@ -82,6 +124,8 @@ def _effect(rows: pd.DataFrame, recipe: str, question: str, judge: Judge) -> Row
         "pairs": len(usable), "seeds": len(flipped), "unpaired": len(flipped) - len(usable), "outcomes": outcomes,
         "differences": dict(zip(map(str, usable), differences, strict=True)), "words": estimate.n,
         "distinguishable": estimate.distinguishable,
+        "checkerboard": _mean([patterns.get(flipped[s]["key"]) for s in usable]),
+        "checkerboard_unflipped": _mean([patterns.get(base[s]["key"]) for s in usable]),
     }  # fmt: skip
 
 

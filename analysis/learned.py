@@ -94,7 +94,7 @@ def _rows(tables: StudyTables, path: Path, judged: dict[str, list[str]]) -> list
     fresh, rows = dict(stored), []
     trials = tables.trials.set_index("key")
     for key, roles in judged.items():
-        facts = {"training": key, "roles": ", ".join(roles)}
+        facts: Row = {"training": key, "roles": ", ".join(roles)}
         facts |= {name: trials.loc[key, name] for name in ("recipe", "stage")}
         folder = tables.folder(key) / "checkpoints" / part
         weights = folder / checkpoint.WEIGHTS
@@ -109,7 +109,7 @@ def _rows(tables: StudyTables, path: Path, judged: dict[str, list[str]]) -> list
                 measured = fresh[digest]
         except UserError as error:
             measured = {"verdict": f"not known: {error}"}
-        empty = dict.fromkeys(COLUMNS)
+        empty: Row = dict.fromkeys(COLUMNS)
         rows.append(empty | {k: v for k, v in measured.items() if k in COLUMNS} | facts)
     if fresh != stored:
         write_json(path, fresh)
@@ -126,7 +126,9 @@ def _measure(folder: Path, maps: dict[str, tuple[TrainingData, dict[tuple[int, i
     chosen = data.validation.subset(evenly(range(len(data.validation)), FRAMES))
     on = device.choose_device(config)
     model = model.to(on).to(memory_format=torch.channels_last)
-    preds, truths, images = [], [], []
+    preds: list[torch.Tensor] = []
+    truths: list[torch.Tensor] = []
+    images: list[torch.Tensor] = []
     for indices, pred, truth in predictions(model, chosen, config, on, config.batch_size):
         for i, p, t in zip(indices, pred.cpu(), truth.cpu(), strict=True):
             if not truths or t.shape == truths[0].shape:  # one size: pixels are compared across frames

@@ -20,6 +20,7 @@ from torch.nn import functional
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 SSIM_K = (0.01, 0.03)
+NYQUIST_BAND = 1 / 16  # cycles per pixel below half a cycle that still count as a pattern of period two
 
 
 class Metric(TypingProtocol):
@@ -147,6 +148,29 @@ def edge_share(depth_m: Tensor, mask: Tensor, thresholds: list[float]) -> Tensor
     """The curve behind the choice of a threshold: (N, T) share of pixels whose Sobel magnitude exceeds each of them."""
     magnitude, valid = edge_magnitude(depth_m, mask)
     return torch.stack([masked_mean((magnitude > t).double(), valid) for t in thresholds], dim=1)
+
+
+def checkerboard(maps: Tensor) -> Tensor:
+    """Share of the energy of each map's gradient that lies at the finest frequencies of rows or columns: (N, H, W) of
+    finite values to (N,) float64, 0 to 1.
+
+    Upsampling by transposed convolutions leaves a pattern of period two, which lies there (Odena et al. 2016,
+    "Deconvolution and Checkerboard Artifacts"). E = |FFT of the map, mean removed, under a Hann window|^2 times the
+    squared response of forward differences; the share counts E within NYQUIST_BAND of half a cycle per pixel. 1 for a
+    checkerboard or a comb of lines, near 0 for a smooth map; the gradient of a clean edge is white, so that it counts
+    with the band's width. 0 for a constant map. No mask: meant for what a network gives, at the size it gives it.
+    """
+    height, width = maps.shape[1:]
+    centred = maps.double() - maps.double().mean((1, 2), keepdim=True)
+    windows = [torch.hann_window(n, periodic=False, dtype=torch.float64, device=maps.device) for n in (height, width)]
+    power = torch.fft.fft2(centred * windows[0][:, None] * windows[1]).abs().square()
+    rows, columns = (torch.fft.fftfreq(n, dtype=torch.float64, device=maps.device).abs() for n in (height, width))
+    energy = power * ((math.pi * rows).sin().square()[:, None] + (math.pi * columns).sin().square())
+    fine = (rows >= 0.5 - NYQUIST_BAND)[:, None] | (columns >= 0.5 - NYQUIST_BAND)
+    total = energy.sum((1, 2))
+    spread = centred.square().mean((1, 2)).sqrt()
+    constant = spread <= 1e-6 * maps.double().abs().mean((1, 2))  # float32's own rounding is no pattern
+    return torch.where(constant, 0.0, (energy * fine).sum((1, 2)) / total)
 
 
 METRICS: dict[str, Metric] = {

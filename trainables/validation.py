@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainables.config import AugmentConfig, TrialConfig
 from trainables.data.frames import FrameList
 from trainables.data.loader import TrainLoader, augment
 from trainables.evaluate import evaluate, evaluation_mode
 from trainables.losses import composite
+from trainables.metrics import checkerboard
 from trainables.target import DATA_RANGE
 
 
 def validate(
     model: nn.Module, frames: FrameList, config: TrialConfig, device: torch.device, dtype: torch.dtype
 ) -> dict[str, float]:
-    """{'val/loss': ..., 'val/<metric>': ...} over all validation frames; the model's mode is restored."""
+    """{'val/loss': ..., 'val/<metric>': ...} over all validation frames; the model's mode is restored.
+
+    'val/checkerboard' is measured on the network's own outputs, before anything resizes them.
+    """
     result = {"val/loss": validation_loss(model, frames, config, device, dtype)}
-    evaluation = evaluate(
-        model, frames, config, protocols=[config.protocol], device=device, batch_size=config.batch_size
-    )
+    patterns: list[Tensor] = []
+    hook = model.register_forward_hook(lambda _, __, y: patterns.append(checkerboard(y[:, 0])))
+    try:
+        evaluation = evaluate(
+            model, frames, config, protocols=[config.protocol], device=device, batch_size=config.batch_size
+        )
+    finally:
+        hook.remove()
     (summary,) = evaluation.summary.values()
-    return result | {f"val/{name}": float(value) for name, value in summary.items()}
+    result |= {f"val/{name}": float(value) for name, value in summary.items()}
+    return result | {"val/checkerboard": float(torch.cat(patterns).mean())}
 
 
 def validation_loss(

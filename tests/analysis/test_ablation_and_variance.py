@@ -35,6 +35,24 @@ def test_pairs_that_did_not_complete_and_few_pairs_are_said(tmp_path: Path) -> N
     assert "no pair of complete trainings (1 diverged of 1 seeds)" in section.answers[1]
 
 
+def test_the_checkerboard_stands_beside_the_judged_metric(tmp_path: Path) -> None:
+    rows = [
+        Training("ablate", 0.5, seed=seed, group=f"densedepth: {question}",
+                 metrics={"val/checkerboard": share + seed / 100},
+                 origin={"question": question, "arm": arm, "recipe": "densedepth"})
+        for seed in range(2)
+        for question, arm, share in (("base", "base", 0.02), ("model.upsampling=transposed", "flipped", 0.3),
+                                     ("mirrored=True", "flipped", 0.02))
+    ]  # fmt: skip
+    section = ablation.analyse(runs.load(make_results(tmp_path / "s", rows).root))
+    effect = section.data["effects"][0]
+    assert effect["checkerboard"] == pytest.approx(0.305) and effect["checkerboard_unflipped"] == pytest.approx(0.025)
+    said = [answer for answer in section.answers if "checkerboard" in answer]
+    assert len(said) == 1 and "30.5% of its detail is a checkerboard, against 2.5% without" in said[0]
+    assert any("trains the same network" in answer for answer in section.answers)
+    assert not any("two rulers" in answer for answer in section.answers)
+
+
 def seeded(seed: int, value: float, **overrides: Any) -> Training:
     return Training("reproduce", value, group="g", seed=seed, overrides=overrides)
 

@@ -13,7 +13,7 @@ from scipy import ndimage
 from skimage.metrics import structural_similarity
 from sklearn.metrics import f1_score, mean_absolute_error, mean_absolute_percentage_error, root_mean_squared_error
 
-from trainables.metrics import DEPTH_METRICS, METRICS, STRUCTURE_METRICS, edge_share
+from trainables.metrics import DEPTH_METRICS, METRICS, STRUCTURE_METRICS, checkerboard, edge_share
 
 LN2, LN125 = math.log(2), math.log(1.25)
 PRED = torch.tensor([[[1.0, 2.0], [4.0, 5.0]]])
@@ -168,3 +168,17 @@ def test_images_are_measured_apart_and_an_empty_mask_is_nan() -> None:
         first, second = METRICS[name](pred=pred, target=target, mask=mask).tolist()
         assert first == value(name, PRED, TARGET, ALL)
         assert math.isnan(second)
+
+
+def test_checkerboard_finds_a_pattern_of_period_two_and_nothing_else() -> None:
+    y, x = torch.meshgrid(torch.arange(48.0), torch.arange(64.0), indexing="ij")
+    smooth = 3 + y / 20 + torch.sin(x / 9)
+    board, comb = (-1.0) ** (x + y), (-1.0) ** x
+    maps = torch.stack([smooth, 3 + board, 3 + comb, smooth + 0.02 * board, smooth + 0.2 * board * y / 48])
+    share = checkerboard(maps).tolist()
+    assert share[0] < 1e-4 and share[1] > 0.999 and share[2] > 0.999
+    assert 0.01 < share[3] < share[4] < 1
+    edge = checkerboard(torch.where(x < 30, 1.0, 4.0)[None])  # a white gradient: the band's share of the spectrum
+    assert edge.item() == pytest.approx(2 * 1 / 16, rel=0.25)
+    assert checkerboard(torch.full((2, 48, 64), 2.7)).tolist() == [0.0, 0.0]
+    assert checkerboard(100 * maps).tolist() == pytest.approx(share, abs=1e-6)
