@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
-import sys
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import torch
@@ -14,6 +15,8 @@ from trainables.config import TrialConfig
 from trainables.errors import UserError
 
 SAMPLE_SECONDS = 1.0
+STATUS = Path("/proc/self/status")
+RESET_PEAK = Path("/proc/self/clear_refs")  # writing 5 sets the peak back to the present (Linux)
 
 
 def choose_device(config: TrialConfig) -> torch.device:
@@ -46,8 +49,10 @@ def peak_memory_mib(device: torch.device) -> float:
     """Peak of the device's allocated memory since `Meter` started; on CPU, of this process's resident memory; MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    if STATUS.exists():
+        (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: bytes, and of the process's whole life
 
 
 class Meter:
@@ -65,6 +70,9 @@ class Meter:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             threading.Thread(target=self._sample, daemon=True, name="utilisation").start()
+            return
+        with contextlib.suppress(OSError):  # not Linux, or a sandbox forbids it: the peak is then the whole process's
+            RESET_PEAK.write_text("5")  # a warm worker must not report the training before
 
     def read(self) -> float:
         """Mean utilisation since the last reading."""

@@ -70,6 +70,7 @@ class Training:
             torch.set_num_threads(config.threads)
         self.device = device.choose_device(config)
         self.dtype = device.choose_dtype(config, self.device)
+        self.meter = device.Meter(self.device)
         self.data = data or open_training(config)
         self.terms = tuple(name for name, weight in config.loss.items() if weight > 0)
         torch.manual_seed(config.seed)
@@ -87,7 +88,6 @@ class Training:
         self.trace = TraceWriter(folder, self.terms, self.progress.step) if config.trace else None
         write_json(folder / "config.json", as_dict(config))
         self._write_reports()
-        self.meter = device.Meter(self.device)
         self.wait_s, self.reported = 0.0, time.perf_counter()
 
     def run(self) -> Iterator[Report]:
