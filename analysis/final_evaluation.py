@@ -227,8 +227,8 @@ def _predicted(
 def _model(
     tables: StudyTables, entry: Mapping[str, Any], frames: FrameList, config: TrialConfig
 ) -> tuple[torch.nn.Module, FrameList, TrialConfig, torch.device, int]:
-    assert tables.layout is not None
-    folder = tables.layout.root / entry["checkpoint"]
+    folder = Path(entry["checkpoint"])
+    folder = folder if tables.layout is None else tables.layout.root / folder  # no layout: one checkpoint of no study
     if sha256(folder / checkpoint.WEIGHTS) != entry["weights_sha256"]:
         raise UserError(f"{folder}: its weights changed after the list was frozen; restore the checkpoint")
     model, _ = checkpoint.load_model(folder)
@@ -284,6 +284,12 @@ def _pictures(
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue(), shown
+
+
+def test_digest(data: DataConfig) -> str:
+    """SHA-256 of the test split alone, as in `fingerprint`; some published forms hold no other split."""
+    frames = open_test(data)
+    return str(frames.reader.digest(frames.rgb_of)[0])
 
 
 def _test_key(data: DataConfig) -> str:
