@@ -71,6 +71,7 @@ def _compare(tables: StudyTables, group: str, entries: Mapping[str, Row]) -> lis
     assert tables.judge is not None or not len(tables.trials)
     trainings = tables.phase("reproduce")
     trainings = trainings[trainings["group"] == group]
+    trainings = trainings[trainings["stage"] == trainings["stage"].max()]  # the stages before it are only its start
     recipe = str(trainings.iloc[0]["recipe"])
     done = trainings[(trainings["outcome"] == Outcome.COMPLETE) & trainings["value"].notna()]
     entry = next((e for e in entries.values() if f"recipe {group}" in e["roles"]), None)
