@@ -20,6 +20,7 @@ from study.contract import PHASES, Outcome
 from trainables.config import flatten
 
 GIB = 1 << 30
+MOST_TRAININGS = 200  # rows of the table of trainings; the released table holds them all
 
 
 def cost(tables: StudyTables) -> Section:
@@ -46,6 +47,9 @@ def cost(tables: StudyTables) -> Section:
     parts = [Table("cost-phases", "By phase", phases, "Devices count as one each unless a training had several.",
                    {"training_hours": "h", "median_seconds": "s", "median_images_per_s": "images/s",
                     "peak_memory": "MiB", "waiting_for_data": "share of training time"})]  # fmt: skip
+    parts.append(Table("cost-trainings", "By training", _by_training(tables),
+                       f"The first {MOST_TRAININGS} at most; peak memory of the GPU, or of the process on a CPU.",
+                       {"seconds": "s", "images_per_s": "images/s", "peak_memory_mib": "MiB"}))  # fmt: skip
     rows = [{"part": k, "seconds": v} for k, v in _flat(tables.timings).items() if isinstance(v, (int, float))]
     if rows:
         parts.append(Table("timings", "How long each part took", pd.DataFrame(rows), "Wall clock.", {"seconds": "s"}))
@@ -77,6 +81,14 @@ def _by_phase(tables: StudyTables) -> pd.DataFrame:
             "waiting_for_data": float(wait.mean()) if len(wait) else math.nan,
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _by_training(tables: StudyTables) -> pd.DataFrame:
+    """What each training was and took, in order."""
+    named = {"key": "key", "recipe": "recipe", "stage": "stage", "config.input": "input", "images": "images",
+             "summary.parameters_total": "parameters", "summary.parameters_trainable": "trainable", "seconds": "seconds",
+             "summary.images_per_s": "images_per_s", "summary.peak_memory_mib": "peak_memory_mib"}  # fmt: skip
+    return tables.trials.reindex(columns=list(named)).rename(columns=named).head(MOST_TRAININGS)
 
 
 def _numbers(frame: pd.DataFrame, column: str) -> pd.Series[float]:
@@ -148,7 +160,13 @@ def data(tables: StudyTables) -> Section:
     counts = f"{train} training and {held} validation frames"
     answers = [f"Frames come from {source}: {counts} in the first training; validation split by "
                f"{first.get('config.data.validation.by', 'unknown')}."]  # fmt: skip
-    answers += [note for note in tables.notes if "frame" in note and "skipped" in note]
+    skipped = _skipped(tables)
+    if len(skipped):
+        worst = int(_numbers(tables.trials, "summary.skipped_frames").max())
+        answers.append(
+            f"Bad frames were skipped (data.on_bad_frame: skip): {worst} in the training that met most of them, "
+            f"{skipped['frame'].iloc[0]} for one ({skipped['reason'].iloc[0]})."
+        )
     rows = []
     for column in config.columns:
         values = config[column].dropna().map(lambda v: json.dumps(plain(v), default=str)).unique()
@@ -164,9 +182,21 @@ def data(tables: StudyTables) -> Section:
         [
             Table("fingerprint", "Fingerprint, written before the first training", pd.DataFrame(prints)),
             Table("data-settings", "Settings of the data", pd.DataFrame(rows), "All values that occur in the study."),
+            *([Table("skipped-frames", "Bad frames that were skipped", skipped)] if len(skipped) else []),
         ],
         plain(tables.data),
     )
+
+
+def _skipped(tables: StudyTables) -> pd.DataFrame:
+    """The frames that trainings left out, with the reason and the number of trainings that met them."""
+    found: dict[tuple[str, str], int] = {}
+    column = "summary.skipped"
+    for pairs in tables.trials[column] if column in tables.trials else ():
+        for frame, reason in pairs if isinstance(pairs, (list, tuple)) else ():
+            found[frame, reason] = found.get((frame, reason), 0) + 1
+    rows = [{"frame": frame, "reason": reason, "trainings": count} for (frame, reason), count in sorted(found.items())]
+    return pd.DataFrame(rows, columns=["frame", "reason", "trainings"])
 
 
 def _count(value: Any) -> str:
