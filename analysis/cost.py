@@ -86,7 +86,8 @@ def _by_phase(tables: StudyTables) -> pd.DataFrame:
 def _by_training(tables: StudyTables) -> pd.DataFrame:
     """What each training was and took, in order."""
     named = {"key": "key", "recipe": "recipe", "stage": "stage", "config.input": "input", "images": "images",
-             "summary.parameters_total": "parameters", "summary.parameters_trainable": "trainable", "seconds": "seconds",
+             "summary.parameters_total": "parameters", "summary.parameters_trainable": "trainable",
+             "seconds": "seconds",
              "summary.images_per_s": "images_per_s", "summary.peak_memory_mib": "peak_memory_mib"}  # fmt: skip
     return tables.trials.reindex(columns=list(named)).rename(columns=named).head(MOST_TRAININGS)
 
