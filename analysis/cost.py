@@ -193,7 +193,7 @@ def _skipped(tables: StudyTables) -> pd.DataFrame:
     """The frames that trainings left out, with the reason and the number of trainings that met them."""
     found: dict[tuple[str, str], int] = {}
     column = "summary.skipped"
-    for pairs in tables.trials[column] if column in tables.trials else ():
+    for pairs in tables.trials.get(column, ()):
         for frame, reason in pairs if isinstance(pairs, (list, tuple)) else ():
             found[frame, reason] = found.get((frame, reason), 0) + 1
     rows = [{"frame": frame, "reason": reason, "trainings": count} for (frame, reason), count in sorted(found.items())]

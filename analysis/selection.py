@@ -22,6 +22,7 @@ from analysis.tables import StudyTables
 from study.contract import Judge, Outcome
 
 MOST_CANDIDATES = 20
+RELATIVE = "config.target.kind"
 UNITS = {"rmse": "m", "sq_rel": "m"}
 
 
@@ -53,10 +54,14 @@ def choose(tables: StudyTables) -> Chosen | None:
 def judged_rows(tables: StudyTables, phase: str, group: str | None = None) -> list[dict[str, Any]]:
     """A phase's trainings as the judge takes them; of a recipe with stages only the last stage is judged.
 
-    A training that has not ended yet is left out: it is no failure.
+    A training that has not ended yet is left out: it is no failure. Relative depth is fitted to each frame before it
+    is measured, so its values compare with each other alone: between groups it counts only where nothing else is there.
     """
     rows = tables.phase(phase)
     rows = rows[rows["outcome"].isin(list(Outcome))]
+    if group is None and RELATIVE in rows:
+        metric = rows[rows[RELATIVE] != "relative"]
+        rows = metric if (metric["outcome"] == Outcome.COMPLETE).any() else rows
     if group is not None:
         rows = rows[rows["group"] == group]
     if rows.empty:

@@ -14,6 +14,7 @@ from trainables.recipe import merge, recipe_stages, validate
 from trainables.yamlfile import Document
 
 # Each phase draws its seeds from its own range, so that a confirmation never repeats the search's luck.
+RELATIVE_PROTOCOL = "densedepth_affine"
 SEED_OFFSET = {"reproduce": 0, "ablate": 1000, "search": 2000, "confirm": 3000}
 BASE_ARM = "base"
 
@@ -126,7 +127,10 @@ def compose(
             layers.append((frozenset(layer), where))
         settings |= {"seed": seed, "best_metric": str(config.judge.metric), "protocol": config.judge.protocol}
         origin = Layers(f"recipe {recipe}", settings, {}, tuple(layers))
-        result.append(validate(TrialConfig, settings, origin))
+        trial = validate(TrialConfig, settings, origin)
+        if trial.target.kind == "relative":  # it has no scale that another protocol could measure
+            trial = trial.model_copy(update={"protocol": RELATIVE_PROTOCOL})
+        result.append(trial)
     return result
 
 

@@ -43,6 +43,7 @@ from trainables.trace import TraceWriter
 from trainables.validation import validate
 
 PREVIEW = "preview.png"
+NAMED_FRAMES = 200  # skipped frames that the summary names; all are counted
 FLUSH_STEPS = 50  # steps between two looks at the device: how late a divergence is noticed
 
 
@@ -83,6 +84,8 @@ class Training:
         self.guarded = GuardedStep(self.optimiser, config.optim.clip_norm, self.device)
         self.forward = torch.compile(self.model) if config.compile else self.model
         self.progress = self._resume()
+        self.skipped = dict(self.data.skipped)  # bad frames met so far, id -> reason
+        self.loader = TrainLoader(self.data.train, config, self.progress.images)
         self.log = StepLog(self.terms)
         self.recorder = SpikeRecorder(config, self.checkpoints)
         self.trace = TraceWriter(folder, self.terms, self.progress.step) if config.trace else None
@@ -94,7 +97,7 @@ class Training:
         """The reports of before a resume, then the training."""
         config, progress = self.config, self.progress
         yield from progress.history
-        batches = iter(TrainLoader(self.data.train, config, progress.images))
+        batches = iter(self.loader)
         while progress.images < config.budget_images:
             before = progress.images
             self.train_step(batches)
@@ -170,7 +173,7 @@ class Training:
         config, progress = self.config, self.progress
         metrics = progress.training_metrics(self.terms) | self._device_metrics()
         validating = time.perf_counter()
-        metrics |= validate(self.model, self.data.validation, config, self.device, self.dtype)
+        metrics |= validate(self.model, self.data.validation, config, self.device, self.dtype, self.skipped)
         metrics |= {"time/validation_s": time.perf_counter() - validating, "time/seconds": progress.seconds}
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if broken:
@@ -229,6 +232,7 @@ class Training:
 
     def _summary(self) -> dict[str, Any]:
         progress, seconds = self.progress, self.progress.seconds
+        skipped = sorted((self.skipped | self.loader.skipped).items())
         return {
             **{f"parameters_{name}": count for name, count in parameter_counts(self.model).items()},
             "taps": self.taps,
@@ -241,6 +245,8 @@ class Training:
             "train_frames": len(self.data.train),
             "validation_frames": len(self.data.validation),
             "data_fingerprint": self.data.fingerprint,
+            "skipped_frames": len(skipped),
+            "skipped": [list(pair) for pair in skipped[:NAMED_FRAMES]],
             "seconds": seconds,
             "images_per_s": progress.images / seconds,
             "clipped_share": progress.clipped / progress.step,

@@ -15,13 +15,19 @@ from trainables.target import DATA_RANGE
 
 
 def validate(
-    model: nn.Module, frames: FrameList, config: TrialConfig, device: torch.device, dtype: torch.dtype
+    model: nn.Module,
+    frames: FrameList,
+    config: TrialConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    skipped: dict[str, str],
 ) -> dict[str, float]:
     """{'val/loss': ..., 'val/<metric>': ...} over all validation frames; the model's mode is restored.
 
     'val/checkerboard' is measured on the network's own outputs, before anything resizes them.
+    Bad frames that were left out are added to `skipped`, id -> reason.
     """
-    result = {"val/loss": validation_loss(model, frames, config, device, dtype)}
+    result = {"val/loss": validation_loss(model, frames, config, device, dtype, skipped)}
     patterns: list[Tensor] = []
     hook = model.register_forward_hook(lambda _, __, y: patterns.append(checkerboard(y[:, 0])))
     try:
@@ -36,7 +42,12 @@ def validate(
 
 
 def validation_loss(
-    model: nn.Module, frames: FrameList, config: TrialConfig, device: torch.device, dtype: torch.dtype
+    model: nn.Module,
+    frames: FrameList,
+    config: TrialConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    skipped: dict[str, str],
 ) -> float:
     """The training loss in eval mode, without augmentation, averaged over the frames' own losses."""
     plain = config.model_copy(
@@ -46,12 +57,14 @@ def validation_loss(
         }
     )
     total = torch.zeros((), device=device)
+    loader = TrainLoader(frames, plain, 0)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     with evaluation_mode(model), torch.inference_mode(), autocast:
-        for batch in TrainLoader(frames, plain, 0):
+        for batch in loader:
             images, target, valid = augment(batch, device)
             result = composite(model(images), target, valid, config.loss, DATA_RANGE[config.target.kind])
             total += result.per_sample.sum()
             if batch.position + len(batch.ids) >= len(frames):
                 break
+    skipped.update(loader.skipped)
     return float(total) / len(frames)

@@ -83,3 +83,11 @@ def test_every_figure_draws_from_its_data(tmp_path: Path) -> None:
     for figure in selection.analyse(runs.load(layout.root)).figures:
         canvas = figure.render()
         assert canvas.axes[0].get_ylabel().startswith("validation rmse (m)") and len(figure.data)
+
+
+def test_relative_depth_never_wins_over_metres(tmp_path: Path) -> None:
+    relative = Training("reproduce", 0.1, group="r", overrides={"target.kind": "relative"})
+    metric = Training("reproduce", 0.5, group="m")
+    both, alone = make_results(tmp_path / "both", [relative, metric]), make_results(tmp_path / "alone", [relative])
+    chosen = [selection.choose(runs.load(layout.root)) for layout in (both, alone)]
+    assert [c and c.group for c in chosen] == ["m", "r"]

@@ -55,6 +55,12 @@ def test_layers_compose_in_order(tmp_path: Path) -> None:
     assert [p.origin["arm"] for p in plan.ablate] == ["base", "flipped"] * 2
 
 
+def test_relative_depth_is_validated_after_fitting_it(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, TEXT.replace("[densedepth, {", "[densedepth, relative_unet, {"))
+    found = {p.config.recipe: p.config.protocol for p in plan.reproduce}
+    assert found == {"densedepth": "densedepth", "relative_unet": "densedepth_affine", "michigan": "densedepth"}
+
+
 def test_each_dimension_moves_only_what_it_names(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     base = flat(plan.trial({}))

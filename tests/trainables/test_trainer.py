@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.conftest import write_tiny
 from trainables import checkpoint, trainer
 from trainables.config import TrialConfig, as_dict, flat
 from trainables.errors import Diverged, UserError
@@ -358,3 +359,15 @@ def test_a_searched_skip_moves_its_own_tap_alone(tiny_config: Make, tmp_path: Pa
     assert taps[0][scale] != taps[1][scale]
     others = [{k: v for k, v in one.items() if k != scale} for one in taps]
     assert others[0] == others[1] == others[2]
+
+
+def test_skipped_frames_are_counted_and_named(tiny_config: Make, tmp_path: Path) -> None:
+    root = write_tiny(tmp_path / "data")
+    bad = [f"data/nyu2_train/scene_{scene:04d}_out/1.jpg" for scene in range(2)]
+    (root / bad[0]).write_bytes(b"")  # found before training
+    picture = (root / bad[1]).read_bytes()
+    (root / bad[1]).write_bytes(picture[: len(picture) * 3 // 4])  # found when it is decoded
+    config = tiny_config(**{"data.root": str(root), "data.on_bad_frame": "skip"})
+    train(config, tmp_path / "t")
+    summary = json.loads((tmp_path / "t/summary.json").read_text())
+    assert summary["skipped_frames"] == 2 and [name for name, _ in summary["skipped"]] == bad
