@@ -56,7 +56,8 @@ def test_layers_compose_in_order(tmp_path: Path) -> None:
 
 
 def test_relative_depth_is_validated_after_fitting_it(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, TEXT.replace("[densedepth, {", "[densedepth, relative_unet, {"))
+    text = TEXT.replace("model.encoder: densenet121, ", "").replace("[densedepth, {", "[densedepth, relative_unet, {")
+    plan = plan_of(tmp_path, text)
     found = {p.config.recipe: p.config.protocol for p in plan.reproduce}
     assert found == {"densedepth": "densedepth", "relative_unet": "densedepth_affine", "michigan": "densedepth"}
 
