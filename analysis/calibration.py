@@ -43,7 +43,7 @@ def calibrate(folder: Path, root: str, source: str, tracking: str) -> Section:
     trained = checkpoint.read_config(folder)
     data = trained.data.model_copy(update={"source": source, "root": root})
     config = trained.model_copy(update={"data": data})
-    entry = {
+    entry: dict[str, Any] = {
         "name": folder.name, "roles": ["calibration"], "key": folder.name, "checkpoint": str(folder.resolve()),
         "weights_sha256": sha256(folder / checkpoint.WEIGHTS),
     }  # fmt: skip
@@ -51,7 +51,7 @@ def calibrate(folder: Path, root: str, source: str, tracking: str) -> Section:
     digest = final_evaluation.test_digest(config.data)
     frozen = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
     count = runs.record_opening(tables, digest, {"list_sha256": frozen, "reason": REASON})
-    result = final_evaluation.score_test(tables, entry, {entry["name"]: config}, config)
+    result = final_evaluation.score_test(tables, entry, {folder.name: config}, config)
     return _section(result, config, digest, count)
 
 
