@@ -90,7 +90,8 @@ def test_wrong_settings_are_refused_with_their_key(overrides: dict[str, Any], sa
 def test_recipes_inherit_and_overrides_move_nothing_else() -> None:
     (base,) = load_recipe("densedepth")
     (half,) = load_recipe("densedepth_half")
-    assert {k for k, v in flat(half).items() if flat(base)[k] != v} == {"recipe", "model.width"}
+    moved = {"recipe", "model.width", "model.activation_between", "augment.channel_swap"}
+    assert {k for k, v in flat(half).items() if flat(base)[k] != v} == moved
     (other,) = load_recipe("densedepth", {"optim.lr": 2e-4, "loss.depth": 0.2})
     assert {k for k, v in flat(other).items() if flat(base)[k] != v} == {"optim.lr", "loss.depth"}
     with pytest.raises(UserError, match=r"no recipe densdepth \(did you mean densedepth\?\)"):
