@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.study.conftest import ROOT, Workplace
+from tests.study.conftest import Workplace
 from trainables.checkpoint import read_weights
 
 STUDY = """
@@ -52,7 +52,7 @@ def test_five_kills_of_the_driver_with_the_real_trainer(tiny_root: Path, workpla
     calm.root.mkdir()
     for place in (calm, workplace):
         (place.root / "study.yaml").write_text(text)
-    assert command(calm).wait() == 0
+    assert command(calm).wait() == 0, (calm.root / "driver.log").read_text()[-2000:]
     seed = random.randrange(1 << 30)
     moments, kills = random.Random(seed), 0
     while kills < 5:
@@ -80,6 +80,5 @@ def test_five_kills_of_the_driver_with_the_real_trainer(tiny_root: Path, workpla
 
 def command(place: Workplace, *words: str) -> subprocess.Popen[bytes]:
     arguments = [sys.executable, "-m", "study.run", "study.yaml", *words]
-    quiet = subprocess.DEVNULL
-    environment = place.environment | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(arguments, cwd=place.root, env=environment, stdout=quiet, stderr=quiet)
+    with (place.root / "driver.log").open("ab") as log:
+        return subprocess.Popen(arguments, cwd=place.root, env=place.environment, stdout=log, stderr=log)
