@@ -49,7 +49,8 @@ class Mirror:
             self.thread.join(0.2)
         if self.crash is not None:
             raise self.crash
-        if not self.waiting and self.queue.empty() and not self.thread.is_alive() and self.problem is None:
+        self._collect(block=False)  # what came while the thread was at its last call
+        if not self.waiting and not self.thread.is_alive() and self.problem is None:
             return None
         count = f"{len(self.waiting)} training{'' if len(self.waiting) == 1 else 's'}"
         cause = f" ({self.problem})" if self.problem else ""

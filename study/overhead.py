@@ -1,37 +1,94 @@
-"""`python -m study.overhead`: what Ray, the ledger and MLflow cost a training between its first and its last step.
+"""`python -m study.overhead`: what Ray, the ledger and MLflow cost a training between its first and its last report.
 
-The same training runs alone and as a study of one, in turn, each in a process of its own; the time is that between the
-first and the last row of the step trace, so that start-up is reported apart. Ratios are taken within a pair.
+The same training runs alone and as a study of one, both at once but never both awake: every few seconds one of them is
+stopped, with all the processes it has, and the other goes on. So both see the same machine, however its speed changes.
+Each is timed by the seconds that it was awake between its first report and its last; start-up is reported apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from trainables import cli
 from trainables.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-EXAMPLE = "python -m study.overhead --pairs 5 --set budget_images=960"
+EXAMPLE = "python -m study.overhead --pairs 5 --set budget_images=960 --set validate_every_images=240"
+SLICE_S = 4.0
 SETTINGS = {
     "data.source": "rooms",
+    "data.validation.max_frames": "16",
     "model.encoder": "densenet121",
     "model.weights": "null",
     "model.width": "0.5",
-    "input": "[96,128]",
-    "budget_images": "480",
-    "validate_every_images": "120",
-    "checkpoint_every_images": "480",
+    "input": "[64,96]",
+    "budget_images": "640",
+    "validate_every_images": "160",
+    "checkpoint_every_images": "640",
     "threads": str(os.cpu_count()),
 }
+
+
+class Contender:
+    """A training in processes of its own, started awake."""
+
+    def __init__(self, command: list[str], folder: Path, training: Path) -> None:
+        self.reports, self.slices, self.began = training / "reports.jsonl", list[tuple[float, float]](), time.time()
+        self.log = folder / f"{training.name}.log"
+        with self.log.open("w") as log:
+            environment = os.environ | {"PYTHONPATH": str(ROOT)}
+            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+
+    def times(self) -> list[float]:
+        """When each report was made."""
+        lines = self.reports.read_text().splitlines() if self.reports.exists() else []
+        return [float(json.loads(line)["time_s"]) for line in lines]
+
+    def running(self) -> bool:
+        """Whether it still runs. Raises UserError where it failed."""
+        code = self.process.poll()
+        if code:
+            raise UserError(f"the training ended with {code}: {self.log.read_text().strip()[-400:]}")
+        return code is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """To its processes, the oldest first."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self.process.pid)
+            for process in (root, *root.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """It runs within the block, and only there."""
+        self.signal(signal.SIGCONT)
+        began = time.time()
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGSTOP)
+            self.slices.append((began, time.time()))
+
+    def seconds(self) -> tuple[float, float]:
+        """(awake between the first and the last report, awake before and after)."""
+        first, *_, last = self.times()
+        between = sum(max(0.0, min(end, last) - max(begin, first)) for begin, end in self.slices)
+        return between, sum(end - begin for begin, end in self.slices) - between
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,54 +103,61 @@ def _measure(args: argparse.Namespace) -> Any:
     if args.pairs < 1:
         raise UserError("--pairs must be at least 1")
     settings = SETTINGS | dict(pair.split("=", 1) for pair in args.assignments)
+    rounds = []
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "study.yaml").write_text("name: one\nreproduce: {recipes: [densedepth], seeds: 1}\n")
-        rounds = [_pair(Path(folder), number, settings) for number in range(args.pairs)]
+        for number in range(args.pairs):
+            rounds.append(_pair(Path(folder), number, settings))
+            alone, study = (rounds[-1][name][0] for name in ("alone", "study"))
+            print(f"pair {number + 1}: {alone:.1f} s alone, {study:.1f} s as a study, {study / alone:.3f}", flush=True)
     ratios = [one["study"][0] / one["alone"][0] for one in rounds]
     result = {
         "study_over_alone": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
-        "steps_s": {name: [one[name][0] for one in rounds] for name in ("alone", "study")},
-        "before_and_after_steps_s": {name: [one[name][1] for one in rounds] for name in ("alone", "study")},
+        "between_reports_s": {name: [one[name][0] for one in rounds] for name in ("alone", "study")},
+        "before_and_after_s": {name: [one[name][1] for one in rounds] for name in ("alone", "study")},
         "pairs": args.pairs,
     }
     spread = result["study_over_alone"]
     print(
-        f"between first and last step, as a study over alone: {spread['median']:.3f} "
+        f"between first and last report, as a study over alone: {spread['median']:.3f} "
         f"(min {spread['min']:.3f}, max {spread['max']:.3f}, n = {args.pairs} pairs)"
     )
-    for name, seconds in result["before_and_after_steps_s"].items():
-        print(f"start-up and end, {name}: {statistics.median(seconds):.1f} s")
+    for name, seconds in result["before_and_after_s"].items():
+        print(f"before the first and after the last report, {name}: {statistics.median(seconds):.1f} s")
     return result
 
 
 def _pair(folder: Path, number: int, settings: dict[str, str]) -> dict[str, tuple[float, float]]:
-    """(seconds between first and last step, all other seconds) of the training alone and as a study."""
+    """Contender.seconds() of the training alone and as a study."""
     alone = [sys.executable, "-m", "trainables.train", "densedepth", "--out", f"alone-{number}"]
     alone += [part for path, value in settings.items() for part in ("--set", f"{path}={value}")]
     study = [sys.executable, "-m", "study.run", "study.yaml", "--set", f"name=pair-{number}"]
     for path, value in settings.items():
         study += ["--set", f"{path}={value}" if path.startswith("data.") else f"trial.{path}={value}"]
-    traces = {
-        "alone": folder / f"alone-{number}",
-        "study": folder / "results" / f"pair-{number}" / "trials" / "reproduce-0000",
-    }
-    runs = [("alone", alone), ("study", study)]
-    return {name: _timed(folder, command, traces[name]) for name, command in (runs if number % 2 else runs[::-1])}
+    trial = folder / "results" / f"pair-{number}" / "trials" / "reproduce-0000"
+    plans = {"study": (study, trial), "alone": (alone, folder / f"alone-{number}")}
+    contenders: dict[str, Contender] = {}
+    try:
+        for name, (command, training) in plans.items():  # each alone up to its first report
+            contenders[name] = one = Contender(command, folder, training)
+            while one.running() and not one.times():
+                with one.awake():
+                    time.sleep(0.2)
+        while any(one.running() for one in contenders.values()):
+            for one in contenders.values():
+                if one.running():
+                    with one.awake():
+                        _sleep_while(one)
+        return {name: one.seconds() for name, one in contenders.items()}
+    finally:
+        for one in contenders.values():
+            one.signal(signal.SIGKILL)
 
 
-def _timed(folder: Path, command: list[str], training: Path) -> tuple[float, float]:
-    import pyarrow.parquet as pq
-
-    began = time.perf_counter()
-    process = subprocess.run(
-        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
-    whole = time.perf_counter() - began
-    if process.returncode:
-        raise UserError(f"{' '.join(command[1:5])} ended with {process.returncode}: {process.stderr.strip()[-400:]}")
-    seconds = pq.read_table(training / "trace.parquet", columns=["seconds"])["seconds"].to_pylist()
-    steps = float(seconds[-1] - seconds[0])
-    return steps, whole - steps
+def _sleep_while(one: Contender) -> None:
+    """A slice, or less where the process ends within it."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        one.process.wait(SLICE_S)
 
 
 if __name__ == "__main__":

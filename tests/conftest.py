@@ -58,6 +58,16 @@ def write_tiny(root: Path, *, holes: bool = False) -> Path:
 
 
 @pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's store before its first run, to be copied: each study of a test would take seconds to make one."""
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Kaggle-layout data set of 30 training and 6 test frames without holes."""
     return write_tiny(tmp_path_factory.mktemp("tiny"))

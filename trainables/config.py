@@ -6,9 +6,20 @@ Units stand in the names; ranges are validated, and an error names the key and t
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+FORMS = Path(__file__).parent / "data" / "forms"  # a published form of the data is a module there
+
+
+def _known_form(name: str) -> str:
+    names = sorted(path.stem for path in FORMS.glob("[!_]*.py"))
+    if name not in names:
+        raise ValueError(f"should be {', '.join(names[:-1])} or {names[-1]}")
+    return name
+
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -50,7 +61,7 @@ class RoomsConfig(Section):
 class DataConfig(Section):
     """Where frames come from and in which order they are seen."""
 
-    source: Literal["rooms", "kaggle", "labeled", "eigen", "h5"]
+    source: Annotated[str, AfterValidator(_known_form)]
     root: str | None  # folder, zip or file; null only for rooms
     rooms: RoomsConfig
     depth: Literal["filled", "raw"]  # where the form holds both

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import resource
 import threading
 import time
@@ -15,6 +16,8 @@ from trainables.config import TrialConfig
 from trainables.errors import UserError
 
 SAMPLE_SECONDS = 1.0
+# glibc's malloc.h: mallopt's parameters, and what they are set to.
+MALLOPT = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_TOP_PAD": (-2, 256 << 20)}
 STATUS = Path("/proc/self/status")
 RESET_PEAK = Path("/proc/self/clear_refs")  # writing 5 sets the peak back to the present (Linux)
 
@@ -25,6 +28,20 @@ def choose_device(config: TrialConfig) -> torch.device:
     if config.device == "cuda" and not available:
         raise UserError("device: cuda was asked for and this machine has no usable GPU; set device to auto or cpu")
     return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+
+
+def keep_freed_memory() -> None:
+    """Let this process reuse what it frees, instead of returning large blocks to the kernel and faulting them in again.
+
+    A step frees and takes the same large blocks each time; zeroing their pages anew costs a tenth to a fifth of it on
+    the CPU. What an earlier training of this process left is given back first. Only glibc does so and is told;
+    elsewhere nothing is done.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+        for parameter, value in MALLOPT.values():
+            libc.mallopt(parameter, value)
 
 
 def choose_dtype(config: TrialConfig, device: torch.device) -> torch.dtype:

@@ -70,6 +70,7 @@ class Training:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.device = device.choose_device(config)
+        device.keep_freed_memory()
         self.dtype = device.choose_dtype(config, self.device)
         self.meter = device.Meter(self.device)
         self.data = data or open_training(config)

@@ -142,8 +142,9 @@ def test_again_needs_a_reason_and_is_counted(study: Layout, capsys: pytest.Captu
 
 
 def test_deleting_the_results_folder_does_not_reset_the_count(
-    tmp_path: Path, tiny_config: Callable[..., TrialConfig]
+    tmp_path: Path, tiny_config: Callable[..., TrialConfig], empty_store: Path
 ) -> None:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     for expected in (1, 2):
         layout = write_study(tmp_path, tiny_config(), uri)

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -33,12 +34,13 @@ CHAMPION = "confirm-0001"
 
 
 @pytest.fixture
-def registered(tmp_path: Path, tiny_config: Callable[..., TrialConfig]) -> tuple[Layout, str]:
+def registered(tmp_path: Path, tiny_config: Callable[..., TrialConfig], empty_store: Path) -> tuple[Layout, str]:
     """A study whose champion has a run in the store, as study/tracking.py leaves it, and is registered."""
     import mlflow
 
     from analysis import served_model
 
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     layout = write_study(tmp_path, tiny_config(), uri)
     tables = runs.load(layout.root)

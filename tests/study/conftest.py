@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -77,5 +78,6 @@ class Workplace:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path) -> Workplace:
+def workplace(tmp_path: Path, empty_store: Path) -> Workplace:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     return Workplace(tmp_path)

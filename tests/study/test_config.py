@@ -135,7 +135,11 @@ def test_pruner_counts_images(tmp_path: Path) -> None:
         ("name: tiny", "seed: 3", "name is missing"),
         ("threads: 1", "threads: 0", "study.yaml:3: trial.threads: input should be greater"),
         ("threads: 1", "thread: 1", "study.yaml:3: trial.thread: no setting thread (did you mean threads?)"),
-        ("{source: rooms}", "{source: roms}", "study.yaml:2: data.source: input should be"),
+        (
+            "{source: rooms}",
+            "{source: roms}",
+            "data.source: should be eigen, h5, kaggle, labeled or rooms",
+        ),
         ("densedepth, {", "densdepth, {", "no recipe densdepth (did you mean densedepth?)"),
         ("batch_size: 2}", "batch_size: 0}", "study.yaml:4: reproduce.recipes.1.michigan.batch_size"),
         ("{loss.gradient: 0.0}", "{loss.gradient: 1.0}", "loss.gradient=1.0 is what densedepth does already"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import sqlite3
 import time
@@ -37,7 +38,8 @@ def entry_of(layout: Layout, number: int, outcome: Outcome | None) -> Entry:
     return entry
 
 
-def test_refilled_twice_nothing_is_doubled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refilled_twice_nothing_is_doubled(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     layout = Layout(tmp_path / "results" / "two")
     ends = [Outcome.COMPLETE, Outcome.PRUNED, Outcome.OUT_OF_MEMORY, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -69,6 +70,7 @@ def test_a_killed_study_goes_on_as_if_undisturbed(workplace: Workplace, tmp_path
     text = STUDY.replace("trials: 6", "trials: 14").replace("threads: 1", f"threads: {os.cpu_count()}")
     calm = Workplace(tmp_path / "calm")
     calm.root.mkdir()
+    shutil.copy(workplace.root / "mlflow.db", calm.root)
     for place in (calm, workplace):
         place.write(text + "confirm: {top: 2, seeds: 1}\n")
     assert calm.run().returncode == 0

@@ -26,7 +26,6 @@ from trainables.data.hdf5 import checked_depth
 from trainables.data.pictures import MAX_DEPTH_M, MAX_PIXELS
 from trainables.errors import UserError
 
-NAME = "eigen"
 RGB: Final = "eigen_test_rgb.npy"
 DEPTH: Final = "eigen_test_depth.npy"
 CROP: Final = "eigen_test_crop.npy"

@@ -22,7 +22,6 @@ from trainables.data.hdf5 import checked_depth, dataset, opened
 from trainables.data.pictures import MAX_DEPTH_M
 from trainables.errors import UserError
 
-NAME = "h5"
 FOLDERS: Final = {"train": "train", "test": "val"}
 
 

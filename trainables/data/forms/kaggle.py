@@ -34,7 +34,6 @@ from trainables.data.pictures import (
 )
 from trainables.errors import UserError
 
-NAME = "kaggle"
 ARCHIVE: Final = "nyu_data.zip"
 LABELED: Final = "nyu_depth_v2_labeled.mat"
 LISTS: Final = {"train": "data/nyu2_train.csv", "test": "data/nyu2_test.csv"}

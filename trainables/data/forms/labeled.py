@@ -29,7 +29,6 @@ from trainables.data.split import held_out
 from trainables.durable import sha256
 from trainables.errors import UserError
 
-NAME = "labeled"
 FILE: Final = "nyu_depth_v2_labeled.mat"
 SPLITS: Final = "splits.mat"
 TEST_SHARE: Final = 0.1

@@ -10,8 +10,6 @@ from trainables.data.forms import kaggle
 from trainables.data.frames import FrameList
 from trainables.errors import UserError
 
-NAME = "rooms"
-
 
 def write(data: DataConfig) -> Path:
     """Render the set unless it is there, safely beside other processes that do the same; returns its folder."""
