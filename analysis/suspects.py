@@ -10,6 +10,7 @@ suspicion is the larger of both, in scaled MADs between samples. A pass without 
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -141,25 +142,54 @@ def _within_scene(frame: pd.DataFrame, rules: Rules) -> Floats:
     for places, values in paths:
         whole[places] = values - foretold(values)
     spread = _spread(whole)
-    whole = whole / spread
     for places, values in paths:
-        height = np.abs(whole[places])
-        around = np.concatenate([[0.0, 0.0], height, [0.0, 0.0]])
-        highest = np.lib.stride_tricks.sliding_window_view(around, 5).max(axis=1)
-        off = (height >= rules.suspicion) & (height == highest)
-        if off.any():
-            whole[places] = (values - foretold(np.where(off, np.nan, values))) / spread
+        kept = without_strangers(values, spread * rules.suspicion)
+        whole[places] = (values - foretold(kept)) / spread
     return np.abs(whole)
 
 
+def without_strangers(values: Floats, limit: float) -> Floats:
+    """The values with NaN for those that their neighbours do not foretell to within the limit.
+
+    One such value spoils its neighbours' forecasts, too. So it is not the worst that goes, but whichever value near it
+    leaves the others best foretold without it.
+    """
+    kept = values.copy()
+    while True:
+        gaps = _gaps(values, kept)
+        worst = int(np.argmax(gaps))
+        if gaps[worst] < limit:
+            return kept
+        near = range(max(worst - 2, 0), min(worst + 3, len(values)))
+        left = {}
+        for place in near:
+            if np.isfinite(kept[place]):
+                trial = kept.copy()
+                trial[place] = np.nan
+                left[place] = float(_gaps(values, trial)[max(worst - 4, 0) : worst + 5].sum())
+        kept[min(left, key=lambda place: (left[place], -gaps[place]))] = np.nan
+
+
+def _gaps(values: Floats, kept: Floats) -> Floats:
+    """Distance of each kept value from its forecast; 0 for those taken out and where nothing foretells."""
+    gaps: Floats = np.nan_to_num(np.abs(values - foretold(kept)))
+    gaps[np.isnan(kept)] = 0.0
+    return gaps
+
+
 def foretold(values: Floats) -> Floats:
-    """Each value from its neighbours in order: the median of both sides' next values, their mean and their trends."""
+    """Each value from its neighbours in order: the median of both sides' next values, their mean and their trends.
+
+    Where both next values are missing it is the mean of those after them; NaN where there are none.
+    """
     count = len(values)
     padded = np.concatenate([[np.nan, np.nan], values, [np.nan, np.nan]])
     before2, before, after, after2 = (padded[i : i + count] for i in (0, 1, 3, 4))
     ways = np.stack([before, after, (before + after) / 2, 2 * before - before2, 2 * after - after2])
-    middle: Floats = np.nanmedian(ways, axis=0)
-    return middle
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a column of NaN alone
+        middle, further = np.nanmedian(ways, axis=0), np.nanmean([before2, after2], axis=0)
+    return np.where(np.isnan(middle), further, middle)
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:

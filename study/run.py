@@ -51,6 +51,8 @@ def _command(args: argparse.Namespace, worker: type | None) -> Any:
     layout = Layout(RESULTS / study.config.name)
     if args.sync:
         return _sync(study, layout)
+    if layout.ledger.exists() and not args.resume and not args.plan:
+        raise UserError(f"{layout.root} holds this study already; go on with --resume, or give it another name")
     began = time.monotonic()
     from study.plan import make_plan
 
@@ -59,10 +61,10 @@ def _command(args: argparse.Namespace, worker: type | None) -> Any:
         from study.estimate import show_plan
 
         return show_plan(plan, measure=args.measure)
-    return _run(plan, layout, resume=args.resume, worker=worker, began=began)
+    return _run(plan, layout, worker, began)
 
 
-def _run(plan: Plan, layout: Layout, *, resume: bool, worker: type | None, began: float) -> Any:
+def _run(plan: Plan, layout: Layout, worker: type | None, began: float) -> Any:
     from study import executor, preflight
     from study.lock import owned
     from study.tracking import check_reachable
@@ -70,8 +72,6 @@ def _run(plan: Plan, layout: Layout, *, resume: bool, worker: type | None, began
     uri = plan.study.config.tracking.uri
     if uri is not None:
         check_reachable(uri)
-    if layout.ledger.exists() and not resume:
-        raise UserError(f"{layout.root} holds this study already; go on with --resume, or give it another name")
     layout.root.parent.mkdir(mode=0o700, exist_ok=True)
     layout.root.mkdir(mode=0o700, exist_ok=True)
     layout.root.chmod(0o700)

@@ -84,7 +84,7 @@ def test_planted_bad_samples_are_the_suspects(tmp_path: Path) -> None:
     first = {row["sample"] for row in section.data["suspects"][:12]}
     assert len(first & set(bad)) >= 9, (bad, section.data["suspects"][:12])
     assert section.data["verdict"] == "data"
-    assert len(set(section.data["quarantine"]) - set(bad)) <= 5  # of 230 good ones: neighbours of a planted one
+    assert len(set(section.data["quarantine"]) - set(bad)) <= 2  # of 230 good ones: neighbours of a planted one
 
 
 def test_a_sample_that_is_easier_than_its_scene_is_suspect_too(tmp_path: Path) -> None:
@@ -115,11 +115,11 @@ def test_five_clean_studies_have_no_data_verdict(tmp_path: Path) -> None:
 
 def test_a_bad_learning_rate_is_called_optimisation(tmp_path: Path) -> None:
     rng = seeded()
-    onset = [int(s) for s in rng.choice(np.arange(60, 460, 25), 4, replace=False)]
+    onset = [int(s) for s in np.arange(60, 460, 100) + rng.integers(0, 50, 4)]
     burst = {s + k: 8 * 0.8**k for s in onset for k in range(8)}
     section = spikes.analyse(study(tmp_path / "s", [trace(rng, noise=0.1, spikes=burst) for _ in range(3)]))
     assert section.data["verdict"] == "optimisation", section.answers
-    assert section.data["causes"]["optimisation"] >= 10
+    assert section.data["causes"]["optimisation"] >= 9  # of 12 bursts
     assert section.data["quarantine"] == []
 
 

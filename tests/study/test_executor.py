@@ -11,7 +11,6 @@ import pytest
 
 from study.executor import Share, share_of
 from study.lock import owned
-from tests.study.conftest import STUDY, Workplace
 from tests.study.test_config import TEXT, plan_of
 from trainables.errors import UserError
 
@@ -29,22 +28,6 @@ def test_a_share_is_threads_and_decoders_and_gpus_where_there_are_any(tmp_path: 
     ):
         with pytest.raises(UserError, match=sentence):
             share_of(plan_of(tmp_path, TEXT, setting), resources)
-
-
-def test_two_trainings_share_a_logical_gpu(workplace: Workplace) -> None:
-    text = STUDY.replace("trials: 6", "trials: 4\n  sampler: random").replace("kind: successive_halving", "kind: none")
-    workplace.write(text + "resources: {gpus_per_trial: 0.5, cpus_per_trial: 1}\ntracking: {uri: null}\n")
-    workplace.environment["STANDIN_GPUS"] = "1"
-    done = workplace.run("--json", pause_s=0.3)
-    assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stderr.splitlines() if line.startswith("search")]
-    running = most = 0
-    for _, word, *_ in lines:
-        running += {"started": 1}.get(word, -1)
-        most = max(most, running)
-    assert most == 2
-    starts = workplace.root.glob("results/tiny/trials/*/starts.log")
-    assert {start.read_text().split()[2] for start in starts} == {"0"}  # the card's number
 
 
 def test_a_dead_owners_lock_is_taken_over_a_living_ones_is_not(tmp_path: Path) -> None:

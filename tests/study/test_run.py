@@ -44,9 +44,11 @@ def params(workplace: Workplace) -> dict[str, object]:
 
 def test_every_way_to_end_reaches_ledger_and_mlflow_alike(workplace: Workplace) -> None:
     text = STUDY.replace("trials: 6", "trials: 9\n  sampler: random").replace("kind: successive_halving", "kind: none")
-    workplace.write(text + "resources: {silence_limit_s: 4}\n", **EVENTS)
+    workplace.write(text + "resources: {silence_limit_s: 8, gpus_per_trial: 0.5, cpus_per_trial: 1}\n", **EVENTS)
+    workplace.environment["STANDIN_GPUS"] = "1"
     done = workplace.run("--json")
     assert done.returncode == 0, done.stderr
+    assert most_at_once(done.stderr) == 2  # two halves of one logical GPU
     document = json.loads(done.stdout)
     assert document["trainings"]["search"] == {"complete": 2, "diverged": 2, "failed": 4, "out_of_memory": 1}
     ledger, mlflow = workplace.ledger(), {run["name"]: run for run in workplace.mlflow()}
@@ -60,13 +62,16 @@ def test_every_way_to_end_reaches_ledger_and_mlflow_alike(workplace: Workplace) 
     assert ledger["search-0007"].user_attrs[Attr.ATTEMPTS] == 2
     assert len([m for m in mlflow["search-0007"]["metrics"] if m[0] == "val/rmse"]) == 5
     assert not mlflow["search-0008"]["metrics"]
-    reused = {Path(workplace.root / "results/tiny/trials" / k / "starts.log").read_text().split()[0] for k in ENDED}
-    assert len(reused) < len(ENDED)
+    starts = [(workplace.root / "results/tiny/trials" / key / "starts.log").read_text().split() for key in ENDED]
+    assert len({process for process, *_ in starts}) < len(ENDED)  # workers are reused
+    assert {card for _, _, card, *_ in starts} == {"0"}
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
-def test_a_killed_study_goes_on_as_if_undisturbed(workplace: Workplace, tmp_path: Path, kills: int) -> None:
-    """One training at a time: the resumed study equals the undisturbed one, bit for bit."""
+def test_killed_stopped_and_extended_it_goes_on_as_if_undisturbed(
+    workplace: Workplace, tmp_path: Path, kills: int
+) -> None:
+    """One training at a time: the resumed study equals the undisturbed one, bit for bit; one driver at a time."""
     text = STUDY.replace("trials: 6", "trials: 14").replace("threads: 1", f"threads: {os.cpu_count()}")
     calm = Workplace(tmp_path / "calm")
     calm.root.mkdir()
@@ -77,26 +82,13 @@ def test_a_killed_study_goes_on_as_if_undisturbed(workplace: Workplace, tmp_path
     seed = random.randrange(1 << 30)
     moments = random.Random(seed)
     for _ in range(kills):
-        driver = workplace.start("--resume", pause_s=0.1)
+        driver = workplace.start("--resume", "--set", "search.trials=12", pause_s=0.1)
         _until(lambda: len(_folders(workplace)) > 0, driver)
         time.sleep(moments.uniform(0, 4))
         driver.kill()
         driver.communicate()
-    done = workplace.run("--resume")
-    assert done.returncode == 0, done.stderr
-    assert params(workplace) == params(calm), f"seed {seed}"
-    assert "PRUNED" in {t.state.name for t in calm.ledger().values()}
-    runs = workplace.mlflow()
-    assert sorted(run["name"] for run in runs) == sorted(workplace.ledger())
-    for run in runs:
-        steps = [step for name, step, _, _ in run["metrics"] if name == "val/rmse"]
-        assert sorted(steps) == sorted(workplace.ledger()[run["name"]].intermediate_values), run["name"]
-
-
-def test_a_second_driver_is_refused_and_a_stop_is_clean(workplace: Workplace) -> None:
-    workplace.write()
-    driver = workplace.start(pause_s=2.0)
-    _until(lambda: len(_folders(workplace)) > 0, driver)
+    driver, before = workplace.start("--resume", pause_s=1.0), len(_folders(workplace))
+    _until(lambda: len(_folders(workplace)) > before, driver)
     second = workplace.run("--resume")
     assert second.returncode == 2
     assert f"process {driver.pid} on" in second.stderr and len(second.stderr.splitlines()) == 1
@@ -106,12 +98,30 @@ def test_a_second_driver_is_refused_and_a_stop_is_clean(workplace: Workplace) ->
     assert "go on with --resume" in out
     again = workplace.run()
     assert again.returncode == 2 and "--resume" in again.stderr
-    done = workplace.run("--resume", "--set", "search.trials=7")
+    done = workplace.run("--resume")
     assert done.returncode == 0, done.stderr
-    assert sorted(workplace.ledger()) == [f"search-{number:04d}" for number in range(7)]
+    assert params(workplace) == params(calm), f"seed {seed}"
+    assert "PRUNED" in {t.state.name for t in calm.ledger().values()}
+    runs = workplace.mlflow()
+    assert sorted(run["name"] for run in runs) == sorted(workplace.ledger())
+    for run in runs:
+        steps = [step for name, step, _, _ in run["metrics"] if name == "val/rmse"]
+        assert sorted(steps) == sorted(workplace.ledger()[run["name"]].intermediate_values), run["name"]
     changed = workplace.run("--resume", "--set", "trial.budget_images=200")
     assert changed.returncode == 2
     assert "trial.budget_images is 200, but the study began with 100" in changed.stderr
+
+
+def most_at_once(lines: str) -> int:
+    """The most trainings that ran at one time, by a study's own lines; those that die and start again apart."""
+    running: set[str] = set()
+    most = 0
+    for line in lines.splitlines():
+        key, _, rest = line.partition(" ")
+        if "die" not in EVENTS.get(key.replace("-", "_"), "" if key.startswith("search-") else "die"):
+            (running.add if rest.startswith("started") else running.discard)(key)
+            most = max(most, len(running))
+    return most
 
 
 def _folders(workplace: Workplace) -> list[Path]:

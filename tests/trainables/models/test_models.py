@@ -95,8 +95,8 @@ def test_taps_of_densenet169() -> None:
     ("name", "kinds"),
     [
         ("densenet121", ["post_pool", "pre_pool"]),
-        ("densenet161", ["pre_pool"]),
-        ("densenet201", ["pre_pool"]),
+        pytest.param("densenet161", ["pre_pool"], marks=pytest.mark.slow),
+        pytest.param("densenet201", ["pre_pool"], marks=pytest.mark.slow),
         ("resnet50", ["post_pool", "pre_pool"]),
         ("vgg16", ["post_pool", "pre_pool"]),
     ],

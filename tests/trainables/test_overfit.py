@@ -1,0 +1,34 @@
+"""Overfitting one real frame with the published Michigan chain, minutes long: `make drill`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainables.recipe import load_recipe
+from trainables.trainer import fit
+
+INDOOR = Path(__file__).parents[2].parent / "shared" / "indoor_rgbd"
+# In place of ImageNet's weights, which cannot be had everywhere: random ones, whose maps only the frame's own BatchNorm
+# statistics keep in range; a quarter of the decoder's width at full size, for time.
+STAND_IN = {"model.weights": None, "model.batch_norm": "train", "optim.schedule": "one_cycle", "seed": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("overfit_pooled", {"budget_images": 400, "optim.lr": 5e-4}),
+        ("overfit_full", {"budget_images": 300, "optim.lr": 5e-4, "model.width": 0.25}),
+    ],
+)
+def test_one_frame_is_learnt_by_heart(tmp_path: Path, variant: str, changes: dict[str, object]) -> None:
+    """delta1 above 0.99 on the frame it is trained on."""
+    if not INDOOR.is_dir():
+        pytest.skip("../shared/indoor_rgbd is not here; it holds the real RGB-D frames")
+    data = {"data.source": "kaggle", "data.root": str(INDOOR), "data.split": "official", "validate_every_images": 100}
+    (config,) = load_recipe(f"michigan+{variant}", STAND_IN | data | changes)
+    reports = list(fit(config, tmp_path))
+    history = {report.images: round(report.metrics["val/delta1"], 4) for report in reports}
+    assert max(history.values()) > 0.99, history
