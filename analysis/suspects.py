@@ -144,8 +144,8 @@ def _within_scene(frame: pd.DataFrame, rules: Rules) -> Floats:
     spread = _spread(whole)
     for places, values in paths:
         kept = without_strangers(values, spread * rules.suspicion)
-        whole[places] = (values - foretold(kept)) / spread
-    return np.abs(whole)
+        whole[places] = np.abs(values - foretold(kept)) / spread
+    return whole
 
 
 def without_strangers(values: Floats, limit: float) -> Floats:
@@ -189,7 +189,8 @@ def foretold(values: Floats) -> Floats:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a column of NaN alone
         middle, further = np.nanmedian(ways, axis=0), np.nanmean([before2, after2], axis=0)
-    return np.where(np.isnan(middle), further, middle)
+    result: Floats = np.where(np.isnan(middle), further, middle)
+    return result
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
