@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 STATES = {Outcome.COMPLETE: "COMPLETE", Outcome.PRUNED: "PRUNED"}
+RUNG = "completed_rung_"  # system attributes of Optuna's halving pruners
 BUSY_S = 30.0  # how long a write waits for a reader of the same sqlite file
 
 
@@ -155,6 +156,24 @@ class Ledger:
     def should_prune(self, entry: Entry) -> bool:
         """What the pruner says of the last report."""
         return bool(self._trial(entry).should_prune())
+
+    def should_have_pruned(self, entry: Entry) -> bool:
+        """What it says when asked again, as after a kill: a halving pruner notes that a report is judged before it
+        judges it, and answers no from then on.
+        """
+        import optuna
+
+        study = self.studies[entry.phase]
+        if not entry.history:
+            return False
+        last = entry.history[max(entry.history)]
+        trials = study.get_trials()
+        own = trials[entry.number]
+        noted = {name for name, value in own.system_attrs.items() if name.startswith(RUNG) and value == last}
+        own.system_attrs = {name: value for name, value in own.system_attrs.items() if name not in noted}
+        copy = optuna.create_study(study_name=study.study_name, direction=self.direction, pruner=study.pruner)
+        copy.add_trials(trials)
+        return study.pruner.prune(copy, copy.get_trials()[entry.number]) or self.should_prune(entry)
 
     def finish(
         self,

@@ -79,15 +79,6 @@ class Plan:
         """A search trial: the searched recipe with {path: value}."""
         return _search_config(self.study, settings)
 
-    def confirm(self, key: str, params: Mapping[str, Any]) -> list[Planned]:
-        """The confirmations of one search trial."""
-        config = self.study.config
-        trial = self.trial(params)
-        return [
-            Planned("confirm", key, reseeded(trial, seed_of(self.study, "confirm", i)), key)
-            for i in range(config.confirm.seeds)
-        ]
-
 
 def make_plan(study: Study) -> Plan:
     """Every training's settings, validated. Raises UserError for the first problem, naming file, line and key."""

@@ -72,7 +72,7 @@ class Session:
         """What a worker is to train; None: wait; FINISHED: nothing is left."""
         if self.stopping or len(self.live) >= self.capacity():
             return None
-        entry = self.again.pop(0) if self.again else self._enter_next()
+        entry = self._resumed() or self._enter_next()
         if entry is None:
             return None if self.live else FINISHED
         self.ledger.start(entry)
@@ -104,7 +104,7 @@ class Session:
             for listener in self.listeners:
                 listener.reported(entry, images, metrics)
             if entry.phase == "search" and not report["final"] and self.ledger.should_prune(entry):
-                live.told = {"outcome": Outcome.PRUNED, "reason": f"stopped early by the pruner after {images} images"}
+                live.told = _pruned(images)
                 return False
         return True
 
@@ -162,6 +162,16 @@ class Session:
             listener.ended(entry)
         if not any(other.outcome is None for other in self.ledger.entries[entry.phase]):
             self.ledger.backup()
+
+    def _resumed(self) -> Entry | None:
+        """A training to start again. One that the pruner had given up when the driver was killed ends now."""
+        while self.again:
+            entry = self.again.pop(0)
+            final = max(entry.history, default=0) >= entry.config["budget_images"]
+            if entry.phase != "search" or final or not self.ledger.should_have_pruned(entry):
+                return entry
+            self._finish(entry, _pruned(max(entry.history)), None)
+        return None
 
     def _enter_next(self) -> Entry | None:
         for planned in (*self.plan.reproduce, *self.plan.ablate):
@@ -228,6 +238,10 @@ class Session:
                 if entry is not None:
                     return entry
         return None
+
+
+def _pruned(images: int) -> dict[str, Any]:
+    return {"outcome": Outcome.PRUNED, "reason": f"stopped early by the pruner after {images} images"}
 
 
 class NotKept:
