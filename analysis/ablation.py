@@ -43,7 +43,7 @@ def analyse(tables: StudyTables) -> Section:
             "ablation", "What does each published choice do?", ["This study flips no setting (ablate.settings)."]
         )
     patterns = _patterns(tables)
-    effects = [_effect(rows, *question, tables.judge, patterns) for question in _questions(rows)]
+    effects = [_effect(rows, *question, tables.judge, patterns) for question in questions(rows)]
     unit = unit_of(tables.judge.metric)
     answers = [_sentence(e, tables.judge.metric, unit) for e in sorted(effects, key=_clearest)]
     answers += _upsampling(effects) + [
@@ -64,8 +64,8 @@ def analyse(tables: StudyTables) -> Section:
                    plain({"effects": effects, "metric": tables.judge.metric}))  # fmt: skip
 
 
-def _questions(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """(recipe, question) of every flipped arm, in order."""
+def questions(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """(recipe, question) of every flipped arm of the `ablate` phase, in order."""
     asked = [_origin(o) for o in rows["origin"]]
     return list(dict.fromkeys((o["recipe"], o["question"]) for o in asked if o["arm"] != BASE))
 
@@ -75,8 +75,8 @@ def _origin(value: Any) -> Mapping[str, str]:
     return {"recipe": "", "question": BASE, "arm": BASE} | dict(origin)
 
 
-def _arm(rows: pd.DataFrame, recipe: str, question: str) -> dict[int, Row]:
-    """The last stage's training of each seed."""
+def arm(rows: pd.DataFrame, recipe: str, question: str) -> dict[int, Row]:
+    """An arm's trainings: seed -> the last stage's."""
     chosen: dict[int, Row] = {}
     for row in records(rows[["key", "seed", "stage", "outcome", "value", "origin"]]):
         origin = _origin(row["origin"])
@@ -112,7 +112,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _effect(rows: pd.DataFrame, recipe: str, question: str, judge: Judge, patterns: Mapping[str, float]) -> Row:
     sign = 1.0 if judge.minimise else -1.0
-    base, flipped = _arm(rows, recipe, BASE), _arm(rows, recipe, question)
+    base, flipped = arm(rows, recipe, BASE), arm(rows, recipe, question)
     seeds = sorted(base.keys() & flipped.keys())
     usable = [s for s in seeds if all(_usable(arm[s]) for arm in (base, flipped))]
     differences = [sign * (float(flipped[s]["value"]) - float(base[s]["value"])) for s in usable]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from analysis import (
     ablation,
@@ -43,6 +44,7 @@ from trainables.yamlfile import read_yaml
 
 STUDY_FILE = Path("study.yaml")
 TABLE = "study.parquet"  # the released table, in the report's folder
+RERUN = "quarantine.yaml"  # a study with and without the suspect samples, beside it
 
 Question = Callable[[StudyTables], Section]
 QUESTIONS: Sequence[tuple[str, Question]] = (
@@ -123,6 +125,9 @@ def write(tables: StudyTables, sections: Sequence[Section], folder: Path) -> Pat
         shutil.rmtree(beside)
     for name, content in files.items():
         write_bytes(beside / name, content)
+    rerun = next((section.data["rerun"] for section in sections if section.data.get("rerun")), None)
+    if rerun is not None:
+        write_bytes(beside / RERUN, yaml.safe_dump(rerun, sort_keys=False, allow_unicode=True).encode())
     write_table(tables, beside / TABLE)
     write_bytes(folder / "report.html", text.encode())
     return folder / "report.html"

@@ -63,7 +63,8 @@ def _accusation(suspects: pd.DataFrame, found: Findings) -> str:
         + f"{spiked} spikes begin in one of them"
         + (f"; {hollow} had passes without any valid pixel" if hollow else "")
         + _shown(suspects)
-        + ". The quarantine list below can be pasted into data.exclude."
+        + ". The quarantine list below can be pasted into data.exclude; "
+        + "report/quarantine.yaml is a study that trains with and without them."
     )
 
 

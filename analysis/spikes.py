@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import evidence, spike_plots
+from analysis import evidence, replays, spike_pairs, spike_plots
 from analysis.plots import thinned
 from analysis.runs import load
 from analysis.section import Figure, Section, Table, plain
@@ -175,22 +175,27 @@ def analyse(tables: StudyTables) -> Section:
     """The section on loss spikes. `data['verdict']` is data, optimisation, numeric, one sample or none."""
     found = collect(tables)
     verdict, sentences = judge_cause(found)
+    replayed, steps = replays.read(tables)
+    pairs = spike_pairs.by_question(tables, found.trainings)
     named = [] if found.suspects.empty else found.suspects.loc[found.suspects["suspect"], "sample"].tolist()
     return Section(
         "spikes",
         "Loss spikes",
-        sentences,
+        [*sentences, *spike_pairs.sentences(pairs), *replays.sentences(replayed)],
         [
             *spike_plots.figures(found.spikes, found.suspects.head(SHOWN), found.trainings, found.curves),
+            *replays.figures(tables, replayed, steps),
             *_frames(tables, found),
         ],
-        _tables(found),
+        [*_tables(found), *replays.table(replayed), *_paired(pairs)],
         plain({
             "verdict": verdict,
             "spikes": len(found.spikes),
             "causes": found.spikes["cause"].value_counts().to_dict() if len(found.spikes) else {},
             "quarantine": named,
+            "rerun": spike_pairs.rerun(tables, named),
             "suspects": found.suspects,
+            "replays": replayed,
             "thresholds": asdict(THRESHOLDS) | asdict(RULES),
         }),
     )  # fmt: skip
@@ -226,13 +231,25 @@ def _tables(found: Findings) -> Sequence[Table]:
     )
 
 
+def _paired(pairs: pd.DataFrame) -> list[Table]:
+    units = dict.fromkeys(("unflipped", "flipped", "difference", "low", "high"), "spikes per 1,000 steps")
+    note = "Means over pairs of the same seed, and the mean difference with its 95% t interval from three pairs on."
+    return [Table("spike-pairs", "Spikes of paired trainings", pairs, note, units)] if len(pairs) else []
+
+
 def main(argv: list[str] | None = None) -> int:
     """`python -m analysis.spikes STUDY`: this section alone."""
     arguments = cli.parser("analysis.spikes", "Why did the loss spike?", "python -m analysis.spikes rooms-quick")
     arguments.add_argument("study", help="a study's name or its results folder")
+    arguments.add_argument(
+        "--replay", action="store_true", help="first train each recorded spike again, with and without its worst sample"
+    )
 
     def body(args: argparse.Namespace) -> object:
-        section = analyse(load(args.study))
+        tables = load(args.study)
+        if args.replay:
+            replays.replay_all(tables, collect(tables).spikes, lambda line: print(line, file=sys.stderr, flush=True))
+        section = analyse(tables)
         print(section.text())
         return section.data
 

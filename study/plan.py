@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from trainables.yamlfile import Document
 RELATIVE_PROTOCOL = "densedepth_affine"
 SEED_OFFSET = {"reproduce": 0, "ablate": 1000, "search": 2000, "confirm": 3000}
 BASE_ARM = "base"
+LONGEST_VALUE = 60
 
 
 @dataclass(frozen=True)
@@ -218,4 +220,10 @@ def _search_config(study: Study, settings: Mapping[str, Any]) -> TrialConfig:
 
 
 def _described(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{path}={value}" for path, value in settings.items())
+    """A flip in words; a long value (a list of frames to leave out) by its start and a digest."""
+    words = {path: str(value) for path, value in settings.items()}
+    return ", ".join(
+        f"{path}={value}" if len(value) <= LONGEST_VALUE
+        else f"{path}={value[:LONGEST_VALUE]}... ({hashlib.sha256(value.encode()).hexdigest()[:8]})"
+        for path, value in words.items()
+    )  # fmt: skip

@@ -9,6 +9,9 @@ import pytest
 from trainables.recipe import load_recipe
 from trainables.trainer import fit
 
+# Of the first frame the pooled chain's own target, 60 x 80 brought up to 480 x 640, has delta1 0.987, which is what it
+# learnt (0.9871): more cannot be asked of it. Of this one it has 0.996.
+FRAME = "data/nyu2_train/office_out/10.jpg"
 INDOOR = Path(__file__).parents[2].parent / "shared" / "indoor_rgbd"
 # In place of ImageNet's weights, which cannot be had everywhere: random ones, whose maps only the frame's own BatchNorm
 # statistics keep in range; a quarter of the decoder's width at full size, for time.
@@ -27,8 +30,8 @@ def test_one_frame_is_learnt_by_heart(tmp_path: Path, variant: str, changes: dic
     """delta1 above 0.99 on the frame it is trained on."""
     if not INDOOR.is_dir():
         pytest.skip("../shared/indoor_rgbd is not here; it holds the real RGB-D frames")
-    data = {"data.source": "kaggle", "data.root": str(INDOOR), "data.split": "official", "validate_every_images": 100}
-    (config,) = load_recipe(f"michigan+{variant}", STAND_IN | data | changes)
+    data = {"data.source": "kaggle", "data.root": str(INDOOR), "data.split": "official", "data.overfit": FRAME}
+    (config,) = load_recipe(f"michigan+{variant}", STAND_IN | data | changes | {"validate_every_images": 100})
     reports = list(fit(config, tmp_path))
     history = {report.images: round(report.metrics["val/delta1"], 4) for report in reports}
     assert max(history.values()) > 0.99, history

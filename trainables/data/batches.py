@@ -11,7 +11,7 @@ import torch
 
 # Channel orders by number; 0 keeps them. As in the reference, a swap draws from all six.
 CHANNEL_ORDERS: Final = tuple(permutations(range(3)))
-_TENSORS: Final = ("images", "target", "valid", "flip", "swap")  # of a Batch
+TENSORS: Final = ("images", "target", "valid", "flip", "swap")  # of a Batch
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Batch:
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        moved: dict[str, Any] = {name: function(getattr(self, name)) for name in _TENSORS}
+        moved: dict[str, Any] = {name: function(getattr(self, name)) for name in TENSORS}
         return replace(self, **moved)
 
 

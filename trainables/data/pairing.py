@@ -28,7 +28,7 @@ FEWEST: Final = 200  # known pixels below which nothing is judged
 SHIFTS_X: Final = tuple(s for s in range(-COLUMNS // 5, COLUMNS // 5 + 1) if abs(s) >= 4)
 SHIFTS_Y: Final = tuple(s for s in range(-ROWS // 5, ROWS // 5 + 1) if abs(s) >= 4)
 NEIGHBOURS: Final = 2  # frames of the scene on either side whose depth is compared
-WEAK_Z, UNSUPPORTED_Z, NEIGHBOUR_WEIGHT = -1.1, -0.3, 2.0  # wrong pair: see wrong_pair
+WEAK_Z, UNSUPPORTED_Z, NEIGHBOUR_WEIGHT = -1.2, -0.3, 2.0  # wrong pair: see wrong_pair
 SCENE_WEIGHT, LOOSE_Z = 0.5, 5.0
 TRUSTED_Z: Final = 2.0  # neighbours that fit worse are no witnesses, where two others are
 FLIP_GAIN, SHIFT_GAIN, SHIFT_GAIN_DOWN = 0.06, 0.08, 0.15  # how much better another alignment must fit than the given

@@ -1,0 +1,75 @@
+"""Replays of a study's spikes, and paired trainings that leave samples out: a real training with one frame of noise."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from analysis import replays, report, runs, spike_pairs, spikes
+from analysis.tables import read_table
+from study.config import load_study
+from study.plan import make_plan
+from tests.analysis.make_results import Training, make_results
+from tests.trainables.test_replay import spiked
+from trainables.config import TrialConfig, as_dict
+from trainables.errors import UserError
+
+
+def test_a_study_is_replayed_and_its_report_shows_it(
+    tiny_root: Path, tmp_path: Path, tiny_config: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(tiny_root, tmp_path / "set"))
+    _, bad = spiked(root, tmp_path / "training", tiny_config)
+    config = as_dict(TrialConfig.model_validate_json((tmp_path / "training" / "config.json").read_bytes()))
+    layout = make_results(tmp_path / "s", [Training("search", 0.5)], base=config)
+    folder = layout.trial("search-0000")
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "training", folder)
+    monkeypatch.setattr(replays, "STEPS_AFTER", 4)
+    said: list[str] = []
+    tables = runs.load(layout.root)
+    replays.replay_all(tables, spikes.collect(tables).spikes, said.append)
+    assert [line for line in said if f"with and without {bad}" in line]
+    replays.replay_all(tables, spikes.collect(tables).spikes, lambda line: pytest.fail("replayed twice"))
+    section = spikes.analyse(tables)
+    shown = section.data["replays"]
+    assert shown and all(row["sample"] == bad and row["share_gone"] > 0.5 for row in shown), shown
+    assert any(f"with {bad} and to" in sentence for sentence in section.answers)
+    assert {"spike-replays", "spike-replayed"} <= {figure.name for figure in section.figures}
+    for figure in section.figures:
+        assert figure.render().axes
+    page = report.write(tables, [section], layout.root)
+    again = read_table(page.parent / "report" / report.TABLE)
+    assert spikes.analyse(again).data["replays"] == section.data["replays"]
+    next(folder.glob("replays/*.json")).write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        replays.read(runs.load(layout.root))
+
+
+def test_the_quarantine_list_becomes_a_study_that_says_what_leaving_out_does(tmp_path: Path) -> None:
+    """Planted: 5, 7 and 9 spikes in 1,000 steps, 1 each without the samples."""
+    arms = {"base": (5, 7, 9), "flipped": (1, 1, 1)}
+    trainings = [
+        Training("ablate", 0.5, seed=seed, origin={"question": "data.exclude=x" if arm == "flipped" else arm,
+                                                   "arm": arm, "recipe": "densedepth"})
+        for seed in range(3) for arm in arms
+    ]  # fmt: skip
+    layout = make_results(tmp_path / "s", trainings)
+    tables = runs.load(layout.root)
+    counted = tables.trials[["key", "seed"]].assign(steps=1000, spikes=[arms[a][s] for s in range(3) for a in arms])
+    (row,) = spike_pairs.by_question(tables, counted).to_dict("records")
+    assert (row["pairs"], row["unflipped"], row["flipped"], row["difference"]) == (3, 7.0, 1.0, -6.0)
+    assert row["low"] == pytest.approx(-6 - 4.968, abs=1e-3)  # t(2) = 4.303, standard deviation 2 over root 3
+    (sentence,) = spike_pairs.sentences(spike_pairs.by_question(tables, counted))
+    assert "1 spikes per 1,000 steps against 7, a change of -6" in sentence and "not distinguishable" not in sentence
+    names = [f"data/nyu2_train/room_{n}_out/1.jpg" for n in range(9)]
+    assert spike_pairs.rerun(tables, []) is None
+    path = tmp_path / "quarantine.yaml"
+    path.write_text(yaml.safe_dump(spike_pairs.rerun(tables, names)))
+    plan = make_plan(load_study(path, ["trial={model.weights: null}"]))
+    assert [p.config.data.exclude for p in plan.ablate] == [(), tuple(names)] * spike_pairs.RERUN_SEEDS
+    assert max(len(p.group) for p in plan.ablate) < 120
