@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import final_evaluation, runs
+from analysis import final_evaluation, store
 from analysis.published import ROWS
 from analysis.section import Section, Table, number, plain
 from analysis.tables import StudyTables, report_frame, trial_frame
@@ -50,7 +50,7 @@ def calibrate(folder: Path, root: str, source: str, tracking: str) -> Section:
     tables = _tables(folder.name, tracking)
     digest = final_evaluation.test_digest(config.data)
     frozen = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
-    count = runs.record_opening(tables, digest, {"list_sha256": frozen, "reason": REASON})
+    count = store.record_opening(tables, digest, {"list_sha256": frozen, "reason": REASON})
     result = final_evaluation.score_test(tables, entry, {folder.name: config}, config)
     return _section(result, config, digest, count)
 

@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analysis import evaluation_section, runs, selection
+from analysis import evaluation_section, runs, selection, store
 from analysis.section import Section, plain
 from analysis.tables import StudyTables
 from trainables import baselines, checkpoint, cli, device
@@ -127,7 +127,7 @@ def _open(tables: StudyTables, folder: Path, reason: str) -> None:
     opened = []
     for digest in dict.fromkeys(prints.values()):
         facts = {"list_sha256": frozen["sha256"], "reason": reason}
-        count = runs.record_opening(tables, digest, facts)
+        count = store.record_opening(tables, digest, facts)
         opened.append({"test_data": digest, "at": _now(), **facts, "count": count, "counted_in": "tracking store"})
     log = folder / "openings.json"
     earlier = json.loads(log.read_text()) if log.exists() else []

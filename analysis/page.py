@@ -52,6 +52,7 @@ class Cell:
     text: str
     style: str  # n: a number; s: short text that must not wrap; t: text that may
     value: str | None  # what a numeric column is sorted by
+    href: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,14 +98,14 @@ def spelled(text: str) -> str:
     return text.translate(_SPELLED)
 
 
-def part(section: Section) -> Part:
-    """A section with its figures drawn and its tables formatted."""
+def part(section: Section, links: Mapping[str, str]) -> Part:
+    """A section with its figures drawn and its tables formatted; `links` by training key."""
     return Part(
         section.key,
         section.title,
         section.answers,
         [picture(figure) for figure in section.figures if len(figure.data)],
-        [grid(t) for t in section.tables],
+        [grid(t, links) for t in section.tables],
     )
 
 
@@ -146,8 +147,8 @@ def _for_phones(figure: Figure, alt: str) -> str:
         return plots.inline_svg(spelled(plots.to_svg(plots.drawn(narrow))), alt)
 
 
-def grid(table: Table) -> Grid:
-    """A table's cells as text, numbers with what they are sorted by."""
+def grid(table: Table, links: Mapping[str, str]) -> Grid:
+    """A table's cells as text, numbers with what they are sorted by; a column `key` leads to the trainings' runs."""
     frame = table.frame
     content = plots.csv_text(frame.rename(columns={c: f"{c} ({u})" for c, u in table.units.items() if u})).encode()
     numeric = [_numeric(frame.iloc[:, place]) for place in range(frame.shape[1])]
@@ -155,7 +156,11 @@ def grid(table: Table) -> Grid:
         Column(heading(str(c)), str(table.units.get(str(c), "")), n)
         for c, n in zip(frame.columns, numeric, strict=True)
     ]
-    rows = [[cell(v, n) for v, n in zip(row, numeric, strict=True)] for row in frame.itertuples(index=False, name=None)]
+    linked = [links if name == "key" else {} for name in frame.columns]
+    rows = [
+        [replace(cell(v, n), href=of.get(v) if of else None) for v, n, of in zip(row, numeric, linked, strict=True)]
+        for row in frame.itertuples(index=False, name=None)
+    ]
     address = plots.data_uri("text/csv;charset=utf-8", content)
     count = f"{len(rows):,} row{'' if len(rows) == 1 else 's'}"
     return Grid(table.name, table.title, table.note, count, columns, rows, address, {f"{table.name}.csv": content})

@@ -11,7 +11,7 @@ import datetime
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,9 @@ from analysis import (
     spikes,
     variance,
 )
-from analysis.runs import load, log_to_parent
+from analysis.runs import load
 from analysis.section import Section, Table
+from analysis.store import log_to_parent, run_pages
 from analysis.tables import StudyTables, read_table, write_table
 from study.contract import Outcome
 from trainables import cli
@@ -102,14 +103,17 @@ def lead(tables: StudyTables, sections: Sequence[Section]) -> list[page.Lead]:
     unfinished = tables.unfinished()
     if unfinished:
         sentences.append(page.Lead(f"This study has not ended: {'; '.join(unfinished)}.", warn=True))
-    asked = ("compare", "reproduction", "evaluation", "selection", "importance", "spikes")
+    asked = ("compare", "reproduction", "learned", "evaluation", "selection", "importance", "spikes")
     by_key = {section.key: section for section in sections}
     return sentences + [page.Lead(by_key[key].answers[0]) for key in asked if key in by_key and by_key[key].answers]
 
 
-def write(tables: StudyTables, sections: Sequence[Section], folder: Path) -> Path:
-    """Write report.html, and report/ with every figure and table as files, into `folder`; the page's path."""
-    parts = [page.part(section) for section in sections]
+def write(tables: StudyTables, sections: Sequence[Section], folder: Path, links: Mapping[str, str]) -> Path:
+    """Write report.html, and report/ with every figure and table as files, into `folder`; the page's path.
+
+    links: key -> address of a training's run in the MLflow UI.
+    """
+    parts = [page.part(section, links) for section in sections]
     footer = (
         f"{tables.name}: every figure and table also lies in report/ as SVG, PNG and CSV; {TABLE} regenerates them."
     )
@@ -156,21 +160,47 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     sections = analyse(tables)
     if args.second is not None:
         sections.insert(0, compare.analyse(tables, load(args.second)))
-    path = write(tables, sections, folder)
-    mirror(tables, sections, folder)
+    links, away = _links(tables)
+    path = write(tables, sections, folder, links)
+    registered = None
+    if away is None:
+        try:
+            mirror(tables, sections, folder)
+            registered = register(tables)
+        except UserError as error:
+            away = error
+    if away is not None:
+        print(f"the report is written, but not mirrored: {away}", file=sys.stderr)
     print(f"{path}: {len(sections)} sections in {time.perf_counter() - started:.1f} s")
-    return {"report": str(path), "sections": {section.key: section.data for section in sections}}
+    return {"report": str(path), "model": registered, "sections": {section.key: section.data for section in sections}}
 
 
 def mirror(tables: StudyTables, sections: Sequence[Section], folder: Path) -> None:
-    """Put page, figures and a summary on the study's parent run; a store that is away is said and does no harm."""
+    """Put page, figures and a summary on the study's parent run. Raises UserError where the store is away."""
     if tables.layout is None:
         return
     said = [f"- **{section.title}** {section.answers[0]}" for section in sections if section.answers]
+    log_to_parent(tables, {"": folder / "report.html", "report": folder / "report"}, "\n".join(said))
+
+
+def register(tables: StudyTables) -> str | None:
+    """Register the champion that the sealed test has seen as an MLflow model; None where there is none, or no store."""
+    if tables.layout is None or not tables.evaluation:
+        return None
+    from analysis import served_model
+
+    registered = served_model.publish(tables)
+    if registered is not None:
+        print(f"{registered} is registered, alias champion; README says how to serve it")
+    return registered
+
+
+def _links(tables: StudyTables) -> tuple[Mapping[str, str], UserError | None]:
+    """Where the MLflow UI shows each training, and why it cannot be said."""
     try:
-        log_to_parent(tables, {"": folder / "report.html", "report": folder / "report"}, "\n".join(said))
+        return run_pages(tables), None
     except UserError as error:
-        print(f"the report is written, but not mirrored: {error}", file=sys.stderr)
+        return {}, error
 
 
 def main(argv: list[str] | None = None) -> int:

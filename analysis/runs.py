@@ -1,18 +1,16 @@
-"""From ledger and folders to tidy tables, and the analysis's only writes to the tracking store.
+"""From ledger and folders to tidy tables.
 
 The ledger is opened read-only (SQLite's mode=ro), so a report can be made while a study runs and changes nothing.
-MLflow is imported when it is written to, not before: most sections never do.
+MLflow is imported when the store is used, not before: most sections never use it (analysis/store.py does).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import logging
 import math
 import os
-import re
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,17 +30,15 @@ from analysis.tables import (
     report_frame,
     trial_frame,
 )
-from study.contract import PHASES, RESULTS, Attr, Judge, Layout, Outcome, StudyAttr, Tag, trial_key
+from study.contract import PHASES, RESULTS, Attr, Judge, Layout, Outcome, StudyAttr, masked, store_lock, trial_key
 from trainables import cli
 from trainables.config import flatten
 from trainables.errors import UserError
 from trainables.yamlfile import nearest, read_yaml
 
-__all__ = ["StudyTables", "command", "layout_of", "load", "log_to_parent", "openings", "record_opening", "register"]
+__all__ = ["StudyTables", "command", "layout_of", "load", "tracking_store", "tracking_uri"]
 
 Trials = list[optuna.trial.FrozenTrial]
-EXPERIMENT, PARENT = "DenseDepth", "study"  # where study/tracking.py keeps a study's runs
-OPENINGS = "DenseDepth sealed test"  # the experiment whose runs are the openings, of all studies
 
 
 def command(
@@ -198,77 +194,6 @@ def _judge(settings: Mapping[str, Any] | None) -> Judge | None:
     return Judge(**{name: settings[name] for name in ("metric", "protocol", "report", "margins")})
 
 
-def openings(tables: StudyTables, fingerprint: str) -> int | None:
-    """How often the tracking store saw these test data opened; None where the study has no tracking store."""
-    with _store(tables) as client:
-        if client is None:
-            return None
-        experiment = client.get_experiment_by_name(OPENINGS)
-        return 0 if experiment is None else len(_opened(client, experiment.experiment_id, fingerprint))
-
-
-def record_opening(tables: StudyTables, fingerprint: str, facts: Mapping[str, str]) -> int | None:
-    """Record one more opening, before anything is scored, and return how many there are now; None: no store.
-
-    Raises UserError where the store does not take it: then nothing may be opened.
-    """
-    with _store(tables) as client:
-        if client is None:
-            return None
-        experiment = client.get_experiment_by_name(OPENINGS)
-        known = experiment.experiment_id if experiment is not None else client.create_experiment(OPENINGS)
-        tags = {"test_data": fingerprint, Tag.STUDY: tables.name, **facts}
-        run = client.create_run(known, tags=tags, run_name=f"opened by {tables.name}")
-        client.set_terminated(run.info.run_id)
-        return len(_opened(client, known, fingerprint))
-
-
-def log_to_parent(tables: StudyTables, files: Mapping[str, Path], summary: str | None) -> bool:
-    """Put files {folder: path} and a Markdown summary on the study's parent run; False where there is none."""
-    with _store(tables) as client:
-        parent = None if client is None else _parent(client, tables)
-        if client is None or parent is None:
-            return False
-        for folder, path in files.items():
-            log = client.log_artifacts if path.is_dir() else client.log_artifact
-            log(parent, str(path), folder or None)
-        if summary is not None:
-            client.set_tag(parent, "mlflow.note.content", summary)
-        return True
-
-
-def register(tables: StudyTables, name: str, champion: str, log_model: Callable[[str], str]) -> str | None:
-    """Register a model under alias `champion`; `log_model(run_id)` logs it to the champion's run and returns its URI.
-
-    Returns the registered version; a version of the same champion is used again. None: no store.
-    """
-    with _store(tables) as client:
-        if client is None:
-            return None
-        import mlflow
-
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        query = f"tags.{Tag.STUDY} = '{tables.layout.name if tables.layout else tables.name}'"
-        runs = (
-            []
-            if experiment is None
-            else client.search_runs([experiment.experiment_id], f"{query} and tags.{Tag.KEY} = '{champion}'")
-        )
-        if not runs:
-            raise UserError(
-                f"{champion}: its run is not in the tracking store; refill it by study.run --sync, then go on"
-            )
-        for version in client.search_model_versions(f"name = '{name}'"):
-            if version.tags.get(Tag.KEY) == champion and version.run_id == runs[0].info.run_id:
-                client.set_registered_model_alias(name, "champion", version.version)
-                return str(version.version)
-        uri = log_model(runs[0].info.run_id)
-        client.set_terminated(runs[0].info.run_id, "FINISHED", runs[0].info.end_time)  # logging reopened the run
-        made = mlflow.register_model(uri, name, tags={Tag.KEY: champion, Tag.STUDY: tables.name})
-        client.set_registered_model_alias(name, "champion", made.version)
-        return str(made.version)
-
-
 def tracking_uri(tables: StudyTables) -> str | None:
     """The study's tracking store; a relative SQLite file is looked for here, then beside results/."""
     uri = (tables.study.get("tracking") or {}).get("uri")
@@ -281,7 +206,7 @@ def tracking_uri(tables: StudyTables) -> str | None:
 
 
 @contextlib.contextmanager
-def _store(tables: StudyTables) -> Iterator[Any]:
+def tracking_store(tables: StudyTables) -> Iterator[Any]:
     """MLflow's client, or None without a store; its failures as a UserError. A fresh file is made under its lock."""
     uri = tracking_uri(tables)
     if uri is None:
@@ -299,38 +224,13 @@ def _store(tables: StudyTables) -> Iterator[Any]:
     import mlflow
 
     try:
-        with _fresh(uri):
+        with store_lock(uri):
             mlflow.set_tracking_uri(uri)
             client = mlflow.MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1)
         yield client
     except (mlflow.exceptions.MlflowException, SQLAlchemyError, ConnectionError) as error:
-        shown = re.sub(r"//[^/@]*@", "//***@", uri)
-        cause = str(error).splitlines()[0].replace(uri, shown)
-        raise UserError(f"tracking.uri: the store {shown} does not take part ({cause}); start or mend it") from error
-
-
-@contextlib.contextmanager
-def _fresh(uri: str) -> Iterator[None]:
-    """study/tracking.py's lock beside an SQLite store: two processes that make a fresh one at once spoil it."""
-    if not uri.startswith("sqlite:///"):
-        yield
-        return
-    path = Path(uri.removeprefix("sqlite:///"))
-    with path.with_name(f".{path.name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _opened(client: Any, experiment: str, fingerprint: str) -> Sequence[Any]:
-    runs: Sequence[Any] = client.search_runs([experiment], f"tags.test_data = '{fingerprint}'", max_results=10_000)
-    return runs
-
-
-def _parent(client: Any, tables: StudyTables) -> str | None:
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None or tables.layout is None:
-        return None
-    query = f"tags.{Tag.STUDY} = '{tables.layout.name}' and tags.{Tag.PHASE} = '{PARENT}'"
-    runs = client.search_runs([experiment.experiment_id], query, max_results=1)
-    return str(runs[0].info.run_id) if runs else None
+        cause = masked(str(error).splitlines()[0])
+        raise UserError(
+            f"tracking.uri: the store {masked(uri)} does not take part ({cause}); start or mend it"
+        ) from error

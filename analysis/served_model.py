@@ -61,8 +61,8 @@ class DepthOfPicture(mlflow.pyfunc.PythonModel):
         return depth
 
 
-def log(folder: Path, run_id: str) -> str:
-    """Log a checkpoint folder as a model of a run; its URI."""
+def log(folder: Path, run_id: str, name: str, tags: dict[str, str]) -> str:
+    """Log a checkpoint folder as a model of a run and register it under a name; the version."""
     requirements = [f"{name}=={version(name).partition('+')[0]}" for name in NEEDS]
     with mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(
@@ -74,7 +74,7 @@ def log(folder: Path, run_id: str) -> str:
             input_example=pd.DataFrame({"image": [_example()]}),
             pip_requirements=requirements,
         )
-    return str(logged.model_uri)
+    return str(mlflow.register_model(logged.model_uri, name, tags=tags).version)
 
 
 def publish(tables: Any) -> str | None:
@@ -82,7 +82,8 @@ def publish(tables: Any) -> str | None:
 
     Raises UserError where nothing is chosen or its checkpoint is missing.
     """
-    from analysis import runs, selection
+    from analysis import selection, store
+    from study.contract import Tag
     from trainables.errors import UserError
 
     chosen = selection.choose(tables)
@@ -91,8 +92,9 @@ def publish(tables: Any) -> str | None:
     part = checkpoint.BEST if tables.judge.report == "best" else checkpoint.LATEST
     folder = tables.folder(chosen.champion) / "checkpoints" / part
     checkpoint.verify(folder)
-    made = runs.register(tables, tables.name, chosen.champion, lambda run_id: log(folder.resolve(), run_id))
-    return None if made is None else f"{tables.name} version {made}"
+    name, tags = tables.name, {Tag.KEY: chosen.champion, Tag.STUDY: tables.name}
+    made = store.register(tables, name, chosen.champion, lambda run_id: log(folder.resolve(), run_id, name, tags))
+    return None if made is None else f"{name} version {made}"
 
 
 def _example() -> bytes:

@@ -14,8 +14,11 @@ Standard library only; analysis imports this module and nothing else of study (D
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -79,6 +82,32 @@ class Tag:
     RECIPE = "recipe"
     SEED = "seed"
     GROUP = "group"
+
+
+EXPERIMENT = "DenseDepth"  # of MLflow, for the runs of every study
+PARENT = "study"  # the phase tag of a study's parent run
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an SQLite store, None for any other store."""
+    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:") else None
+
+
+@contextlib.contextmanager
+def store_lock(uri: str) -> Iterator[None]:
+    """One process at a time makes a fresh SQLite store of MLflow; two at once leave it unusable."""
+    path = sqlite_file(uri)
+    if path is None:
+        yield
+        return
+    with path.with_name(f".{path.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def masked(text: str) -> str:
+    """A URI, or a text with one in it, without user and password."""
+    return re.sub(r"//[^/@]*@", "//***@", text)
 
 
 @dataclass(frozen=True)

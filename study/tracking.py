@@ -7,26 +7,31 @@ ever holds up a training; where MLflow is away it tries again, and says at the e
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import http.client
 import json
 import math
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from study.contract import MLFLOW_STATUS, Layout, Outcome, Tag
+from study.contract import (
+    EXPERIMENT,
+    MLFLOW_STATUS,
+    PARENT,
+    Layout,
+    Outcome,
+    Tag,
+    masked,
+    sqlite_file,
+    store_lock,
+)
 from study.ledger import Entry
 from trainables.config import flatten
 from trainables.errors import UserError
 
-EXPERIMENT = "DenseDepth"
-PARENT = "study"  # the parent's phase tag
 ARTIFACTS = ("trace.parquet", "preview.png", "summary.json", "config.json")
 TIMEOUT_S = 3
 LIMITS = {"param": 6000, "tag": 5000, "batch": 900, "params": 90, "digest": 36}
@@ -61,8 +66,9 @@ def check_reachable(uri: str) -> None:
     """Raise UserError where MLflow's store cannot be used; asked before the first training."""
     shown = masked(uri)
     parts = urlsplit(uri)
-    if parts.scheme == "sqlite":
-        folder = _sqlite_file(uri).parent
+    file = sqlite_file(uri)
+    if file is not None:
+        folder = file.parent
         if not os.access(folder, os.W_OK):
             raise UserError(f"tracking.uri: {folder} is no folder that can be written to; name another file or null")
     elif parts.scheme in ("http", "https"):
@@ -91,11 +97,6 @@ def check_reachable(uri: str) -> None:
             raise UserError(f"tracking.uri: {shown} cannot be opened ({cause}); start it, or use null") from error
 
 
-def masked(uri: str) -> str:
-    """A URI without its user and password."""
-    return re.sub(r"//[^/@]*@", "//***@", uri)
-
-
 class Client:
     """MLflow's runs of one study; every method may be called again after it failed."""
 
@@ -110,7 +111,7 @@ class Client:
         from mlflow import MlflowClient
 
         self.layout, self.study, self.data = layout, study, data
-        with _store_lock(uri):
+        with store_lock(uri):
             self.client = MlflowClient(tracking_uri=uri)
             self.experiment = self._experiment(uri)
         self.runs: dict[str, str] = {}
@@ -152,7 +153,8 @@ class Client:
         found = self.client.get_experiment_by_name(EXPERIMENT)
         if found is not None:
             return str(found.experiment_id)
-        place = (_sqlite_file(uri).parent / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+        file = sqlite_file(uri)
+        place = None if file is None else (file.parent / "mlartifacts").as_uri()
         return str(self.client.create_experiment(EXPERIMENT, artifact_location=place))
 
     def _find(self, **tags: str) -> Any:
@@ -228,19 +230,3 @@ def failures() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return (MlflowException, OSError, SQLAlchemyError)
-
-
-def _sqlite_file(uri: str) -> Path:
-    return Path(uri.removeprefix("sqlite:///")).resolve()
-
-
-@contextlib.contextmanager
-def _store_lock(uri: str) -> Iterator[None]:
-    """One process at a time makes a fresh sqlite store; two at once leave it unusable."""
-    if not uri.startswith("sqlite:"):
-        yield
-        return
-    path = _sqlite_file(uri)
-    with path.with_name(f".{path.name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

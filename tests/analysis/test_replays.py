@@ -42,7 +42,7 @@ def test_a_study_is_replayed_and_its_report_shows_it(
     assert {"spike-replays", "spike-replayed"} <= {figure.name for figure in section.figures}
     for figure in section.figures:
         assert figure.render().axes
-    page = report.write(tables, [section], layout.root)
+    page = report.write(tables, [section], layout.root, {})
     again = read_table(page.parent / "report" / report.TABLE)
     assert spikes.analyse(again).data["replays"] == section.data["replays"]
     next(folder.glob("replays/*.json")).write_text("{")

@@ -216,8 +216,8 @@ def test_a_missing_study_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_cells_sort_by_their_number_and_show_what_is_missing() -> None:
     frame = pd.DataFrame({"n": [1.23456, np.nan, np.inf], "t": ["a", None, "\u202e"]})
-    grid = page.grid(Table("t", "T", frame, "", {"n": "m"}))
+    grid = page.grid(Table("t", "T", frame, "", {"n": "m"}), {})
     assert [[cell.text for cell in row] for row in grid.rows] == [["1.23", "a"], ["–", "–"], ["∞", "\u202e"]]
     assert [row[0].value for row in grid.rows] == ["1.23456", None, "Infinity"]
-    text = page.render("t", [], [page.part(Section("k", "K", ["\u202e"], (), [Table("t", "T", frame)]))], "")
+    text = page.render("t", [], [page.part(Section("k", "K", ["\u202e"], (), [Table("t", "T", frame)]), {})], "")
     assert "\u202e" not in text and "[U+202E]" in text

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -22,8 +23,9 @@ import pytest
 import torch
 from PIL import Image
 
-from analysis import runs
-from study.contract import Layout, Tag
+from analysis import page, report, runs, store
+from analysis.section import Section, Table
+from study.contract import EXPERIMENT, Layout, Tag
 from tests.analysis.test_final_evaluation import write_study
 from trainables import checkpoint
 from trainables.config import TrialConfig
@@ -47,7 +49,7 @@ def registered(tmp_path: Path, tiny_config: Callable[..., TrialConfig], empty_st
     with pytest.raises(UserError, match="is not in the tracking store"):
         served_model.publish(tables)
     client = mlflow.MlflowClient(tracking_uri=uri)
-    experiment = client.create_experiment(runs.EXPERIMENT, artifact_location=(tmp_path / "mlartifacts").as_uri())
+    experiment = client.create_experiment(EXPERIMENT, artifact_location=(tmp_path / "mlartifacts").as_uri())
     run = client.create_run(experiment, tags={Tag.STUDY: "s", Tag.KEY: CHAMPION})
     client.set_terminated(run.info.run_id, "FINISHED", 1234)
     assert served_model.publish(tables) == "s version 1"
@@ -80,6 +82,20 @@ def test_the_registered_champion_predicts_as_the_command_does(registered: tuple[
     folder = Path(mlflow.artifacts.download_artifacts("models:/s@champion"))
     assert not [p for p in folder.rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".pth")]
     assert model.metadata.signature is not None and model.metadata.saved_input_example_info is not None
+
+
+def test_a_report_registers_what_the_sealed_test_has_seen_and_links_its_run(registered: tuple[Layout, str]) -> None:
+    tables = runs.load(registered[0].root)
+    assert report.register(tables) is None  # nothing was opened
+    tables.evaluation["sha256"] = "0" * 64
+    assert report.register(tables) == "s version 1"
+    ((key, address),) = store.run_pages(tables).items()
+    assert key == CHAMPION and re.fullmatch(r"http://127\.0\.0\.1:5000/#/experiments/1/runs/[0-9a-f]{32}", address)
+    table = Table("t", "T", pd.DataFrame({"key": [CHAMPION, "search-0000"], "n": [1, 2]}))
+    cells = [row[0].href for row in page.grid(table, {CHAMPION: address}).rows]
+    assert cells == [address, None]
+    text = page.render("t", [], [page.part(Section("k", "K", ["a"], (), [table]), {CHAMPION: '"><script>'})], "")
+    assert 'href="&#34;&gt;&lt;script&gt;"' in text
 
 
 @pytest.mark.slow

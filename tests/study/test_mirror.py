@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from study.contract import Layout, Outcome
+from study.contract import Layout, Outcome, masked
 from study.ledger import Entry
 from study.mirror import Mirror
-from study.tracking import check_reachable, masked
+from study.tracking import check_reachable
 from trainables.config import TrialConfig, as_dict
 from trainables.durable import write_json
 from trainables.errors import UserError
