@@ -183,13 +183,13 @@ def terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stoppable(session: Session) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM stops the session, a second one the process."""
+    """The first Ctrl-C or SIGTERM stops the session at checkpoints, a second one the process."""
 
     def stop(number: int, frame: Any) -> None:
         if session.stopping:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        session.stopping = True
+        session.stop()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -227,7 +227,7 @@ def _watchers(session: Session, on_tick: Callable[[], None], silence_limit_s: fl
             return False
 
         def stop_all(self) -> bool:
-            return self.session.stopping
+            return self.session.stopped()
 
     return Ticker(session, on_tick, silence_limit_s), WhenTold(session)
 

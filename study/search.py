@@ -11,6 +11,7 @@ that the ledger holds as running when a study resumes are started again: same nu
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 FINISHED = "FINISHED"
 DEATHS_ALLOWED = 1
+STOP_WAIT_S = 25.0  # for trainings to stop at a checkpoint; schedulers of clusters kill after 30 s
 REDRAWS = 20  # settings that ran out of memory are drawn again, at most so often
 
 
@@ -63,7 +65,10 @@ class Session:
         self.capacity, self.memory_kills = capacity, memory_kills
         self.live: dict[str, Live] = {}
         self.again = [e for entries in ledger.entries.values() for e in entries if e.outcome is None]
+        self.stop_file = ledger.layout.root / "stop"  # seen by every training, wherever it runs
+        self.stop_file.unlink(missing_ok=True)
         self.stopping = False
+        self.stop_by = math.inf
         self.exhausted = False  # a grid with fewer points than trials
         self.kills_before = memory_kills()
         ledger.set_planned(plan.counts)
@@ -81,7 +86,19 @@ class Session:
             listener.started(entry)
         metric = f"val/{self.ledger.judge.metric}"
         folder = str(self.ledger.layout.trial(entry.key))
-        return {"config": json.dumps(entry.config), "folder": folder, "metric": metric}
+        stop = str(self.stop_file.resolve())
+        return {"config": json.dumps(entry.config), "folder": folder, "metric": metric, "stop": stop}
+
+    def stop(self) -> None:
+        """Start nothing more, and have every training stop at a checkpoint."""
+        self.stopping, self.stop_by = True, time.monotonic() + STOP_WAIT_S
+        self.stop_file.touch()
+
+    def stopped(self) -> bool:
+        """Whether all have stopped that were told to, or had the time for it."""
+        return self.stopping and (
+            all(live.told is not None for live in self.live.values()) or time.monotonic() > self.stop_by
+        )
 
     def began(self, worker: str) -> None:
         """A worker has its process and begins."""
@@ -96,7 +113,7 @@ class Session:
         live.heard = time.monotonic()
         if "told" in result:
             live.told = json.loads(result["told"])
-            return True  # the worker raises next, so that Tune sees an error too
+            return "stopped" not in live.told  # after an error the worker raises next, so that Tune sees it too
         report = json.loads(result["report"])
         entry, images, metrics = live.entry, int(report["images"]), report["metrics"]
         new = self.ledger.report(entry, images, metrics[f"val/{self.ledger.judge.metric}"])
@@ -114,6 +131,8 @@ class Session:
         if live is None:
             return
         entry, told = live.entry, live.told
+        if told is not None and "stopped" in told:
+            return  # it stays running in the ledger
         if told is None and error:
             told = self._died(entry, detail)
             if told is None:

@@ -1,4 +1,4 @@
-"""What can go wrong, told apart: a user's mistake, a training that diverged, memory that ran out.
+"""What can go wrong, told apart: a user's mistake, a training that diverged, memory that ran out, a call to stop.
 
 A bug is none of these and keeps its traceback.
 """
@@ -17,6 +17,10 @@ class Diverged(Exception):
         super().__init__(f"step {step}: {reason}")
         self.step = step
         self.reason = reason
+
+
+class Stopped(Exception):
+    """The training was told to stop, and did at a checkpoint from which it goes on."""
 
 
 class OutOfMemory(Exception):

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from ray import tune
 
-from trainables.errors import Diverged, OutOfMemory, UserError
+from trainables.errors import Diverged, OutOfMemory, Stopped, UserError
 
 LOCK_WAIT_S = 60.0  # an orphaned worker lives a few seconds
 
@@ -26,7 +26,8 @@ LOCK_WAIT_S = 60.0  # an orphaned worker lives a few seconds
 class TrainingWorker(tune.Trainable):
     """One process that trains, reused for one training after another.
 
-    config: {'config': TrialConfig as JSON, 'folder': where it is kept, 'metric': the judge's}.
+    config: {'config': TrialConfig as JSON, 'folder': where it is kept, 'metric': the judge's, 'stop': the file whose
+    appearance stops it}.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -78,8 +79,12 @@ class TrainingWorker(tune.Trainable):
         from trainables.config import TrialConfig
         from trainables.trainer import fit
 
-        for report in fit(TrialConfig.model_validate_json(config), folder):
+        for report in fit(TrialConfig.model_validate_json(config), folder, stop=self.told_to_stop):
             yield asdict(report)
+
+    def told_to_stop(self) -> bool:
+        """Whether the driver wants every training to stop at a checkpoint."""
+        return Path(self._spec["stop"]).exists()
 
     def _open(self) -> Iterator[dict[str, Any]]:
         if self._iterator is None:
@@ -106,6 +111,8 @@ def _locked(folder: Path) -> IO[str]:
 
 def _told(error: BaseException) -> dict[str, Any]:
     """How a training ended, for the ledger."""
+    if isinstance(error, Stopped):
+        return {"stopped": True}
     detail = "".join(traceback.format_exception(error))[-8000:]
     if isinstance(error, Diverged):
         return {"outcome": "diverged", "step": error.step, "reason": error.reason}

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainables import cli
-from trainables.errors import Diverged, OutOfMemory
+from trainables.errors import Diverged, OutOfMemory, Stopped
+
+if TYPE_CHECKING:
+    from trainables.config import TrialConfig
+    from trainables.progress import Report
 
 EXAMPLE = (
     "python -m trainables.train densedepth --set data.source=rooms --set model.weights=null "
@@ -17,7 +25,7 @@ EXAMPLE = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; exit code 1 when the training diverged or memory ran out."""
+    """The command; exit code 1 when the training diverged or memory ran out, 130 when it was told to stop."""
     parser = cli.parser("trainables.train", __doc__ or "", EXAMPLE)
     parser.add_argument("recipe", metavar="RECIPE", help="a published system, or RECIPE+VARIANT")
     parser.add_argument("--set", metavar="PATH=VALUE", action="append", default=[], dest="assignments")
@@ -40,14 +48,12 @@ def _train(args: argparse.Namespace) -> Any:
             config = config.model_copy(update={"start_from": str(previous / "checkpoints" / "best")})
         prepare_data(config.data)
         try:
-            for report in fit(config, folder):
-                val = {name.removeprefix("val/"): v for name, v in report.metrics.items() if name.startswith("val/")}
-                print(
-                    f"{config.recipe} stage {config.stage}: {report.images:,} of {config.budget_images:,} images, "
-                    f"train loss {report.metrics['train/loss']:.4f}, val rmse {val['rmse']:.3f} m, "
-                    f"delta1 {val['delta1']:.3f}, {report.metrics['speed/images_per_s']:.1f} images/s",
-                    flush=True,
-                )
+            with stopping() as told:
+                for report in fit(config, folder, stop=told.is_set):
+                    _say(config, report)
+        except Stopped as error:
+            print(f"{error}; the same command goes on from there", file=sys.stderr)
+            return {"folder": str(folder), "outcome": "stopped", "reason": str(error)}, 130
         except (Diverged, OutOfMemory) as error:
             outcome = "diverged" if isinstance(error, Diverged) else "out_of_memory"
             print(f"{outcome}: {error}", file=sys.stderr)
@@ -57,6 +63,35 @@ def _train(args: argparse.Namespace) -> Any:
         )
         previous = folder
     return {"stages": results}
+
+
+def _say(config: TrialConfig, report: Report) -> None:
+    val = {name.removeprefix("val/"): v for name, v in report.metrics.items() if name.startswith("val/")}
+    print(
+        f"{config.recipe} stage {config.stage}: {report.images:,} of {config.budget_images:,} images, "
+        f"train loss {report.metrics['train/loss']:.4f}, val rmse {val['rmse']:.3f} m, "
+        f"delta1 {val['delta1']:.3f}, {report.metrics['speed/images_per_s']:.1f} images/s",
+        flush=True,
+    )
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; a second one ends the process."""
+    told = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        if told.is_set():
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        told.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from trainables.config import TrialConfig, as_dict, flat
 from trainables.data.dataset import TrainingData, open_training
 from trainables.data.loader import Batch, TrainLoader, augment
 from trainables.durable import write_bytes, write_json
-from trainables.errors import Diverged, OutOfMemory, UserError
+from trainables.errors import Diverged, OutOfMemory, Stopped, UserError
 from trainables.losses import composite
 from trainables.models import build_model, parameter_counts
 from trainables.optim import GuardedStep, build_optimiser, scheduled_lr
@@ -47,15 +47,18 @@ NAMED_FRAMES = 200  # skipped frames that the summary names; all are counted
 FLUSH_STEPS = 50  # steps between two looks at the device: how late a divergence is noticed
 
 
-def fit(config: TrialConfig, folder: Path, *, data: TrainingData | None = None) -> Iterator[Report]:
-    """Train, yielding a report per validation; the last one has `final`.
+def fit(
+    config: TrialConfig, folder: Path, *, data: TrainingData | None = None, stop: Callable[[], bool] = lambda: False
+) -> Iterator[Report]:
+    """Train, yielding a report per validation; the last one has `final`. `stop` is asked before every step.
 
-    Raises Diverged (the first non-finite loss or gradient; the weights never see it), OutOfMemory, and UserError for
-    data, weights or checkpoints that cannot be used. Closing the iterator early keeps everything up to the last flush.
+    Raises Diverged (the first non-finite loss or gradient; the weights never see it), OutOfMemory, Stopped (after a
+    checkpoint), and UserError for data, weights or checkpoints that cannot be used. Closing the iterator early keeps
+    everything up to the last flush.
     """
     try:
         with contextlib.closing(Training(config, folder, data)) as training:
-            yield from training.run()
+            yield from training.run(stop)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemory(str(error).splitlines()[0] if str(error) else "the host had no memory left") from error
     except RuntimeError as error:
@@ -94,12 +97,16 @@ class Training:
         self._write_reports()
         self.wait_s, self.reported = 0.0, time.perf_counter()
 
-    def run(self) -> Iterator[Report]:
+    def run(self, stop: Callable[[], bool]) -> Iterator[Report]:
         """The reports of before a resume, then the training."""
         config, progress = self.config, self.progress
         yield from progress.history
         batches = iter(self.loader)
         while progress.images < config.budget_images:
+            if stop():
+                self.flush()
+                self._save_latest()
+                raise Stopped(f"stopped after {progress.images} of {config.budget_images} images")
             before = progress.images
             self.train_step(batches)
             report = _crossed(before, progress.images, config.validate_every_images)

@@ -18,7 +18,7 @@ from typing import Any
 
 from study import plan, preflight, run
 from trainables.durable import write_json
-from trainables.errors import Diverged, OutOfMemory
+from trainables.errors import Diverged, OutOfMemory, Stopped
 from trainables.ray_trainable import TrainingWorker
 
 PAUSE_S = float(os.environ.get("STANDIN_PAUSE_S", "0.01"))
@@ -37,7 +37,12 @@ class StandIn(TrainingWorker):
         event = json.loads(Path("events.json").read_text()).get(folder.name, "") if Path("events.json").exists() else ""
         budget, interval = settings["budget_images"], settings["validate_every_images"]
         for images in range((len(history) + 1) * interval, budget + 1, interval):
-            time.sleep(PAUSE_S)
+            until = time.monotonic() + PAUSE_S
+            while time.monotonic() < until:
+                time.sleep(0.01)
+                if self.told_to_stop():
+                    (folder / "stopped").touch()
+                    raise Stopped("at a checkpoint")
             happen(event, images, folder)
             off = abs(math.log10(settings["optim"]["lr"] / 1e-3)) + 0.01 * settings["seed"] / 1000
             value = math.nan if event == "nan" else 1.0 / (1 + images / budget) + off

@@ -96,6 +96,7 @@ def test_killed_stopped_and_extended_it_goes_on_as_if_undisturbed(
     out, err = driver.communicate(timeout=60)
     assert driver.returncode == 130, err
     assert "go on with --resume" in out
+    assert [path.parent.name for path in workplace.root.glob("results/tiny/trials/*/stopped")]  # by itself, in time
     again = workplace.run()
     assert again.returncode == 2 and "--resume" in again.stderr
     done = workplace.run("--resume")

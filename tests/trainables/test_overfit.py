@@ -23,7 +23,7 @@ STAND_IN = {"model.weights": None, "model.batch_norm": "train", "optim.schedule"
     ("variant", "changes"),
     [
         ("overfit_pooled", {"budget_images": 400, "optim.lr": 5e-4}),
-        ("overfit_full", {"budget_images": 300, "optim.lr": 5e-4, "model.width": 0.25}),
+        ("overfit_full", {"budget_images": 400, "optim.lr": 1.5e-3, "model.width": 0.25}),
     ],
 )
 def test_one_frame_is_learnt_by_heart(tmp_path: Path, variant: str, changes: dict[str, object]) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 
 from tests.conftest import write_tiny
 from trainables import checkpoint, trainer
+from trainables import train as train_command
 from trainables.config import TrialConfig, as_dict, flat
 from trainables.errors import Diverged, UserError
 from trainables.optim import GuardedStep, Plateau, scheduled_lr
@@ -84,13 +85,9 @@ list(trainer.fit(TrialConfig.model_validate_json(Path(sys.argv[1]).read_text()),
 """
 
 
-@pytest.mark.parametrize(("optimiser", "schedule", "step"), [("adam", "plateau", 5), ("sgd", "one_cycle", 11)])
-def test_resumed_after_a_kill_in_mid_epoch_equals_uninterrupted(
-    tiny_config: Make, tmp_path: Path, optimiser: str, schedule: str, step: int
-) -> None:
-    config = tiny_config(
-        **{"optim.name": optimiser, "optim.schedule": schedule, "optim.plateau.patience": 0, "optim.clip_norm": 0.5}
-    )
+def test_resumed_after_a_kill_in_mid_epoch_equals_uninterrupted(tiny_config: Make, tmp_path: Path) -> None:
+    config = tiny_config(**{"optim.schedule": "plateau", "optim.plateau.patience": 0, "optim.clip_norm": 0.5})
+    step = 5
     (tmp_path / "config.json").write_text(json.dumps(as_dict(config)))
     arguments = [sys.executable, "-c", KILLED, str(tmp_path / "config.json"), str(tmp_path / "killed"), str(step)]
     process = subprocess.run(arguments, check=False, cwd=Path(__file__).parents[2], capture_output=True)
@@ -98,16 +95,45 @@ def test_resumed_after_a_kill_in_mid_epoch_equals_uninterrupted(
     state = checkpoint.read_state(tmp_path / "killed" / "checkpoints" / "latest")
     assert 0 < state["step"] <= step
     straight, resumed = train(config, tmp_path / "straight"), train(config, tmp_path / "killed")
-    assert trace(tmp_path / "straight") == trace(tmp_path / "killed")
+    assert_same(tmp_path / "straight", straight, tmp_path / "killed", resumed)
+
+
+def assert_same(one: Path, reports: list[trainer.Report], other: Path, others: list[trainer.Report]) -> None:
+    """Losses, metrics and weights of two trainings are equal bit for bit."""
+    assert trace(one) == trace(other)
     timed = ("speed/", "time/", "memory/", "device/")
-    for one, other in zip(straight, resumed, strict=True):
-        assert {k: v for k, v in one.metrics.items() if not k.startswith(timed)} == {
-            k: v for k, v in other.metrics.items() if not k.startswith(timed)
+    for report, twin in zip(reports, others, strict=True):
+        assert {k: v for k, v in report.metrics.items() if not k.startswith(timed)} == {
+            k: v for k, v in twin.metrics.items() if not k.startswith(timed)
         }
-    left, right = (
-        checkpoint.read_weights(tmp_path / name / "checkpoints" / "latest") for name in ("straight", "killed")
-    )
+    left, right = (checkpoint.read_weights(folder / "checkpoints" / "latest") for folder in (one, other))
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_told_to_stop_the_command_stops_at_a_checkpoint_and_goes_on_from_it(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM, as schedulers of clusters send it, in the middle of a step; the checkpoint is of that very step."""
+    config = tiny_config(**{"optim.name": "sgd", "checkpoint_every_images": 48})
+    monkeypatch.setattr("trainables.recipe.load_recipe", lambda name, settings: (config,))
+    step, handler = trainer.Training.train_step, signal.getsignal(signal.SIGTERM)
+
+    def terminated(self: trainer.Training, batches: object) -> None:
+        step(self, batches)  # type: ignore[arg-type]
+        if self.progress.step == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(trainer.Training, "train_step", terminated)
+    command = ["densedepth", "--out", str(tmp_path / "stopped")]
+    assert train_command.main(command) == 130
+    assert "stopped after 16 of 48 images; the same command goes on" in capsys.readouterr().err
+    assert checkpoint.read_state(tmp_path / "stopped" / "checkpoints" / "latest")["step"] == 4
+    monkeypatch.setattr(trainer.Training, "train_step", step)
+    assert train_command.main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stages"][0]["images"] == 48
+    assert signal.getsignal(signal.SIGTERM) == handler
+    straight = train(config, tmp_path / "straight")
+    assert_same(tmp_path / "straight", straight, tmp_path / "stopped", train(config, tmp_path / "stopped"))
 
 
 def test_a_finished_training_is_told_again_not_trained_again(tiny_config: Make, tmp_path: Path) -> None:

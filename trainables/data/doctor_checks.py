@@ -21,6 +21,7 @@ NEAR_BITS: Final = 20  # hashes that differ in no more, and thumbnails by no mor
 NEAR_LEVELS: Final = 6.0
 TOO_FEW_KNOWN, MANY_HOLES = 0.01, 0.9  # shares of pixels
 SATURATED_SHARE: Final = 0.3  # of the known pixels
+ONE_SIDED: Final = 2.0  # how much further off a neighbour may be for the first and last frame of a scene
 FLAT_LEVELS: Final = 1.0  # standard deviation of a picture's levels under which it shows nothing
 KINDS: Final[dict[str, tuple[Level, str]]] = {  # kind of finding -> level and what it means
     "unreadable": ("harm", "missing, damaged, of the wrong form, or colour and depth of different size"),
@@ -181,10 +182,11 @@ def company(records: Sequence[Record]) -> dict[int, Company]:
         nearest = [_to_nearest(members, place) for place in range(len(members))]
         usual = max(float(np.median(nearest)), 0.01)
         scene_z = float(np.median([r.evidence.z for r in members if r.evidence is not None] or [0.0]))
+        usuals = [usual * (ONE_SIDED if place in (0, len(members) - 1) else 1) for place in range(len(members))]
         result |= {
-            r.number: Company(d / usual, scene_z)
-            for r, d in zip(members, nearest, strict=True)
-            if np.isfinite(d / usual)
+            r.number: Company(d / there, scene_z)
+            for r, d, there in zip(members, nearest, usuals, strict=True)
+            if np.isfinite(d / there)
         }
     return result
 

@@ -28,10 +28,11 @@ FEWEST: Final = 200  # known pixels below which nothing is judged
 SHIFTS_X: Final = tuple(s for s in range(-COLUMNS // 5, COLUMNS // 5 + 1) if abs(s) >= 4)
 SHIFTS_Y: Final = tuple(s for s in range(-ROWS // 5, ROWS // 5 + 1) if abs(s) >= 4)
 NEIGHBOURS: Final = 2  # frames of the scene on either side whose depth is compared
-WEAK_Z, UNSUPPORTED_Z, NEIGHBOUR_WEIGHT = -1.2, -0.3, 2.0  # wrong pair: see wrong_pair
+WEAK_Z, UNSUPPORTED_Z, NEIGHBOUR_WEIGHT = -0.7, -0.3, 2.0  # wrong pair: see wrong_pair
 SCENE_WEIGHT, LOOSE_Z = 0.5, 5.0
 TRUSTED_Z: Final = 2.0  # neighbours that fit worse are no witnesses, where two others are
-FLIP_GAIN, SHIFT_GAIN, SHIFT_GAIN_DOWN = 0.06, 0.08, 0.15  # how much better another alignment must fit than the given
+RICH_EDGES: Final = 0.12  # standard deviation of the edge strength from which a depth map counts in full
+FLIP_GAIN, SHIFT_GAIN, SHIFT_GAIN_DOWN = 0.06, 0.06, 0.13  # how much better another alignment must fit than the given
 SHIFT_GAIN_PER_Z: Final = 0.02
 CHANCE_Z: Final = 3.0  # and how far above chance it must lie, in standard deviations
 SURE_Z: Final = 5.0
@@ -54,6 +55,7 @@ class Evidence:
 
     fit: float
     z: float
+    weight: float  # 0 to 1: how much there is to fit; a bare wall, or half a map, proves little
     chance: float  # standard deviation of the fit of pictures with other places' depth
     flip: tuple[float, str]  # fit and direction
     shift: tuple[float, int, int]  # fit, columns and rows (of the working size) by which the depth lies off
@@ -161,7 +163,8 @@ def weigh(picture: Edges, depth: Edges, scene: str | None, references: Reference
     ]
     shifts = [(_moved_fit(picture, depth, dx, 0), dx, 0) for dx in SHIFTS_X]
     shifts += [(_moved_fit(picture, depth, 0, dy), 0, dy) for dy in SHIFTS_Y]
-    return Evidence(own, z, spread, max(flips), max(shifts))
+    weight = min(1.0, float(depth.field[0].std()) / RICH_EDGES) * float(np.sqrt(depth.known.mean()))
+    return Evidence(own, z, weight, spread, max(flips), max(shifts))
 
 
 def _mirrored(depth: Edges, axis: int) -> tuple[Floats, NDArray[np.bool_]]:
@@ -222,12 +225,14 @@ def wrong_pair(evidence: Evidence, company: Company | None) -> bool:
     if company is None:
         return evidence.z < UNSUPPORTED_Z
     expected = SCENE_WEIGHT * max(0.0, company.scene_z - LOOSE_Z)
-    return evidence.z - NEIGHBOUR_WEIGHT * float(np.log(max(company.unlike, 0.1))) - expected < WEAK_Z
+    score = evidence.z - NEIGHBOUR_WEIGHT * float(np.log(max(company.unlike, 0.1))) - expected
+    return score * evidence.weight < WEAK_Z
 
 
 def flipped(evidence: Evidence) -> bool:
     """Does the mirrored depth fit, and the given one not?"""
-    return evidence.flip[0] - evidence.fit > FLIP_GAIN and evidence.flip[0] > CHANCE_Z * evidence.chance
+    gain = (evidence.flip[0] - evidence.fit) * evidence.weight
+    return gain > FLIP_GAIN and evidence.flip[0] > CHANCE_Z * evidence.chance
 
 
 def shifted(evidence: Evidence) -> bool:
@@ -236,8 +241,9 @@ def shifted(evidence: Evidence) -> bool:
     More is asked where the given fit is far from chance (furniture that repeats itself fits in several places), and
     for rows (real sensors are often off there).
     """
-    gain = (SHIFT_GAIN if evidence.shift[1] else SHIFT_GAIN_DOWN) + SHIFT_GAIN_PER_Z * max(0.0, evidence.z - 2)
-    return evidence.shift[0] - evidence.fit > gain and evidence.shift[0] > CHANCE_Z * evidence.chance
+    gain = evidence.shift[0] - evidence.fit - SHIFT_GAIN_PER_Z * max(0.0, evidence.z - 2)
+    least = SHIFT_GAIN if evidence.shift[1] else SHIFT_GAIN_DOWN
+    return gain * evidence.weight > least and evidence.shift[0] > CHANCE_Z * evidence.chance
 
 
 def verdict(evidence: Evidence, company: Company | None) -> str | None:
