@@ -25,7 +25,8 @@ GIB = 2**30
 EFFICIENCY = 0.35  # share of a large matrix product's speed that these convolutions reach
 BACKWARD = 3.0  # forward and backward, over forward
 STATE_BYTES = 16  # per parameter while training: weight, gradient, two moments
-CHECKPOINT_BYTES = 4 * (3 + 1 + 3)  # per parameter: latest with two moments, best, and latest's next while written
+RUNNING_BYTES = 4 * (3 + 1 + 3)  # of disk per parameter: latest with two moments, best, and latest's next while written
+KEPT_BYTES = 4  # of disk per parameter when a training has ended (study/housekeeping.py)
 TRACE_BYTES = 300  # per step and sample
 START_S = 6.0  # a worker's start, and the model's
 
@@ -36,7 +37,8 @@ class Cost:
 
     seconds: float
     memory_bytes: float
-    disk_bytes: float
+    trace_bytes: float
+    parameters: int
     measured: bool
 
 
@@ -59,12 +61,13 @@ def show_plan(plan: Plan, *, measure: bool) -> dict[str, Any]:
                 "trainings": len(configs),
                 "images": sum(c.budget_images for c in configs),
                 "hours": round(seconds / 3600, 3),
-                "disk_gib": round(sum(c.disk_bytes for c in costs) / GIB, 3),
+                "disk_gib": round(_disk(plan, phase, costs) / GIB, 3),
                 "memory_gib": round(max((c.memory_bytes for c in costs), default=0.0) / GIB, 2),
             }
         )
     free = shutil.disk_usage(Path.cwd()).free
-    disk, memory = sum(r["disk_gib"] for r in rows), max(r["memory_gib"] for r in rows)
+    running = concurrency * RUNNING_BYTES * max((c.parameters for c in known.values()), default=0) / GIB
+    disk, memory = sum(r["disk_gib"] for r in rows) + running, max(r["memory_gib"] for r in rows)
     _print(plan, rows, concurrency, measure=measure)
     _refuse(plan.study, disk, free / GIB, memory, concurrency)
     hours = sum(r["hours"] for r in rows)
@@ -121,7 +124,7 @@ def _counted(config: TrialConfig) -> Cost:
     parameters = sum(p.numel() for p in model.parameters())
     seconds = config.budget_images * counter.get_total_flops() / 2 * BACKWARD / _matrix_rate(config) / EFFICIENCY
     memory = parameters * STATE_BYTES + 2 * kept / 2 * config.batch_size
-    return Cost(seconds + START_S, memory, _disk(config, parameters), measured=False)
+    return Cost(seconds + START_S, memory, _trace(config), parameters, measured=False)
 
 
 def _measured(config: TrialConfig) -> Cost:
@@ -137,7 +140,8 @@ def _measured(config: TrialConfig) -> Cost:
     speed, validation_s = last.metrics["speed/images_per_s"], last.metrics["time/validation_s"]
     validations = max(1, config.budget_images // config.validate_every_images)
     seconds = config.budget_images / speed + validations * validation_s + START_S
-    return Cost(seconds, last.metrics["memory/peak_mib"] * 2**20, _disk(config, _parameters(config)), measured=True)
+    memory = last.metrics["memory/peak_mib"] * 2**20
+    return Cost(seconds, memory, _trace(config), _parameters(config), measured=True)
 
 
 def _parameters(config: TrialConfig) -> int:
@@ -150,8 +154,15 @@ def _parameters(config: TrialConfig) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _disk(config: TrialConfig, parameters: int) -> float:
-    return parameters * CHECKPOINT_BYTES + (config.budget_images * TRACE_BYTES if config.trace else 0)
+def _trace(config: TrialConfig) -> float:
+    return config.budget_images * TRACE_BYTES if config.trace else 0.0
+
+
+def _disk(plan: Plan, phase: str, costs: list[Cost]) -> float:
+    """What a phase leaves on the disk: every trace, the checkpoints that are kept."""
+    best = max(1, plan.study.config.confirm.top) if phase == "search" else len(costs)
+    kept = sorted((c.parameters * KEPT_BYTES for c in costs), reverse=True)[:best]
+    return sum(kept) + sum(c.trace_bytes for c in costs)
 
 
 def _matrix_rate(config: TrialConfig) -> float:

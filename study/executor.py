@@ -33,6 +33,9 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # its logs are shown to nobody
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # nor its statistics
+    "RAY_metrics_report_interval_ms": "60000",
+    "RAY_worker_niceness": "0",  # 15 by default: whatever else runs, Ray itself included, would go before a training
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -56,6 +59,11 @@ class Share:
 def ray_running(address: str | None) -> Iterator[dict[str, float]]:
     """Ray on this machine, or a cluster's; yields its resources. A Ray that is running already is used as it is."""
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    token = Path.home() / ".ray" / "auth_token"
+    if address is not None and token.exists():
+        os.environ.setdefault(
+            "RAY_AUTH_MODE", "token"
+        )  # which Ray assumes of clusters it starts, not of those it joins
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{path}" if path else str(ROOT)  # inherited by the workers
     import ray
@@ -72,6 +80,7 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=True,
+            runtime_env={"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}} if address else None,
         )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         if address is None:
@@ -79,7 +88,6 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
         raise UserError(
             f"resources.address: no Ray cluster answers at {address} ({error}); start it or use null"
         ) from error
-    token = Path.home() / ".ray" / "auth_token"
     if token.exists() and stat.S_IMODE(token.stat().st_mode) & 0o077:
         token.chmod(0o600)
     signal.signal(signal.SIGTERM, terminate)  # Ray puts its own

@@ -15,9 +15,11 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from study.contract import Outcome, trial_key
+from study.housekeeping import sweep
 from study.ledger import Entry, Ledger
 from study.plan import Plan, Planned, seed_of
 from study.space import fits, propose
@@ -72,6 +74,7 @@ class Session:
         self.exhausted = False  # a grid with fewer points than trials
         self.kills_before = memory_kills()
         ledger.set_planned(plan.counts)
+        sweep(ledger, plan)
 
     def next(self, worker: str) -> dict[str, Any] | str | None:
         """What a worker is to train; None: wait; FINISHED: nothing is left."""
@@ -85,9 +88,8 @@ class Session:
         for listener in self.listeners:
             listener.started(entry)
         metric = f"val/{self.ledger.judge.metric}"
-        folder = str(self.ledger.layout.trial(entry.key))
-        stop = str(self.stop_file.resolve())
-        return {"config": json.dumps(entry.config), "folder": folder, "metric": metric, "stop": stop}
+        places = {"folder": self.ledger.layout.trial(entry.key), "stop": self.stop_file, "cwd": Path()}
+        return {"config": json.dumps(entry.config), "metric": metric} | {k: str(p.resolve()) for k, p in places.items()}
 
     def stop(self) -> None:
         """Start nothing more, and have every training stop at a checkpoint."""
@@ -177,6 +179,7 @@ class Session:
             step=told.get("step"),
             summary=summary,
         )
+        sweep(self.ledger, self.plan)
         for listener in self.listeners:
             listener.ended(entry)
         if not any(other.outcome is None for other in self.ledger.entries[entry.phase]):
@@ -315,7 +318,5 @@ def tune_classes() -> tuple[type[Searcher], type[TrialScheduler]]:
 
 def _error_text(trial: Any) -> str:
     """What Tune wrote of a trial's error; never unpickled."""
-    from pathlib import Path
-
     path = Path(trial.error_file) if trial.error_file else None
     return path.read_text()[-4000:] if path and path.exists() else ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import os
 import time
 import traceback
 from collections.abc import Iterator
@@ -27,12 +28,13 @@ class TrainingWorker(tune.Trainable):
     """One process that trains, reused for one training after another.
 
     config: {'config': TrialConfig as JSON, 'folder': where it is kept, 'metric': the judge's, 'stop': the file whose
-    appearance stops it}.
+    appearance stops it, 'cwd': the folder that paths of the settings start from}.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take up a training; nothing is done before the first step, where errors are told."""
         self._spec = config
+        os.chdir(config["cwd"])  # a cluster's workers start elsewhere
         self._iterator: Iterator[dict[str, Any]] | None = None
         self._lock: IO[str] | None = None
         self._error: BaseException | None = None

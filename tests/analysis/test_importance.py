@@ -13,7 +13,7 @@ from study.contract import Outcome
 from tests.analysis.make_results import PAPER, Training, make_results, planted_study
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_planted_setting_matters_and_the_inert_ones_do_not(tmp_path: Path, seed: int) -> None:
     layout, _ = planted_study(tmp_path / "planted", seed, trials=45)
     section = importance.analyse(runs.load(layout.root))

@@ -12,7 +12,7 @@ from study.contract import Outcome
 from tests.analysis.make_results import Training, make_results, planted_study
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 def test_the_planted_best_is_named_and_the_lucky_seed_shows_in_the_gap(tmp_path: Path, seed: int) -> None:
     layout, truth = planted_study(tmp_path / "planted", seed)
     section = selection.analyse(runs.load(layout.root))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +38,24 @@ class Workplace:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        # The stand-in imports Ray with its class, before study.run can set how to log in.
+        self.environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token"}
 
     def write(self, text: str = STUDY, **events: str) -> None:
         (self.root / "study.yaml").write_text(text)
+        (self.root / "pause").write_text("0.01")
         (self.root / "events.json").write_text(
             json.dumps({key.replace("_", "-"): event for key, event in events.items()})
         )
 
-    def start(self, *words: str, pause_s: float = 0.01) -> subprocess.Popen[str]:
+    def start(self, *words: str, pause_s: float | None = None) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "tests.study.standin", "study.yaml", *words]
-        environment = self.environment | {"STANDIN_PAUSE_S": str(pause_s)}
+        if pause_s is not None:
+            (self.root / "pause").write_text(str(pause_s))
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=self.root, env=environment, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(command, cwd=self.root, env=self.environment, stdout=pipe, stderr=pipe, text=True)
 
-    def run(self, *words: str, pause_s: float = 0.01) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, pause_s: float | None = None) -> subprocess.CompletedProcess[str]:
         process = self.start(*words, pause_s=pause_s)
         out, err = process.communicate(timeout=240)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -75,6 +81,18 @@ class Workplace:
                     {"name": name, "status": status, "tags": tags, "metrics": points.fetchall(), "params": params}
                 )
         return [run for run in runs if "trial_key" in run["tags"]]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """The address of a Ray cluster of four CPUs and a logical GPU that somebody else has started, elsewhere."""
+    import ray
+
+    with tempfile.TemporaryDirectory() as elsewhere:
+        with contextlib.chdir(elsewhere):
+            ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
+        yield ray.get_runtime_context().gcs_address
+        ray.shutdown()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """A training without torch for the tests of the study: instant, deterministic, resumable, and able to end in every way.
 
-What a training is to suffer stands in events.json in the working folder: {trial key: event}. `main` runs the study's
-own command with it.
+What a training is to suffer stands in events.json in the working folder, {trial key: event}, and how long a report
+takes, in seconds, in pause. `main` runs the study's own command with it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from trainables.durable import write_json
 from trainables.errors import Diverged, OutOfMemory, Stopped
 from trainables.ray_trainable import TrainingWorker
 
-PAUSE_S = float(os.environ.get("STANDIN_PAUSE_S", "0.01"))
-
 
 class StandIn(TrainingWorker):
     """Reports a value that falls with the images seen and grows with the distance of the lr from 1e-3."""
@@ -37,7 +35,7 @@ class StandIn(TrainingWorker):
         event = json.loads(Path("events.json").read_text()).get(folder.name, "") if Path("events.json").exists() else ""
         budget, interval = settings["budget_images"], settings["validate_every_images"]
         for images in range((len(history) + 1) * interval, budget + 1, interval):
-            until = time.monotonic() + PAUSE_S
+            until = time.monotonic() + float(Path("pause").read_text())
             while time.monotonic() < until:
                 time.sleep(0.01)
                 if self.told_to_stop():
@@ -84,10 +82,6 @@ def without_data() -> None:
 
 def main(argv: list[str]) -> int:
     without_data()
-    if gpus := int(os.environ.get("STANDIN_GPUS", "0")):
-        import ray
-
-        ray.init(address="local", num_gpus=gpus, num_cpus=4, include_dashboard=False, log_to_driver=False)
     return run.main(argv, worker=StandIn)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -42,10 +41,10 @@ def params(workplace: Workplace) -> dict[str, object]:
     return {key: (t.params, t.values, t.state, t.intermediate_values) for key, t in workplace.ledger().items()}
 
 
-def test_every_way_to_end_reaches_ledger_and_mlflow_alike(workplace: Workplace) -> None:
+def test_every_way_to_end_reaches_ledger_and_mlflow_alike(workplace: Workplace, cluster: str) -> None:
     text = STUDY.replace("trials: 6", "trials: 9\n  sampler: random").replace("kind: successive_halving", "kind: none")
-    workplace.write(text + "resources: {silence_limit_s: 8, gpus_per_trial: 0.5, cpus_per_trial: 1}\n", **EVENTS)
-    workplace.environment["STANDIN_GPUS"] = "1"
+    text += f"resources: {{silence_limit_s: 8, gpus_per_trial: 0.5, cpus_per_trial: 1, address: '{cluster}'}}\n"
+    workplace.write(text, **EVENTS)
     done = workplace.run("--json")
     assert done.returncode == 0, done.stderr
     assert most_at_once(done.stderr) == 2  # two halves of one logical GPU
@@ -69,15 +68,16 @@ def test_every_way_to_end_reaches_ledger_and_mlflow_alike(workplace: Workplace) 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_killed_stopped_and_extended_it_goes_on_as_if_undisturbed(
-    workplace: Workplace, tmp_path: Path, kills: int
+    workplace: Workplace, tmp_path: Path, cluster: str, kills: int
 ) -> None:
-    """One training at a time: the resumed study equals the undisturbed one, bit for bit; one driver at a time."""
-    text = STUDY.replace("trials: 6", "trials: 14").replace("threads: 1", f"threads: {os.cpu_count()}")
+    """One training at a time: the study on a cluster, killed and resumed, equals the undisturbed one on this machine,
+    bit for bit; one driver at a time.
+    """
+    text = STUDY.replace("trials: 6", "trials: 14") + "confirm: {top: 2, seeds: 1}\n"
     calm = Workplace(tmp_path / "calm")
     calm.root.mkdir()
-    shutil.copy(workplace.root / "mlflow.db", calm.root)
-    for place in (calm, workplace):
-        place.write(text + "confirm: {top: 2, seeds: 1}\n")
+    calm.write(text + f"resources: {{cpus_per_trial: {os.cpu_count()}}}\ntracking: {{uri: null}}\n")
+    workplace.write(text + f"resources: {{cpus_per_trial: 4, address: '{cluster}'}}\n")
     assert calm.run().returncode == 0
     seed = random.randrange(1 << 30)
     moments = random.Random(seed)
@@ -99,7 +99,7 @@ def test_killed_stopped_and_extended_it_goes_on_as_if_undisturbed(
     assert [path.parent.name for path in workplace.root.glob("results/tiny/trials/*/stopped")]  # by itself, in time
     again = workplace.run()
     assert again.returncode == 2 and "--resume" in again.stderr
-    done = workplace.run("--resume")
+    done = workplace.run("--resume", pause_s=0.01)
     assert done.returncode == 0, done.stderr
     assert params(workplace) == params(calm), f"seed {seed}"
     assert "PRUNED" in {t.state.name for t in calm.ledger().values()}

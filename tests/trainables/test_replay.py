@@ -19,7 +19,7 @@ from trainables.replay import replay
 from trainables.trainer import fit
 
 SETTINGS = {
-    "budget_images": 320, "validate_every_images": 320, "checkpoint_every_images": 320, "snapshot_every_steps": 50,
+    "budget_images": 180, "validate_every_images": 180, "checkpoint_every_images": 180, "snapshot_every_steps": 35,
     "optim.schedule": "constant",
 }  # fmt: skip
 
@@ -44,7 +44,7 @@ def test_with_the_sample_it_is_the_spike_bit_for_bit_without_it_there_is_none(
     found = replay(snapshot, [bad], steps_after=2)
     trace = pq.read_table(tmp_path / "training" / "trace.parquet").to_pydict()
     recorded = trace["loss"][found.first_step : found.spike_step + 3]
-    assert list(found.as_it_was) == recorded and found.first_step <= found.spike_step < found.first_step + 50
+    assert list(found.as_it_was) == recorded and found.first_step <= found.spike_step < found.first_step + 35
     place = found.spike_step - found.first_step
     assert list(found.without[:place]) == recorded[:place]
     usual = float(np.median(trace["loss"][30 : found.spike_step]))
@@ -59,7 +59,7 @@ def test_a_batch_of_one_is_replaced_by_the_one_before(
     tiny_root: Path, tmp_path: Path, tiny_config: Callable[..., TrialConfig]
 ) -> None:
     root = Path(shutil.copytree(tiny_root, tmp_path / "set"))
-    fewer = {"batch_size": 1, "budget_images": 120, "data.order": "listed"}
+    fewer = {"batch_size": 1, "budget_images": 64, "data.order": "listed"}
     snapshot, bad = spiked(root, tmp_path / "training", tiny_config, **fewer)
     found = replay(snapshot, [bad], steps_after=1)
     place = found.spike_step - found.first_step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -59,6 +60,7 @@ def test_a_training_leaves_what_it_promises(tiny_config: Make, tmp_path: Path) -
     model, read = checkpoint.load_model(tmp_path / "checkpoints" / "best")
     assert read == config
     assert not model.training
+    assert summary["taps"] == dict(model.taps)
     assert (tmp_path / "preview.png").stat().st_size > 1000
 
 
@@ -187,7 +189,8 @@ def test_divergence_names_its_step_and_never_reaches_the_weights(
 
 def test_the_search_dimensions_move_what_they_name(tiny_config: Make, tmp_path: Path) -> None:
     """One seed, two values of each setting: the mechanism it names differs, and nothing else in the config moved."""
-    base = tiny_config(**{"optim.schedule": "constant"})
+    short = {"optim.schedule": "constant", "budget_images": 24}
+    base = tiny_config(**short)
     changes: dict[str, Any] = {
         "optim.lr": 2e-3,
         "optim.clip_norm": 0.01,
@@ -198,7 +201,7 @@ def test_the_search_dimensions_move_what_they_name(tiny_config: Make, tmp_path: 
     train(base, tmp_path / "base")
     before = trace(tmp_path / "base")
     for path, value in changes.items():
-        config = tiny_config(**{"optim.schedule": "constant", path: value})
+        config = tiny_config(**short | {path: value})
         moved = {k for k, v in flat(config).items() if v != flat(base)[k]}
         assert moved == {path}
         folder = tmp_path / path
@@ -360,6 +363,7 @@ def test_kill_at_every_durable_operation_of_a_checkpoint(tiny_config: Make, tmp_
 
 
 def test_a_searched_skip_moves_its_own_tap_alone(tiny_config: Make, tmp_path: Path) -> None:
+    """As the summary names them (test_a_training_leaves_what_it_promises)."""
     paper = dict.fromkeys(("s2", "s4", "s8", "s16"), "post_pool") | {"s1": "none", "s32": "none"}
 
     def taps(**changed: str) -> dict[str, str]:
@@ -369,16 +373,11 @@ def test_a_searched_skip_moves_its_own_tap_alone(tiny_config: Make, tmp_path: Pa
                 "model.encoder": "densenet121",
                 "model.width": 0.1,
                 "model.skips": paper | changed,
-                "budget_images": 2,
-                "batch_size": 2,
-                "validate_every_images": 2,
-                "data.validation.max_frames": 1,
+                "trace": False,
             }
         )
-        folder = tmp_path / "-".join(["t", *changed, *changed.values()])
-        train(config, folder)
-        found: dict[str, str] = json.loads((folder / "summary.json").read_text())["taps"]
-        return found
+        with contextlib.closing(trainer.Training(config, tmp_path, None)) as training:
+            return training.taps
 
     base = taps()
     for scale, node in (("s4", "denseblock1"), ("s8", "denseblock2"), ("s16", "denseblock3")):
