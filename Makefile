@@ -12,7 +12,7 @@ study: $(READY)
 	$(PY) -m analysis.report $(STUDY)
 
 test: $(READY)
-	$(PY) -m pytest -m "not slow" -n 2 --dist worksteal
+	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

@@ -78,6 +78,7 @@ class SearchConfig(Section):
     sampler: Literal["tpe", "gp", "quasi_random", "random", "grid"]
     pruner: PrunerConfig
     space: dict[str, dict[str, Any]]
+    warm_start: str | None
     first: tuple[dict[str, Any], ...]
 
 
@@ -86,6 +87,18 @@ class ConfirmConfig(Section):
 
     top: NonNegativeCount
     seeds: Count
+
+
+Limit = Annotated[float, Field(gt=0)] | None
+
+
+class BudgetConfig(Section):
+    """What the whole study may take; study/budget.py."""
+
+    images: Count | None
+    hours: Limit
+    device_hours: Limit
+    disk_gib: Limit
 
 
 class JudgeConfig(Section):
@@ -132,6 +145,7 @@ class StudyConfig(Section):
     ablate: AblateConfig
     search: SearchConfig
     confirm: ConfirmConfig
+    budget: BudgetConfig
     judge: JudgeConfig
     resources: ResourcesConfig
     tracking: TrackingConfig

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from study.config import Study
 from study.space import Dimension, read_space
+from study.warmstart import earlier_trials
 from trainables.config import TrialConfig, flat
 from trainables.errors import UserError
 from trainables.recipe import merge, recipe_stages, validate
 from trainables.yamlfile import Document
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 # Each phase draws its seeds from its own range, so that a confirmation never repeats the search's luck.
 RELATIVE_PROTOCOL = "densedepth_affine"
@@ -59,6 +63,7 @@ class Plan:
     ablate: tuple[Planned, ...]
     dimensions: tuple[Dimension, ...]
     search_base: TrialConfig | None
+    earlier: tuple[FrozenTrial, ...] = ()  # trials of another study that the sampler knows
 
     @property
     def counts(self) -> dict[str, int]:
@@ -95,7 +100,8 @@ def make_plan(study: Study) -> Plan:
             tried += compose(study, study.config.search.recipe, settings, study.within(f"search.first.{number}"), 0)
     elif study.config.confirm.top > 0:
         raise UserError(f"{study.document.where('confirm.top')}: there is no search to confirm; set search.trials")
-    plan = Plan(study, _reproduce(study), _ablate(study), tuple(dimensions), search_base)
+    earlier = tuple(earlier_trials(study, dimensions))
+    plan = Plan(study, _reproduce(study), _ablate(study), tuple(dimensions), search_base, earlier)
     if not any(plan.counts.values()):
         raise UserError(f"{study.document.name}: nothing to train; name reproduce.recipes or set search.trials")
     for config in {config.model.model_dump_json(): config for config in (*plan.configs, *tried)}.values():

@@ -22,7 +22,7 @@ from trainables.recipe import recipe_names
 
 ROOT = Path(__file__).resolve().parent.parent
 # What may change between two runs of a study without changing any training that it has.
-FREE = ("resources", "tracking", "reproduce", "ablate", "confirm", "search.trials")
+FREE = ("resources", "tracking", "reproduce", "ablate", "confirm", "search.trials", "budget")
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "pytorch-msssim", "kornia", "safetensors")
 
 

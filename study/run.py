@@ -91,6 +91,7 @@ def _phases(
     plan: Plan, ledger: Ledger, data: Mapping[str, Any], worker: type | None, alive: Any, timings: dict[str, float]
 ) -> Any:
     from study import executor
+    from study.budget import limits
     from study.live import Display
     from study.mirror import Mirror
     from study.search import Listener, Session
@@ -109,7 +110,8 @@ def _phases(
         display = Display(ledger, plan.counts, device_share=share.gpus or 1.0)
         capacity = executor.capacity_of(share, growing=config.resources.address is not None)
         listeners: list[Listener] = [display, *([mirror] if mirror else [])]
-        session = Session(plan, ledger, listeners, capacity, executor.memory_kills)
+        budget = limits(config.budget, ledger, share.gpus or 1.0)
+        session = Session(plan, ledger, listeners, capacity, executor.memory_kills, budget)
 
         def tick() -> None:
             alive()
@@ -162,6 +164,9 @@ def _end(session: Session, ledger: Ledger, timings: dict[str, float], display: A
         "best": None if best is None else {"key": best.key, ledger.judge.metric: best.value},
         "timings_s": {name: round(seconds, 2) for name, seconds in total.items()},
     }
+    if session.spent:
+        document["spent"] = session.spent
+        display.say(f"{session.spent}: nothing more was begun; raise it, and --resume goes on")
     display.say(display.summary())
     if session.stopping:
         display.say(f"stopped; nothing is lost: go on with --resume (results in {ledger.layout.root})")

@@ -62,9 +62,11 @@ class Session:
         listeners: Iterable[Listener],
         capacity: Callable[[], int],
         memory_kills: Callable[[], int],
+        budget: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.plan, self.ledger, self.listeners = plan, ledger, list(listeners)
-        self.capacity, self.memory_kills = capacity, memory_kills
+        self.capacity, self.memory_kills, self.budget = capacity, memory_kills, budget
+        self.spent: str | None = None  # the limit of the budget that was reached
         self.live: dict[str, Live] = {}
         self.again = [e for entries in ledger.entries.values() for e in entries if e.outcome is None]
         self.stop_file = ledger.layout.root / "stop"  # seen by every training, wherever it runs
@@ -196,6 +198,10 @@ class Session:
         return None
 
     def _enter_next(self) -> Entry | None:
+        self.spent = self.spent or self.budget()
+        if self.spent:
+            self.ledger.set_planned({phase: len(entries) for phase, entries in self.ledger.entries.items()})
+            return None
         for planned in (*self.plan.reproduce, *self.plan.ablate):
             entry = self._enter(planned)
             if entry is not None:
@@ -232,7 +238,9 @@ class Session:
         config = plan.search_base
         for redraw in range(REDRAWS):
             seed = plan.study.config.seed + redraw * 1_000_003
-            settings = propose(search, plan.dimensions, base, history, seed=seed, direction=self.ledger.direction)
+            settings = propose(
+                search, plan.dimensions, base, history, plan.earlier, seed=seed, direction=self.ledger.direction
+            )
             if settings is None:
                 self.exhausted = True
                 self.ledger.set_planned({"search": len(history)})

@@ -211,13 +211,14 @@ def propose(
     dimensions: Sequence[Dimension],
     base: Mapping[str, Any],
     history: Sequence[FrozenTrial],
+    earlier: Sequence[FrozenTrial] = (),
     *,
     seed: int,
     direction: Literal["minimize", "maximize"],
 ) -> dict[str, Any] | None:
     """The settings {path: value} of trial number len(history); None when a grid is exhausted.
 
-    The first is the recipe's own setting ({}), then come `search.first`, then the sampler.
+    The first is the recipe's own setting ({}), then come `search.first`, then the sampler, which knows `earlier`, too.
     """
     number = len(history)
     if number <= len(search.first):
@@ -228,7 +229,7 @@ def propose(
     if search.sampler in ("random", "quasi_random"):
         units = _units(search.sampler, len(dimensions), index, seed)
         return _active({d.path: d.at(u) for d, u in zip(dimensions, units, strict=True)}, dimensions, base)
-    return _ask(search, dimensions, base, history, seed, direction)
+    return _ask(search, dimensions, base, history, earlier, seed, direction)
 
 
 def _units(sampler: str, size: int, index: int, seed: int) -> list[float]:
@@ -263,6 +264,7 @@ def _ask(
     dimensions: Sequence[Dimension],
     base: Mapping[str, Any],
     history: Sequence[FrozenTrial],
+    earlier: Sequence[FrozenTrial],
     seed: int,
     direction: Literal["minimize", "maximize"],
 ) -> dict[str, Any]:
@@ -275,7 +277,7 @@ def _ask(
     else:
         sampler = optuna.samplers.TPESampler(seed=seeded, n_startup_trials=STARTUP_TRIALS, multivariate=True)
     copy = optuna.create_study(direction=direction, sampler=sampler)
-    copy.add_trials(history)
+    copy.add_trials([*earlier, *history])
     trial = copy.ask()
     settings, kept = dict(base), {}
     for dimension in dimensions:

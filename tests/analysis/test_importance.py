@@ -31,7 +31,7 @@ def test_the_planted_setting_matters_and_the_inert_ones_do_not(tmp_path: Path, s
 
 def test_a_search_of_noise_finds_nothing(tmp_path: Path) -> None:
     found = 0
-    for seed in range(3):
+    for seed in range(2):
         rng = np.random.default_rng(seed)
         trainings = [
             Training("search", 0.5 + 0.01 * rng.standard_normal(), PAPER | {

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from study import plan, preflight, run
+from study import executor, plan, preflight, run
 from trainables.durable import write_json
 from trainables.errors import Diverged, OutOfMemory, Stopped
 from trainables.ray_trainable import TrainingWorker
@@ -33,6 +33,8 @@ class StandIn(TrainingWorker):
             log.write(f"{os.getpid()} {len(history)} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
         yield from history
         event = json.loads(Path("events.json").read_text()).get(folder.name, "") if Path("events.json").exists() else ""
+        if event == "silent":
+            return
         budget, interval = settings["budget_images"], settings["validate_every_images"]
         for images in range((len(history) + 1) * interval, budget + 1, interval):
             until = time.monotonic() + float(Path("pause").read_text())
@@ -43,7 +45,7 @@ class StandIn(TrainingWorker):
                     raise Stopped("at a checkpoint")
             happen(event, images, folder)
             off = abs(math.log10(settings["optim"]["lr"] / 1e-3)) + 0.01 * settings["seed"] / 1000
-            value = math.nan if event == "nan" else 1.0 / (1 + images / budget) + off
+            value = float(event) if event in ("nan", "inf") else 1.0 / (1 + images / budget) + off
             metrics = {"val/rmse": value, "train/loss": 2 * value}
             report = {"step": images, "images": images, "epoch": 1.0, "time_s": time.time(), "metrics": metrics}
             history.append(report | {"final": images >= budget})
@@ -69,6 +71,11 @@ def happen(event: str, images: int, folder: Path) -> None:
         time.sleep(3600)
     if event == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if event == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if event == "starved":  # as the kernel does it: the count first, see main
+        (folder / "starved").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
     if event == "die once" and not (folder / "died").exists():
         (folder / "died").touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -82,6 +89,7 @@ def without_data() -> None:
 
 def main(argv: list[str]) -> int:
     without_data()
+    executor.memory_kills = lambda: len(list(Path().glob("results/*/trials/*/starved")))
     return run.main(argv, worker=StandIn)
 
 

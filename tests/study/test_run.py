@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,55 +15,60 @@ import pytest
 from study.contract import Attr
 from tests.study.conftest import STUDY, Workplace
 
-EVENTS = {
-    "search_0001": "raise",
-    "search_0002": "diverge",
-    "search_0003": "memory",
-    "search_0004": "exit",
-    "search_0005": "hang",
-    "search_0006": "die",
-    "search_0007": "die once",
-    "search_0008": "nan",
+FEW = {  # event -> outcome, in the order of the trials after the first
+    "raise": "failed",
+    "diverge": "diverged",
+    "die": "failed",
+    "die once": "complete",
+    "hang": "failed",
 }
-ENDED = {
-    "search-0000": ("complete", "COMPLETE", "FINISHED"),
-    "search-0001": ("failed", "FAIL", "FAILED"),
-    "search-0002": ("diverged", "FAIL", "FAILED"),
-    "search-0003": ("out_of_memory", "FAIL", "FAILED"),
-    "search-0004": ("failed", "FAIL", "FAILED"),
-    "search-0005": ("failed", "FAIL", "FAILED"),
-    "search-0006": ("failed", "FAIL", "FAILED"),
-    "search-0007": ("complete", "COMPLETE", "FINISHED"),
-    "search-0008": ("diverged", "FAIL", "FAILED"),
+ALL = FEW | {
+    "exit": "failed",
+    "segfault": "failed",
+    "silent": "failed",
+    "memory": "out_of_memory",
+    "starved": "out_of_memory",
+    "nan": "diverged",
+    "inf": "diverged",
 }
+STORED = {"complete": ("COMPLETE", "FINISHED")}  # any other outcome: FAIL and FAILED
 
 
 def params(workplace: Workplace) -> dict[str, object]:
     return {key: (t.params, t.values, t.state, t.intermediate_values) for key, t in workplace.ledger().items()}
 
 
-def test_every_way_to_end_reaches_ledger_and_mlflow_alike(workplace: Workplace, cluster: str) -> None:
-    text = STUDY.replace("trials: 6", "trials: 9\n  sampler: random").replace("kind: successive_halving", "kind: none")
+@pytest.mark.parametrize("events", [FEW, pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"])
+def test_every_way_to_end_reaches_ledger_and_mlflow_alike(
+    workplace: Workplace, cluster: str, events: dict[str, str]
+) -> None:
+    kinds = dict(enumerate(events, start=1))
+    text = STUDY.replace("trials: 6", f"trials: {len(kinds) + 1}\n  sampler: random")
+    text = text.replace("kind: successive_halving", "kind: none")
     text += f"resources: {{silence_limit_s: 8, gpus_per_trial: 0.5, cpus_per_trial: 1, address: '{cluster}'}}\n"
-    workplace.write(text, **EVENTS)
+    workplace.write(text, **{f"search_{number:04d}": event for number, event in kinds.items()})
     done = workplace.run("--json")
     assert done.returncode == 0, done.stderr
-    assert most_at_once(done.stderr) == 2  # two halves of one logical GPU
-    document = json.loads(done.stdout)
-    assert document["trainings"]["search"] == {"complete": 2, "diverged": 2, "failed": 4, "out_of_memory": 1}
+    expected = {"search-0000": "complete"} | {f"search-{n:04d}": events[event] for n, event in kinds.items()}
+    restarted = {f"search-{n:04d}" for n, event in kinds.items() if event in ("die", "die once", "segfault")}
+    assert most_at_once(done.stderr, restarted) == 2  # two halves of one logical GPU
+    assert json.loads(done.stdout)["trainings"]["search"] == Counter(expected.values())
     ledger, mlflow = workplace.ledger(), {run["name"]: run for run in workplace.mlflow()}
-    assert set(ledger) == set(mlflow) == set(ENDED)
-    for key, (outcome, state, status) in ENDED.items():
+    assert set(ledger) == set(mlflow) == set(expected)
+    for key, outcome in expected.items():
+        state, status = STORED.get(outcome, ("FAIL", "FAILED"))
         assert (ledger[key].user_attrs[Attr.OUTCOME], ledger[key].state.name) == (outcome, state), key
         assert (mlflow[key]["tags"]["outcome"], mlflow[key]["status"]) == (outcome, status), key
-    assert ledger["search-0002"].user_attrs[Attr.STEP] == 7
-    assert "ValueError: a bug" in ledger["search-0001"].user_attrs[Attr.DETAIL]
-    assert ledger["search-0006"].user_attrs[Attr.DEATHS] == 2
-    assert ledger["search-0007"].user_attrs[Attr.ATTEMPTS] == 2
-    assert len([m for m in mlflow["search-0007"]["metrics"] if m[0] == "val/rmse"]) == 5
-    assert not mlflow["search-0008"]["metrics"]
-    starts = [(workplace.root / "results/tiny/trials" / key / "starts.log").read_text().split() for key in ENDED]
-    assert len({process for process, *_ in starts}) < len(ENDED)  # workers are reused
+    key_of = {event: f"search-{number:04d}" for number, event in kinds.items()}
+    assert ledger[key_of["diverge"]].user_attrs[Attr.STEP] == 7
+    assert "ValueError: a bug" in ledger[key_of["raise"]].user_attrs[Attr.DETAIL]
+    assert ledger[key_of["die"]].user_attrs[Attr.DEATHS] == 2
+    assert ledger[key_of["die once"]].user_attrs[Attr.ATTEMPTS] == 2
+    assert len([m for m in mlflow[key_of["die once"]]["metrics"] if m[0] == "val/rmse"]) == 5
+    if "nan" in key_of:
+        assert not mlflow[key_of["nan"]]["metrics"]
+    starts = [(workplace.root / "results/tiny/trials" / key / "starts.log").read_text().split() for key in expected]
+    assert len({process for process, *_ in starts}) < len(expected)  # workers are reused
     assert {card for _, _, card, *_ in starts} == {"0"}
 
 
@@ -113,13 +119,13 @@ def test_killed_stopped_and_extended_it_goes_on_as_if_undisturbed(
     assert "trial.budget_images is 200, but the study began with 100" in changed.stderr
 
 
-def most_at_once(lines: str) -> int:
+def most_at_once(lines: str, restarted: set[str]) -> int:
     """The most trainings that ran at one time, by a study's own lines; those that die and start again apart."""
     running: set[str] = set()
     most = 0
     for line in lines.splitlines():
         key, _, rest = line.partition(" ")
-        if "die" not in EVENTS.get(key.replace("-", "_"), "" if key.startswith("search-") else "die"):
+        if key.startswith("search-") and key not in restarted:
             (running.add if rest.startswith("started") else running.discard)(key)
             most = max(most, len(running))
     return most

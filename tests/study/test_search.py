@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from pathlib import Path
 
 import pytest
 
-from study.contract import Layout, Outcome
+from study.budget import limits
+from study.contract import Layout, Outcome, StudyAttr
 from study.ledger import Ledger
 from study.search import FINISHED, Session
-from study.space import make_pruner
+from study.space import make_pruner, propose
 from tests.study.conftest import STUDY
 from tests.study.test_config import plan_of
+from trainables.config import flat
+from trainables.errors import UserError
 
 KINDS = ("successive_halving", "hyperband", "median")
 
@@ -55,4 +60,75 @@ def test_what_the_pruner_gave_up_stays_given_up_after_a_kill(tmp_path: Path, kin
     assert resumed.result("again", {"report": json.dumps(report)})
     resumed.ended("again", error=False, detail="", result={})
     assert resumed.next("the end") == FINISHED
+    late = report | {"images": 120, "metrics": {"val/rmse": 0.1}}
+    assert not resumed.result("again", {"report": json.dumps(late)})  # after its end: ignored
+    assert resumed.ledger.entries["search"][6].history == {20: 0.5, 100: 0.4}
     assert [e.outcome for e in resumed.ledger.entries["search"]][6:] == [Outcome.COMPLETE, Outcome.PRUNED]
+
+
+def test_a_spent_budget_begins_nothing_more_and_a_raised_one_goes_on(tmp_path: Path) -> None:
+    """Images counted over all phases; what runs is finished, and the phases then hold what was begun."""
+    layout = Layout(tmp_path / "results" / "tiny")
+    layout.root.mkdir(parents=True)
+
+    def session(images: int) -> Session:
+        plan = plan_of(tmp_path, STUDY + f"budget: {{images: {images}}}\n")
+        ledger = Ledger(layout, None, plan.study.judge, None)
+        return Session(plan, ledger, [], lambda: 2, lambda: 0, limits(plan.study.config.budget, ledger, 1.0))
+
+    def end(running: Session, worker: str) -> None:
+        report = {"images": 100, "metrics": {"val/rmse": 1.0}, "final": True}
+        assert running.result(worker, {"report": json.dumps(report)})
+        running.ended(worker, error=False, detail="", result={})
+
+    first = session(150)
+    assert isinstance(first.next("a"), dict) and isinstance(first.next("b"), dict)
+    end(first, "a")
+    assert isinstance(first.next("c"), dict)  # 100 images of 150 are spent
+    end(first, "b")
+    assert first.next("d") is None and first.spent == "budget.images is 150, and 200 are spent"
+    end(first, "c")
+    assert first.next("d") == FINISHED
+    assert first.ledger.studies["search"].user_attrs[StudyAttr.PLANNED] == 3
+    first.ledger.close()
+    raised = session(1000)
+    assert raised.ledger.studies["search"].user_attrs[StudyAttr.PLANNED] == 6
+    assert isinstance(raised.next("e"), dict) and raised.live["e"].entry.number == 3
+
+
+def test_a_search_starts_from_an_earlier_ones_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty complete trials say that a small lr is best: the sampler proposes one where it knew nothing before."""
+    monkeypatch.chdir(tmp_path)
+    text = STUDY.replace("trials: 6", "trials: 40\n  sampler: random")
+    plan = plan_of(tmp_path, text)
+    layout = Layout(tmp_path / "results" / "tiny")
+    layout.root.mkdir(parents=True)
+    ledger = Ledger(layout, None, plan.study.judge, None)
+    ledger.set_attributes({StudyAttr.JUDGE: {"metric": "rmse"}})
+    session = Session(plan, ledger, [], lambda: 1, lambda: 0)
+    while isinstance(session.next("w"), dict):
+        entry = session.live.pop("w").entry
+        ledger.report(entry, 100, abs(math.log10(entry.config["optim"]["lr"]) + 4.5))
+        session._finish(entry, {"outcome": Outcome.COMPLETE}, None)
+    proposed = {}
+    for warm in ("null", "tiny"):
+        other = plan_of(tmp_path, text.replace("sampler: random", f"sampler: tpe\n  warm_start: {warm}"))
+        assert other.search_base is not None and len(other.earlier) == (40 if warm == "tiny" else 0)
+        base, search = flat(other.search_base), other.study.config.search
+        drawn = [
+            propose(
+                search, other.dimensions, base, ledger.frozen("search")[:1], other.earlier, seed=s, direction="minimize"
+            )
+            for s in range(9)
+        ]
+        proposed[warm] = [abs(math.log10(d["optim.lr"]) + 4.5) for d in drawn if d]
+    assert statistics.median(proposed["tiny"]) < 0.5 < statistics.median(proposed["null"])
+    for change, sentence in (
+        ("sampler: random\n  warm_start: tiny", "random learns nothing from trials"),
+        ("sampler: tpe\n  warm_start: nowhere", "there is no ledger in nowhere"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            plan_of(tmp_path, text.replace("sampler: random", change))
+    narrower = text.replace("sampler: random", "sampler: tpe\n  warm_start: tiny").replace("low: 1e-5", "low: 1e-6")
+    with pytest.raises(UserError, match=r"searched optim\.lr over .* make them equal"):
+        plan_of(tmp_path, narrower)

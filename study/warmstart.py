@@ -1,0 +1,57 @@
+"""What an earlier study's search has learned, for the sampler of another one (`search.warm_start`)."""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from study.config import Study
+from study.contract import RESULTS, Layout, StudyAttr
+from study.space import Dimension
+from trainables.errors import UserError
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+
+LEARNING = ("tpe", "gp")  # samplers that look at what was tried
+
+
+def earlier_trials(study: Study, dimensions: Sequence[Dimension]) -> list[FrozenTrial]:
+    """The complete trials of the search named by `search.warm_start`, in order; none where none is named.
+
+    Raises UserError where there is no such ledger, or where it searched something else, elsewhere or by another metric.
+    """
+    source, sampler = study.config.search.warm_start, study.config.search.sampler
+    if source is None:
+        return []
+    import optuna
+
+    where = study.document.where("search.warm_start")
+    if sampler not in LEARNING:
+        raise UserError(f"{where}: {sampler} learns nothing from trials; use {' or '.join(LEARNING)}, or null")
+    ledger = next((Layout(r).ledger for r in (Path(source), RESULTS / source) if Layout(r).ledger.exists()), None)
+    if ledger is None:
+        raise UserError(f"{where}: there is no ledger in {source} or {RESULTS / source}; name an earlier study")
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///file:{urllib.parse.quote(str(ledger.resolve()))}?mode=ro&uri=true", skip_table_creation=True
+    )
+    found = next((s for s in storage.get_all_studies() if s.study_name.endswith("/search")), None)
+    if found is None:
+        raise UserError(f"{where}: {source} holds no search; name another study")
+    metric = (found.user_attrs.get(StudyAttr.JUDGE) or {}).get("metric")
+    if metric != study.judge.metric:
+        raise UserError(f"{where}: {source} was judged by {metric}, this study by {study.judge.metric}; name another")
+    trials = storage.get_all_trials(storage.get_study_id_from_name(found.study_name))
+    complete = [t for t in trials if t.state == optuna.trial.TrialState.COMPLETE]
+    spaces = {d.path: d.distribution() for d in dimensions}
+    for trial in complete:
+        for path, distribution in trial.distributions.items():
+            if spaces.get(path) != distribution:
+                raise UserError(
+                    f"{where}: {source} searched {path} over {distribution}, here it is "
+                    f"{spaces.get(path, 'not searched')}; make them equal"
+                )
+    return complete
