@@ -48,11 +48,10 @@ def steps_of(folder: Path, columns: Mapping[str, Any]) -> Steps:
 
 def test_a_planted_spike_is_found_at_its_step(tmp_path: Path) -> None:
     rng = seeded()
-    at = sorted(int(s) for s in rng.choice(np.arange(60, 480), 3, replace=False))
+    at = sorted(int(s) for s in rng.choice(np.arange(60, 480, 5), 3, replace=False) + rng.integers(5))
     steps = steps_of(tmp_path, trace(rng, noise=0.1, spikes=dict.fromkeys(at, 20.0)))
     found = find_spikes(steps, WEIGHTS, THRESHOLDS)
-    assert [spike.step for spike in found] == [s for i, s in enumerate(at) if i == 0 or s > at[i - 1] + 1]
-    assert all(spike.recovery_steps == 1 or spike.step + 3 in at for spike in found)
+    assert [(spike.step, spike.recovery_steps) for spike in found] == [(step, 1) for step in at]
     assert found[0].loss == pytest.approx(float(steps.loss[at[0]]))
     assert found[0].term == "ssim"  # 0.5 of the loss, against 0.3 of gradient and 0.2 of weighted depth
 
