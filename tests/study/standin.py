@@ -44,17 +44,27 @@ class StandIn(TrainingWorker):
                     (folder / "stopped").touch()
                     raise Stopped("at a checkpoint")
             happen(event, images, folder)
-            off = abs(math.log10(settings["optim"]["lr"] / 1e-3)) + 0.01 * settings["seed"] / 1000
-            value = float(event) if event in ("nan", "inf") else 1.0 / (1 + images / budget) + off
-            metrics = {"val/rmse": value, "train/loss": 2 * value}
-            report = {"step": images, "images": images, "epoch": 1.0, "time_s": time.time(), "metrics": metrics}
-            history.append(report | {"final": images >= budget})
+            value = float(event) if event in ("nan", "inf") else value_of(settings, images)
+            history.append(report_of(value, images, budget))
             if not math.isfinite(value):
                 yield history[-1]
             write_json(state, history)
             (folder / "reports.jsonl").write_text("".join(json.dumps(r) + "\n" for r in history))
             write_json(folder / "summary.json", {"seconds": 1.0, "images": images})
             yield history[-1]
+
+
+def value_of(settings: dict[str, Any], images: int) -> float:
+    """The judged metric of a training after so many images."""
+    off = abs(math.log10(settings["optim"]["lr"] / 1e-3)) + 0.01 * settings["seed"] / 1000
+    return 1.0 / (1 + images / settings["budget_images"]) + off
+
+
+def report_of(value: float, images: int, budget: int) -> dict[str, Any]:
+    """A report as trainings make them."""
+    metrics = {"val/rmse": value, "train/loss": 2 * value}
+    report = {"step": images, "images": images, "epoch": 1.0, "time_s": time.time(), "metrics": metrics}
+    return report | {"final": images >= budget}
 
 
 def happen(event: str, images: int, folder: Path) -> None:

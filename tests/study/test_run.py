@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import time
@@ -12,8 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from study.contract import Attr
+from study.contract import Attr, Layout
+from study.ledger import Ledger
+from study.search import Session
+from study.space import make_pruner
 from tests.study.conftest import STUDY, Workplace
+from tests.study.standin import report_of, value_of
+from tests.study.test_config import plan_of
 
 FEW = {  # event -> outcome, in the order of the trials after the first
     "raise": "failed",
@@ -76,15 +80,14 @@ def test_every_way_to_end_reaches_ledger_and_mlflow_alike(
 def test_killed_stopped_and_extended_it_goes_on_as_if_undisturbed(
     workplace: Workplace, tmp_path: Path, cluster: str, kills: int
 ) -> None:
-    """One training at a time: the study on a cluster, killed and resumed, equals the undisturbed one on this machine,
-    bit for bit; one driver at a time.
+    """One training at a time: the study on a cluster, killed and resumed, equals one whose trainings are asked for and
+    reported in this process, without Ray and undisturbed, bit for bit; one driver at a time.
     """
     text = STUDY.replace("trials: 6", "trials: 14") + "confirm: {top: 2, seeds: 1}\n"
     calm = Workplace(tmp_path / "calm")
     calm.root.mkdir()
-    calm.write(text + f"resources: {{cpus_per_trial: {os.cpu_count()}}}\ntracking: {{uri: null}}\n")
+    undisturbed(calm, text)
     workplace.write(text + f"resources: {{cpus_per_trial: 4, address: '{cluster}'}}\n")
-    assert calm.run().returncode == 0
     seed = random.randrange(1 << 30)
     moments = random.Random(seed)
     for _ in range(kills):
@@ -117,6 +120,22 @@ def test_killed_stopped_and_extended_it_goes_on_as_if_undisturbed(
     changed = workplace.run("--resume", "--set", "trial.budget_images=200")
     assert changed.returncode == 2
     assert "trial.budget_images is 200, but the study began with 100" in changed.stderr
+
+
+def undisturbed(place: Workplace, text: str) -> None:
+    """The study's ledger as it comes about when nothing happens to it."""
+    plan = plan_of(place.root, text)
+    layout = Layout(place.root / "results" / "tiny")
+    layout.root.mkdir(parents=True)
+    session = Session(plan, Ledger(layout, None, plan.study.judge, make_pruner(plan.study)), [], lambda: 1, lambda: 0)
+    while isinstance(session.next("only"), dict):
+        settings = session.live["only"].entry.config
+        for images in range(20, 101, 20):
+            report = json.dumps(report_of(value_of(settings, images), images, 100))
+            if not session.result("only", {"report": report}):
+                break
+        session.ended("only", error=False, detail="", result={})
+    session.ledger.close()
 
 
 def most_at_once(lines: str, restarted: set[str]) -> int:
