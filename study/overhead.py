@@ -28,7 +28,7 @@ from trainables.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = "python -m study.overhead --pairs 5 --set budget_images=960 --set validate_every_images=240"
-SLICE_S = 4.0
+SLICE_S = 10.0  # every waking costs Ray what it has missed, so slices must not be short
 SETTINGS = {
     "data.source": "rooms",
     "data.validation.max_frames": "16",

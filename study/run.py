@@ -167,6 +167,7 @@ def _end(session: Session, ledger: Ledger, timings: dict[str, float], display: A
     if session.spent:
         document["spent"] = session.spent
         display.say(f"{session.spent}: nothing more was begun; raise it, and --resume goes on")
+    session.stop_file.unlink(missing_ok=True)
     display.say(display.summary())
     if session.stopping:
         display.say(f"stopped; nothing is lost: go on with --resume (results in {ledger.layout.root})")
