@@ -65,7 +65,10 @@ def test_refilled_twice_nothing_is_doubled(tmp_path: Path, empty_store: Path, mo
     assert parents == (1,) and digests == [("a" * 36,)]
 
 
-def test_a_store_that_is_away_holds_nothing_up_and_is_named(tmp_path: Path) -> None:
+def test_a_store_that_is_away_holds_nothing_up_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tracking", "mirror"):
+        monkeypatch.setattr(f"study.{name}.TIMEOUT_S", 1)
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
     layout = Layout(tmp_path / "results" / "away")
     with socket.socket() as listener:  # takes connections and never answers
         listener.bind(("127.0.0.1", 0))
@@ -80,7 +83,7 @@ def test_a_store_that_is_away_holds_nothing_up_and_is_named(tmp_path: Path) -> N
         for number in range(3):
             mirror.ended(entry_of(layout, number, Outcome.COMPLETE))
         assert time.monotonic() - began < 1.0
-        missing = mirror.close(4.0, finished=True)
+        missing = mirror.close(1.5, finished=True)
     assert missing is not None and missing.startswith("MLflow at http://***@127.0.0.1") and "3 trainings" in missing
     assert "--sync" in missing and "secret" not in missing
 

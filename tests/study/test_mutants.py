@@ -52,7 +52,7 @@ def mutant(random: random.Random) -> str:
     return "\n".join(lines) + random.choice(("\n", "", "\n---\nname: second\n", "\n...\n"))
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [100, pytest.param(5000, marks=pytest.mark.slow)])
 def test_mutants_are_planned_or_refused_in_one_sentence(
     tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -231,7 +231,9 @@ def test_the_answer_is_not_rounded_under_autocast() -> None:
     assert y.dtype == torch.float32 and (y != y.bfloat16().float()).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("overrides", [UNET, SMALL | {"model.input_normalisation": "imagenet"}])
+@pytest.mark.parametrize(
+    "overrides", [UNET, pytest.param(SMALL | {"model.input_normalisation": "imagenet"}, marks=pytest.mark.slow)]
+)
 def test_compiles_into_one_graph(overrides: dict[str, Any]) -> None:
     model = build_model(settings(**overrides), "inverse").eval()
     image = torch.rand(1, 3, 64, 64)
