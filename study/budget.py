@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from pathlib import Path
 
 from study.config import BudgetConfig
 from study.contract import StudyAttr
@@ -15,7 +16,10 @@ GIB = 2**30
 
 
 def limits(budget: BudgetConfig, ledger: Ledger, device_share: float) -> Callable[[], str | None]:
-    """Tells which limit the study has reached, in words, or None. `device_share`: devices of one training."""
+    """Tells which limit the study has reached, in words, or None. `device_share`: devices of one training.
+
+    A training's device-hours run from its entry to its end, so the time between a kill and its resume counts.
+    """
     began = time.monotonic()
     before_s = float((ledger.attribute(StudyAttr.TIMINGS) or {}).get("training_s", 0.0))
     disk = {"at": -DISK_EVERY_S, "bytes": 0.0}
@@ -27,7 +31,7 @@ def limits(budget: BudgetConfig, ledger: Ledger, device_share: float) -> Callabl
     def disk_gib() -> float:
         if time.monotonic() - disk["at"] >= DISK_EVERY_S:
             files = (path for path in ledger.layout.root.rglob("*") if path.is_file())
-            disk.update(at=time.monotonic(), bytes=float(sum(_size(path.stat) for path in files)))
+            disk.update(at=time.monotonic(), bytes=float(sum(_size(path) for path in files)))
         return disk["bytes"] / GIB
 
     def device_hours() -> float:
@@ -51,9 +55,9 @@ def limits(budget: BudgetConfig, ledger: Ledger, device_share: float) -> Callabl
     return spent
 
 
-def _size(stat: Callable[[], object]) -> int:
+def _size(path: Path) -> int:
     """A file's size; none where a training replaced it meanwhile."""
     try:
-        return int(stat().st_size)  # type: ignore[attr-defined]
+        return path.stat().st_size
     except FileNotFoundError:
         return 0

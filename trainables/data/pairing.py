@@ -212,8 +212,9 @@ def map_distance(a: NDArray[Any], b: NDArray[Any]) -> float:
 class Company:
     """What the other frames of its scene say about a frame.
 
-    `unlike` is the distance of its coarse map to the nearest neighbour's over the scene's median of that; `scene_z` the
-    median of the scene's z: in a scene that is well registered, one poor fit says more.
+    `unlike` is the distance of its coarse map to the nearest neighbour's over what is usual there: the scene's median
+    of that, more at its ends (trainables/data/doctor_checks.py). `scene_z` is the median of the scene's z: in a scene
+    that is well registered, one poor fit says more.
     """
 
     unlike: float

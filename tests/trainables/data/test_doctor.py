@@ -25,9 +25,6 @@ from trainables.errors import UserError
 REAL = Path(__file__).parents[4] / "shared" / "indoor_rgbd"
 
 
-PAIRING = ("wrong_pair", "flipped", "shifted")
-
-
 def write(root: Path, **changes: Any) -> Path:
     plain = {"seed": 1, "train_scenes": 8, "test_scenes": 2, "frames_per_scene": 6, "size": (120, 160), "holes": False,
              "white_border": False, "defects": {}}  # fmt: skip
@@ -52,30 +49,25 @@ def copy(clean: Path, tmp_path: Path) -> Path:
 
 
 def test_planted_defects_are_found_by_kind(tmp_path: Path) -> None:
-    """Recall of every kind at least 90%, and of 290 good frames among them one at most is accused; seeds drawn anew.
+    """Recall of every kind by its name at least 90%, and of 290 good frames among them one at most is accused.
 
-    A frame whose colour and depth do not belong together is found when that is said of it, by whichever name; the names
-    are held apart. Where one set of 20 falls short, a second is drawn and both count together.
+    Seeds are drawn anew. Where 20 of a kind fall short another set is drawn, up to three, and all count together.
     """
     counts = {"wrong_pair": 20, "flipped": 20, "shifted": 20, "all_holes": 5, "saturated": 5}
-    hits, named, seeds = Counter[str](), Counter[str](), []
+    hits, seeds = Counter[str](), []
     short = list(counts)
-    while short and len(seeds) < 2:
+    while short and len(seeds) < 3:
         seeds.append(secrets.randbelow(10**6))
         root = tmp_path / f"set{len(seeds)}"
         write(root, seed=seeds[-1], train_scenes=45, frames_per_scene=8, test_scenes=1, defects=counts)
         with (root / "data/defects.csv").open(newline="") as file:
             planted = dict(csv.reader(file))
-        found = {f.id: f.kind for f in harm(root)}
-        right = {name: kind for name, kind in planted.items() if found.get(name) == kind}
-        named.update(right.values())
-        apart = {name: kind for name, kind in planted.items() if {found.get(name), kind} <= set(PAIRING)}
-        hits.update((right | apart).values())
-        false = sorted(found.keys() - planted.keys())
+        found = harm(root)
+        hits.update(f.kind for f in found if planted.get(f.id) == f.kind)
+        false = [f for f in found if f.id not in planted]
         assert len(false) <= 1, f"seed {seeds[-1]}: {false}"
         short = [kind for kind, count in counts.items() if hits[kind] < 0.9 * count * len(seeds)]
     assert not short, f"seeds {seeds}: found {hits} of {counts}"
-    assert all(named[kind] >= 0.8 * count * len(seeds) for kind, count in counts.items()), f"seeds {seeds}: {named}"
 
 
 @pytest.mark.parametrize("sensor", [False, True])
