@@ -34,6 +34,7 @@ from trainables.errors import UserError
 
 ARTIFACTS = ("trace.parquet", "preview.png", "summary.json", "config.json")
 TIMEOUT_S = 3
+SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens on its pages for language models
 LIMITS = {"param": 6000, "tag": 5000, "batch": 900, "params": 90, "digest": 36}
 
 
@@ -155,7 +156,7 @@ class Client:
             return str(found.experiment_id)
         file = sqlite_file(uri)
         place = None if file is None else (file.parent / "mlartifacts").as_uri()
-        return str(self.client.create_experiment(EXPERIMENT, artifact_location=place))
+        return str(self.client.create_experiment(EXPERIMENT, artifact_location=place, tags=SHOWN_AS))
 
     def _find(self, **tags: str) -> Any:
         wanted = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
