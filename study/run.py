@@ -51,7 +51,7 @@ def _command(args: argparse.Namespace, worker: type | None) -> Any:
     layout = Layout(RESULTS / study.config.name)
     if args.sync:
         return _sync(study, layout)
-    if layout.ledger.exists() and not args.resume and not args.plan:
+    if (layout.ledger.exists() or layout.trials.exists()) and not args.resume and not args.plan:
         raise UserError(f"{layout.root} holds this study already; go on with --resume, or give it another name")
     began = time.monotonic()
     from study.plan import make_plan
