@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from study.config import SearchConfig, Study
+from study.contract import DEVICE_SECONDS
 from trainables.errors import UserError
 from trainables.yamlfile import Document, nearest
 
@@ -111,6 +112,8 @@ def read_space(study: Study, base: Mapping[str, Any]) -> list[Dimension]:
             raise UserError(f"{study.document.where('search.space')}: `when` goes in a circle among {circle}")
         ordered |= {d.path: d for d in ready}
     _combinations(study, list(ordered.values()))
+    _objectives(study)
+    _extended(study, base["budget_images"])
     return list(ordered.values())
 
 
@@ -201,6 +204,36 @@ def _combinations(study: Study, dimensions: Sequence[Dimension]) -> None:
         raise UserError(f"{study.document.where('search.space')} is empty, so every trial would be the same; add one")
 
 
+def _objectives(study: Study) -> None:
+    """A second objective is what a training takes, and nothing is stopped early for it."""
+    search, where, pair = study.config.search, study.document.where, (study.judge.metric, DEVICE_SECONDS)
+    if search.objectives is None:
+        return
+    if search.objectives != pair:
+        raise UserError(
+            f"{where('search.objectives')}: write [{', '.join(pair)}], or null for {pair[0]} alone, not "
+            f"[{', '.join(search.objectives)}]"
+        )
+    if search.pruner.kind != "none":
+        raise UserError(
+            f"{where('search.pruner.kind')}: {search.pruner.kind} cannot weigh two objectives; use none, or "
+            "search.objectives: null"
+        )
+
+
+def _extended(study: Study, budget_images: int) -> None:
+    """Confirmations on more images have a budget to be more than."""
+    images, search, where = study.config.confirm.images, study.config.search, study.document.where("confirm.images")
+    if images is None:
+        return
+    if any("budget_images" in settings for settings in (search.space, *search.first)):
+        raise UserError(f"{where}: the search varies budget_images itself; use null, or search other settings")
+    if images < budget_images:
+        raise UserError(
+            f"{where}: {images} are fewer than the search's budget_images ({budget_images}); write more, or null"
+        )
+
+
 def fits(dimensions: Sequence[Dimension], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that Optuna can keep of given settings: those of active dimensions that hold the setting."""
     return {d.path: settings[d.path] for d in dimensions if d.active(settings) and d.holds(settings.get(d.path))}
@@ -214,7 +247,7 @@ def propose(
     earlier: Sequence[FrozenTrial] = (),
     *,
     seed: int,
-    direction: Literal["minimize", "maximize"],
+    directions: Sequence[Literal["minimize", "maximize"]],
 ) -> dict[str, Any] | None:
     """The settings {path: value} of trial number len(history); None when a grid is exhausted.
 
@@ -229,7 +262,7 @@ def propose(
     if search.sampler in ("random", "quasi_random"):
         units = _units(search.sampler, len(dimensions), index, seed)
         return _active({d.path: d.at(u) for d, u in zip(dimensions, units, strict=True)}, dimensions, base)
-    return _ask(search, dimensions, base, history, earlier, seed, direction)
+    return _ask(search, dimensions, base, history, earlier, seed, directions)
 
 
 def _units(sampler: str, size: int, index: int, seed: int) -> list[float]:
@@ -266,7 +299,7 @@ def _ask(
     history: Sequence[FrozenTrial],
     earlier: Sequence[FrozenTrial],
     seed: int,
-    direction: Literal["minimize", "maximize"],
+    directions: Sequence[Literal["minimize", "maximize"]],
 ) -> dict[str, Any]:
     import optuna
 
@@ -276,7 +309,7 @@ def _ask(
         sampler = optuna.samplers.GPSampler(seed=seeded, n_startup_trials=STARTUP_TRIALS)
     else:
         sampler = optuna.samplers.TPESampler(seed=seeded, n_startup_trials=STARTUP_TRIALS, multivariate=True)
-    copy = optuna.create_study(direction=direction, sampler=sampler)
+    copy = optuna.create_study(directions=directions, sampler=sampler)
     copy.add_trials([*earlier, *history])
     trial = copy.ask()
     settings, kept = dict(base), {}

@@ -117,7 +117,13 @@ def test_a_search_starts_from_an_earlier_ones_trials(tmp_path: Path, monkeypatch
         base, search = flat(other.search_base), other.study.config.search
         drawn = [
             propose(
-                search, other.dimensions, base, ledger.frozen("search")[:1], other.earlier, seed=s, direction="minimize"
+                search,
+                other.dimensions,
+                base,
+                ledger.frozen("search")[:1],
+                other.earlier,
+                seed=s,
+                directions=["minimize"],
             )
             for s in range(9)
         ]
