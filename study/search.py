@@ -22,7 +22,8 @@ from study.contract import DEVICE_SECONDS, Outcome, confirm_group, trial_key
 from study.housekeeping import sweep
 from study.ledger import Entry, Ledger
 from study.plan import Plan, Planned, seed_of
-from study.space import fits, propose
+from study.propose import propose
+from study.space import fits
 from trainables.config import flat
 
 if TYPE_CHECKING:
