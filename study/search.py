@@ -264,7 +264,9 @@ class Session:
         return self._enter(missing[0]) if missing else None
 
     def _confirmations(self) -> list[Planned]:
-        """The confirmations to come: the best of an ended search on fresh seeds, beside all that there are already."""
+        """The confirmations to come: the best of an ended search on fresh seeds, beside all that there are already, so
+        many of which the ledger then expects.
+        """
         config, ledger = self.plan.study.config.confirm, self.ledger
         searched, there = ledger.entries["search"], ledger.entered["confirm"]
         if config.top == 0 or any(e.outcome is None for e in searched):
