@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Collection
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,11 @@ def test_a_warm_start_needs_a_whole_ledger_with_as_many_objectives(
     whole = ledger.read_bytes()
     damaged = [whole[:size] for size in (0, 50, 5000, len(whole) // 2, len(whole) - 4096)]
     damaged += [b"x" * 100 + whole[100:], whole.replace(b'"judge', b"[judge"), whole.replace(b"COMPLETE", b"COMPILED")]
+    with closing(sqlite3.connect(ledger)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'trial_params'").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    count = (page - 1) * size + 3
+    damaged.append(whole[:count] + b"\0\1" + whole[count + 2 :])  # it can be read, and all parameters but one are gone
     for content in damaged:
         ledger.write_bytes(content)
         with pytest.raises(
