@@ -45,4 +45,6 @@ def damage(path: Path) -> str | None:
             tables = connection.execute(made).fetchone()[0]
     except sqlite3.DatabaseError as error:
         return str(error)
-    return str(found) if found != "ok" else None if tables else EMPTY
+    if found != "ok":
+        return " ".join(str(found).split())  # SQLite writes a line for each thing it finds
+    return None if tables else EMPTY

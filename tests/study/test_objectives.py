@@ -216,10 +216,10 @@ def test_a_warm_start_needs_a_whole_ledger_with_as_many_objectives(
     damaged = [whole[:size] for size in (0, 50, 5000, len(whole) // 2, len(whole) - 4096)]
     damaged += [b"x" * 100 + whole[100:], whole.replace(b'"judge', b"[judge"), whole.replace(b"COMPLETE", b"COMPILED")]
     with closing(sqlite3.connect(ledger)) as connection:
-        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'trial_params'").fetchone()
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'ix_trials_study_id'").fetchone()
         (size,) = connection.execute("PRAGMA page_size").fetchone()
     count = (page - 1) * size + 3
-    damaged.append(whole[:count] + b"\0\1" + whole[count + 2 :])  # it can be read, and all parameters but one are gone
+    damaged.append(whole[:count] + b"\0\1" + whole[count + 2 :])  # it can be read, and all trials but one are gone
     for content in damaged:
         ledger.write_bytes(content)
         with pytest.raises(
