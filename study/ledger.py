@@ -170,7 +170,7 @@ class Ledger:
         import optuna
 
         study = self.studies[entry.phase]
-        if not entry.history or len(self.directions) > 1:
+        if not entry.history:
             return False
         last = entry.history[max(entry.history)]
         trials = study.get_trials()
