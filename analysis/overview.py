@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from analysis import plots
+from analysis import pareto, plots
 from analysis.section import Figure, Section, Table, number, plain
 from analysis.tables import RUNNING, WAITING, StudyTables, configured_phases
 from study.contract import PHASES, Outcome
@@ -125,13 +125,17 @@ def history(tables: StudyTables) -> Section:
         _draw_history,
         _by_time(frame).assign(metric=metric + UNIT.get(metric, "")),
     )
+    two = pareto.found(rows, metric, minimise=minimise)
     units = {"seconds": "s", "value": UNIT.get(metric, "").strip(" ()") or metric}
     return Section(
         "history",
         "Search history",
-        answers,
-        [figure],
-        [Table("search-trials", "Search trials", table.drop(columns="best_so_far").head(LISTED_TRIALS), note, units)],
+        answers + [sentence for sentence, _, _ in two],
+        [figure, *(drawn for _, drawn, _ in two)],
+        [
+            *(listed for _, _, listed in two),
+            Table("search-trials", "Search trials", table.drop(columns="best_so_far").head(LISTED_TRIALS), note, units),
+        ],
     )
 
 

@@ -30,7 +30,19 @@ from analysis.tables import (
     report_frame,
     trial_frame,
 )
-from study.contract import PHASES, RESULTS, Attr, Judge, Layout, Outcome, StudyAttr, masked, store_lock, trial_key
+from study.contract import (
+    DEVICE_SECONDS,
+    PHASES,
+    RESULTS,
+    Attr,
+    Judge,
+    Layout,
+    Outcome,
+    StudyAttr,
+    masked,
+    store_lock,
+    trial_key,
+)
 from trainables import cli
 from trainables.config import flatten
 from trainables.errors import UserError
@@ -150,7 +162,8 @@ def _trial_row(
     attrs = trial.user_attrs
     config = attrs.get(Attr.CONFIG) or {}
     value = judge.value(history) if judge else None
-    ledger_value = trial.value if trial.state.is_finished() and trial.values else None
+    told = list(trial.values or []) if trial.state.is_finished() else []
+    ledger_value = told[0] if told else None
     last = history[-1] if history else {}
     started, ended = trial.datetime_start, trial.datetime_complete
     elapsed = (ended - started).total_seconds() if started and ended else math.nan
@@ -167,6 +180,7 @@ def _trial_row(
         "origin": attrs.get(Attr.ORIGIN),
         "value": ledger_value if value is None and not history else value,
         "ledger_value": ledger_value,
+        DEVICE_SECONDS: told[1] if len(told) > 1 else None,
         "images": last.get("images"),
         "steps": last.get("step"),
         "seconds": summary.get("seconds", last.get("time/seconds", elapsed)),

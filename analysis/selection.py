@@ -19,7 +19,7 @@ from analysis import intervals, runs
 from analysis.plots import BLUE, VERMILION, empty
 from analysis.section import Figure, Section, Table, number, records
 from analysis.tables import StudyTables
-from study.contract import Judge, Outcome
+from study.contract import Judge, Outcome, confirm_images
 
 MOST_CANDIDATES = 20
 RELATIVE = "config.target.kind"
@@ -56,6 +56,7 @@ def judged_rows(tables: StudyTables, phase: str, group: str | None = None) -> li
 
     A training that has not ended yet is left out: it is no failure. Relative depth is fitted to each frame before it
     is measured, so its values compare with each other alone: between groups it counts only where nothing else is there.
+    Of confirmations extended to more images only the longest are taken, unless a group is named.
     """
     rows = tables.phase(phase)
     rows = rows[rows["outcome"].isin(list(Outcome))]
@@ -69,7 +70,8 @@ def judged_rows(tables: StudyTables, phase: str, group: str | None = None) -> li
     stage = pd.to_numeric(rows["stage"]).fillna(0)
     last = stage.groupby(rows["group"]).transform("max")
     kept = rows[stage == last]
-    return records(kept[["key", "outcome", "group", "value"]])
+    found = records(kept[["key", "outcome", "group", "value"]])
+    return found if group is not None or tables.judge is None else [dict(row) for row in tables.judge.longest(found)]
 
 
 def unit_of(metric: str) -> str:
@@ -95,11 +97,12 @@ def analyse(tables: StudyTables) -> Section:
         answer = f"No checkpoint can be chosen: none of {ended} ended trainings is complete with a finite judged value."
         return Section("selection", "Which checkpoint?", [answer], [], [_outcomes(tables)], {"champion": None})
     candidates = _candidates(tables, judge, chosen)
-    gaps = _gaps(tables, judge, candidates) if chosen.phase == "confirm" else []
+    gaps = _gaps(tables, judge)
     versus, rivals = _versus(judge, candidates)
     simplest = _simplest(judge, candidates)
     answers = [
         _choice_sentence(tables, judge, candidates, chosen),
+        *_extension_sentence(tables, chosen),
         *_rival_sentences(judge, versus, rivals),
         *_simplest_sentence(judge, candidates, simplest),
         *_gap_sentences(judge, gaps),
@@ -151,19 +154,23 @@ def _own_setting(tables: StudyTables) -> str | None:
     return str(search.iloc[0]["key"]) if len(search) else None
 
 
-def _gaps(tables: StudyTables, judge: Judge, candidates: Sequence[Row]) -> list[Row]:
-    """Per confirmed setting: what the search said, what fresh seeds say; gap > 0: the search was too kind."""
-    origins = {str(r["group"]): str(r["origin"]) for r in records(tables.phase("confirm")[["group", "origin"]])}
+def _gaps(tables: StudyTables, judge: Judge) -> list[Row]:
+    """Per confirmed setting: what the search said, what fresh seeds say; gap > 0: the search was too kind.
+
+    Confirmations on more images than the search's trainings saw are left out: they differ by more than luck.
+    """
+    confirm = records(tables.phase("confirm")[["group", "origin"]])
+    origins = {str(r["group"]): str(r["origin"]) for r in confirm if not confirm_images(str(r["group"]))}
     search = {str(r["key"]): r["value"] for r in records(tables.phase("search")[["key", "value"]])}
     sign = 1.0 if judge.minimise else -1.0
     rows = []
-    for candidate in candidates:
-        origin = origins[candidate["group"]]
-        if search.get(origin) is not None:
-            gap = sign * (candidate["median"] - search[origin])
-            row = {"group": candidate["group"], "origin": origin, "search": search[origin]}
-            rows.append(row | {"confirm_median": candidate["median"], "gap": gap, "seeds": candidate["seeds"]})
-    return rows
+    for group, origin in origins.items():
+        members = judged_rows(tables, "confirm", group)
+        best = judge.choose(members)
+        if best is not None and search.get(origin) is not None:
+            row = {"group": group, "origin": origin, "search": search[origin], "confirm_median": best.median}
+            rows.append(row | {"gap": sign * (best.median - search[origin]), "seeds": len(members)})
+    return sorted(rows, key=lambda row: (sign * row["confirm_median"], row["group"]))
 
 
 def _versus(judge: Judge, candidates: Sequence[Row]) -> tuple[dict[str, intervals.Estimate], list[str]]:
@@ -202,6 +209,19 @@ def _choice_sentence(tables: StudyTables, judge: Judge, candidates: Sequence[Row
         f"Best so far is {chosen.champion} ({where}, {chosen.group}): validation {said}. It is not confirmed on fresh "
         f"seeds ({late}), so part of this value is luck."
     )
+
+
+def _extension_sentence(tables: StudyTables, chosen: Chosen) -> list[str]:
+    """What the choice rests on where confirmations were extended to more images than the search's."""
+    images = confirm_images(chosen.group)
+    if not images:
+        return []
+    others = int(sum(confirm_images(str(group)) != images for group in tables.phase("confirm")["group"]))
+    fewer = f"; {others} on fewer do not compete" if others else ""
+    return [
+        f"Only confirmations on {images} images, the most there are, were compared{fewer}. The search's values come "
+        "from shorter trainings, so these do not tell how much of them was luck."
+    ]
 
 
 def _rival_sentences(judge: Judge, versus: Mapping[str, intervals.Estimate], rivals: list[str]) -> list[str]:
@@ -274,7 +294,8 @@ def _seeds_figure(tables: StudyTables, judge: Judge, chosen: Chosen) -> Figure:
         groups = list(dict.fromkeys(data["group"]))
         at = data["group"].map({group: i for i, group in enumerate(groups)})
         axes.scatter(at, data["value"], s=22, color=BLUE, label=f"fresh seeds (n = {len(data)})", zorder=3)
-        axes.scatter(at, data["search_value"], s=40, color=VERMILION, marker="_", label="what the search said")
+        if data["search_value"].notna().any():
+            axes.scatter(at, data["search_value"], s=40, color=VERMILION, marker="_", label="what the search said")
         axes.set_xticks(range(len(groups)), groups, rotation=20, ha="right")
         axes.set_xlim(-0.6, len(groups) - 0.4)
         axes.set(ylabel=_label(judge), xlabel="setting (search trial it repeats)")
@@ -283,8 +304,8 @@ def _seeds_figure(tables: StudyTables, judge: Judge, chosen: Chosen) -> Figure:
     return Figure(
         "selection-seeds", "Fresh seeds against what the search said",
         f"{len(rows)} confirmation trainings by setting, beside the value each setting had in the search.",
-        f"One dot per training of the confirmation; the dash is the search's own value. Champion: {chosen.champion}. "
-        f"Study {tables.name}, validation split.",
+        "One dot per training of the confirmation; the dash is the search's own value, where its training saw as many "
+        f"images. Champion: {chosen.champion}. Study {tables.name}, validation split.",
         draw, rows,
     )  # fmt: skip
 

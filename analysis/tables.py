@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.section import plain
-from study.contract import PHASES, Judge, Layout, Outcome
+from study.contract import DEVICE_SECONDS, PHASES, Judge, Layout, Outcome
 from trainables.durable import sync_file
 from trainables.errors import UserError
 
 RUNNING, WAITING = "running", "waiting"  # states of a training that has no outcome yet
 IDENTITY = ("key", "phase", "number", "group", "recipe", "stage", "variant", "seed")
-ENDING = ("outcome", "reason", "detail", "step", "attempts", "origin", "value", "ledger_value")
+ENDING = ("outcome", "reason", "detail", "step", "attempts", "origin", "value", "ledger_value", DEVICE_SECONDS)
 EXTENT = ("images", "steps", "seconds", "started", "ended")
 FORMAT = "densedepth-study-table-1"
 
@@ -33,7 +33,8 @@ class StudyTables:
     """Everything the analysis knows of a study.
 
     trials: one row per training (IDENTITY, ENDING, EXTENT, then `config.<path>`, `param.<path>`, `summary.<path>`);
-        value is the judge's, NaN where the training has none; ledger_value is what the search was told.
+        value is the judge's, NaN where the training has none; ledger_value is what the search was told,
+        device_seconds what it was told besides, where it has two objectives.
     reports: one row per report: key, step, images, epoch, time_s, then one column per metric (`val/rmse`).
     planned: trainings that each begun phase will hold; None where the ledger does not say.
     evaluation: the sealed test's stored document (analysis/final_evaluation.py fills it), empty while it is sealed.
@@ -161,7 +162,7 @@ def trial_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     for column in fixed:
         if column not in frame:
             frame[column] = None
-    for column in ("value", "ledger_value", "images", "steps", "seconds"):
+    for column in ("value", "ledger_value", DEVICE_SECONDS, "images", "steps", "seconds"):
         frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
     for column in ("started", "ended"):
         frame[column] = pd.to_datetime(frame[column])

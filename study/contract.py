@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 RESULTS = Path("results")
 PHASES = ("reproduce", "ablate", "search", "confirm")
+DEVICE_SECONDS = "device_seconds"  # what a training took: its own seconds times its devices
 
 
 class Outcome(StrEnum):
@@ -158,6 +159,17 @@ def trial_key(phase: str, number: int) -> str:
     return f"{phase}-{number:04d}"
 
 
+def confirm_group(key: str, images: int | None) -> str:
+    """The group of a search trial's confirmations; `images`: where they see more than the trial itself did."""
+    return key if images is None else f"{key}@{images}"
+
+
+def confirm_images(group: str) -> int:
+    """The images that a group's confirmations were extended to; 0 for every other group."""
+    extended = re.fullmatch(r"search-\d+@(\d+)", group)
+    return int(extended[1]) if extended else 0
+
+
 @dataclass(frozen=True)
 class Judge:
     """How the best configuration is chosen; hashed into the ledger before trial 1.
@@ -191,15 +203,23 @@ class Judge:
         eligible = [r for r in rows if r["outcome"] == Outcome.COMPLETE and r["value"] is not None]
         return sorted(eligible, key=lambda r: (sign * float(r["value"]), str(r["key"])))
 
+    def longest(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The rows that compete: where confirmations were extended to more images, those of the most images on which
+        at least one is complete. Trainings that saw more do not win over others by that alone.
+        """
+        most = max((confirm_images(str(row["group"])) for row in self.rank(rows)), default=0)
+        return [row for row in rows if confirm_images(str(row["group"])) == most]
+
     def choose(self, rows: Sequence[Mapping[str, Any]]) -> Choice | None:
         """The winner of the confirmation: rows {'key', 'outcome', 'value', 'group'} of the confirm phase.
 
         A group with a training that did not complete cannot win over one whose trainings all did: its missing values
-        count as the worst. The champion is the group's median seed (the lower of two middle ones).
+        count as the worst. The champion is the group's median seed (the lower of two middle ones). Only groups of the
+        longest budget compete.
         """
         worst = math.inf if self.minimise else -math.inf
         groups: dict[str, list[Mapping[str, Any]]] = {}
-        for row in rows:
+        for row in self.longest(rows):
             groups.setdefault(str(row["group"]), []).append(row)
         best: Choice | None = None
         for group, members in sorted(groups.items()):

@@ -84,11 +84,13 @@ def _trainings(plan: Plan) -> dict[str, list[TrialConfig]]:
     """Each phase's settings; those of search and confirmation that are not known yet count as the recipe's own."""
     base, counts = plan.search_base, plan.counts
     unknown = [base] if base is not None else []
+    more = plan.study.config.confirm.images
+    longer = [c.model_copy(update={"budget_images": more}) for c in unknown] if more else unknown
     return {
         "reproduce": [p.config for p in plan.reproduce],
         "ablate": [p.config for p in plan.ablate],
         "search": unknown * counts["search"],
-        "confirm": unknown * counts["confirm"],
+        "confirm": longer * counts["confirm"],
     }
 
 

@@ -107,11 +107,11 @@ def _phases(
             mirror = Mirror(uri, ledger.layout, plan.study.resolved, data)
             for entry in (entry for entries in ledger.entries.values() for entry in entries):
                 mirror.reported(entry, 0, {})
-        display = Display(ledger, plan.counts, device_share=share.gpus or 1.0)
+        display = Display(ledger, config.confirm.images, device_share=share.gpus or 1.0)
         capacity = executor.capacity_of(share, growing=config.resources.address is not None)
         listeners: list[Listener] = [display, *([mirror] if mirror else [])]
         budget = limits(config.budget, ledger, share.gpus or 1.0)
-        session = Session(plan, ledger, listeners, capacity, executor.memory_kills, budget)
+        session = Session(plan, ledger, listeners, capacity, executor.memory_kills, budget, share.gpus or 1.0)
 
         def tick() -> None:
             alive()
@@ -183,7 +183,8 @@ def _open(study: Study, layout: Layout) -> Ledger:
     from study.ledger import Ledger
     from study.space import make_pruner
 
-    return Ledger(layout, study.config.ledger, study.judge, make_pruner(study))
+    objectives = study.config.search.objectives or ()
+    return Ledger(layout, study.config.ledger, study.judge, make_pruner(study), objectives)
 
 
 def _write_study(study: Study, layout: Layout) -> None:

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from study.contract import Outcome, trial_key
+from study.contract import DEVICE_SECONDS, Outcome, confirm_group, trial_key
 from study.housekeeping import sweep
 from study.ledger import Entry, Ledger
 from study.plan import Plan, Planned, seed_of
-from study.space import fits, propose
+from study.propose import propose
+from study.space import fits
 from trainables.config import flat
 
 if TYPE_CHECKING:
@@ -63,9 +64,11 @@ class Session:
         capacity: Callable[[], int],
         memory_kills: Callable[[], int],
         budget: Callable[[], str | None] = lambda: None,
+        devices: float = 1.0,
     ) -> None:
         self.plan, self.ledger, self.listeners = plan, ledger, list(listeners)
         self.capacity, self.memory_kills, self.budget = capacity, memory_kills, budget
+        self.devices = devices  # of one training
         self.spent: str | None = None  # the limit of the budget that was reached
         self.live: dict[str, Live] = {}
         self.again = [e for entries in ledger.entries.values() for e in entries if e.outcome is None]
@@ -76,6 +79,8 @@ class Session:
         self.exhausted = False  # a grid with fewer points than trials
         self.kills_before = memory_kills()
         ledger.set_planned(plan.counts)
+        if len(ledger.entries["search"]) >= plan.counts["search"]:
+            self._confirmations()
         sweep(ledger, plan)
 
     def next(self, worker: str) -> dict[str, Any] | str | None:
@@ -173,6 +178,8 @@ class Session:
         return {"outcome": Outcome.FAILED, "reason": reason, "detail": detail}
 
     def _finish(self, entry: Entry, told: dict[str, Any], summary: dict[str, Any] | None) -> None:
+        if summary and "seconds" in summary:  # the training's own, which leave out the time between a kill and a resume
+            summary = summary | {DEVICE_SECONDS: summary["seconds"] * self.devices}
         self.ledger.finish(
             entry,
             Outcome(told["outcome"]),
@@ -239,7 +246,7 @@ class Session:
         for redraw in range(REDRAWS):
             seed = plan.study.config.seed + redraw * 1_000_003
             settings = propose(
-                search, plan.dimensions, base, history, plan.earlier, seed=seed, direction=self.ledger.direction
+                search, plan.dimensions, base, history, plan.earlier, seed=seed, directions=self.ledger.directions
             )
             if settings is None:
                 self.exhausted = True
@@ -253,21 +260,31 @@ class Session:
 
     def _confirm(self) -> Entry | None:
         """Enter the next confirmation, once the search has ended."""
-        config = self.plan.study.config
-        searched = self.ledger.entries["search"]
-        if config.confirm.top == 0 or any(e.outcome is None for e in searched):
-            return None
-        best = self.ledger.judge.rank(self.ledger.rows("search"))[: config.confirm.top]
-        self.ledger.set_planned({"confirm": len(best) * config.confirm.seeds})
-        by_key = {e.key: e for e in searched}
-        for row in best:
-            winner = by_key[str(row["key"])]
-            for index in range(config.confirm.seeds):
-                seeded = winner.training.model_copy(update={"seed": seed_of(self.plan.study, "confirm", index)})
-                entry = self._enter(Planned("confirm", winner.key, seeded, winner.key))
-                if entry is not None:
-                    return entry
-        return None
+        missing = self._confirmations()
+        return self._enter(missing[0]) if missing else None
+
+    def _confirmations(self) -> list[Planned]:
+        """The confirmations to come: the best of an ended search on fresh seeds, beside all that there are already, so
+        many of which the ledger then expects.
+        """
+        config, ledger = self.plan.study.config.confirm, self.ledger
+        searched, there = ledger.entries["search"], ledger.entered["confirm"]
+        if config.top == 0 or any(e.outcome is None for e in searched):
+            return []
+        by_key, wanted = {e.key: e for e in searched}, []
+        for row in ledger.judge.rank(ledger.rows("search"))[: config.top]:
+            own = by_key[str(row["key"])].training
+            more = None if config.images == own.budget_images else config.images
+            for index in range(config.seeds):
+                update = {
+                    "seed": seed_of(self.plan.study, "confirm", index),
+                    "budget_images": more or own.budget_images,
+                }
+                group, training = confirm_group(str(row["key"]), more), own.model_copy(update=update)
+                wanted.append(Planned("confirm", group, training, row["key"]))
+        missing = [planned for planned in wanted if planned.identity not in there]
+        ledger.set_planned({"confirm": len(there) + len(missing)})
+        return missing
 
 
 def _pruned(images: int) -> dict[str, Any]:

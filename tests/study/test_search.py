@@ -12,8 +12,9 @@ import pytest
 from study.budget import limits
 from study.contract import Layout, Outcome, StudyAttr
 from study.ledger import Ledger
+from study.propose import propose
 from study.search import FINISHED, Session
-from study.space import make_pruner, propose
+from study.space import make_pruner
 from tests.study.conftest import STUDY
 from tests.study.test_config import plan_of
 from trainables.config import flat
@@ -117,7 +118,13 @@ def test_a_search_starts_from_an_earlier_ones_trials(tmp_path: Path, monkeypatch
         base, search = flat(other.search_base), other.study.config.search
         drawn = [
             propose(
-                search, other.dimensions, base, ledger.frozen("search")[:1], other.earlier, seed=s, direction="minimize"
+                search,
+                other.dimensions,
+                base,
+                ledger.frozen("search")[:1],
+                other.earlier,
+                seed=s,
+                directions=["minimize"],
             )
             for s in range(9)
         ]
