@@ -145,6 +145,11 @@ class Ledger:
         entry.deaths += 1
         self._trial(entry).set_user_attr(Attr.DEATHS, entry.deaths)
 
+    def forgive_deaths(self, entry: Entry) -> None:
+        """The training has got further since."""
+        entry.deaths = 0
+        self._trial(entry).set_user_attr(Attr.DEATHS, 0)
+
     def report(self, entry: Entry, images: int, value: float) -> bool:
         """Write the judged metric after so many images; False where it is known (a resumed training repeats itself)."""
         if images in entry.history:

@@ -7,6 +7,7 @@ nothing is written before the whole trial is known.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -259,6 +260,13 @@ def _active(drawn: dict[str, Any], dimensions: Sequence[Dimension], base: Mappin
     return kept
 
 
+def _bare(trial: FrozenTrial) -> FrozenTrial:
+    """A trial without what samplers do not look at: copying its settings would take most of the time of asking."""
+    bare = copy.copy(trial)
+    bare.user_attrs = {}
+    return bare
+
+
 def _ask(
     search: SearchConfig,
     dimensions: Sequence[Dimension],
@@ -276,9 +284,9 @@ def _ask(
         sampler = optuna.samplers.GPSampler(seed=seeded, n_startup_trials=STARTUP_TRIALS)
     else:
         sampler = optuna.samplers.TPESampler(seed=seeded, n_startup_trials=STARTUP_TRIALS, multivariate=True)
-    copy = optuna.create_study(direction=direction, sampler=sampler)
-    copy.add_trials([*earlier, *history])
-    trial = copy.ask()
+    asked = optuna.create_study(direction=direction, sampler=sampler)
+    asked.add_trials([_bare(trial) for trial in (*earlier, *history)])
+    trial = asked.ask()
     settings, kept = dict(base), {}
     for dimension in dimensions:
         if dimension.active(settings):

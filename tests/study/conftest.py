@@ -10,7 +10,8 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,12 @@ class Workplace:
         out, err = process.communicate(timeout=240)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
+    def ledger_url(self, name: str = "tiny") -> str:
+        return f"sqlite:///{self.root / 'results' / name / 'ledger.db'}"
+
     def ledger(self, name: str = "tiny") -> dict[str, optuna.trial.FrozenTrial]:
         """Every training of the ledger by its key."""
-        url = f"sqlite:///{self.root / 'results' / name / 'ledger.db'}"
+        url = self.ledger_url(name)
         studies = optuna.get_all_study_names(url)
         trials = [t for study in studies for t in optuna.load_study(study_name=study, storage=url).get_trials()]
         return {trial.user_attrs[Attr.KEY]: trial for trial in trials}
@@ -81,6 +85,15 @@ class Workplace:
                     {"name": name, "status": status, "tags": tags, "metrics": points.fetchall(), "params": params}
                 )
         return [run for run in runs if "trial_key" in run["tags"]]
+
+
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen[Any], what: str, limit_s: float = 120.0) -> None:
+    """Wait for something that comes about while the process lives."""
+    began = time.monotonic()
+    while not ready():
+        assert process.poll() is None, (what, process.communicate())
+        assert time.monotonic() - began < limit_s, what
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")
