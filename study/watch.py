@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import psutil
 
 EVERY_S = 1.0
-SILENT_S = 15.0  # how long the head may be away: networks have their moments, and Ray itself gives up after 60 s
+SILENT_S = 15.0  # how long a head elsewhere may be away: networks have their moments, and Ray gives up after 60 s
 CONNECT_S = 5.0
 
 
@@ -28,9 +28,11 @@ def watched(head: str, raylet_socket: str, *, ours: bool) -> Iterator[None]:
 
     `ours`: Ray was started by this process; what is left of it is ended, too.
     """
-    raylet = next((p for p in psutil.process_iter() if _serves(p, raylet_socket)), None)
+    vital = [p for p in psutil.process_iter() if _serves(p, raylet_socket)]
+    if ours:
+        vital += [p for p in psutil.Process().children() if p.name() == "gcs_server"]
     over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(head, raylet, ours, over), name="watch", daemon=True)
+    thread = threading.Thread(target=_watch, args=(head, vital, ours, over), name="watch", daemon=True)
     thread.start()
     try:
         yield
@@ -39,15 +41,16 @@ def watched(head: str, raylet_socket: str, *, ours: bool) -> Iterator[None]:
         thread.join()
 
 
-def _watch(head: str, raylet: psutil.Process | None, ours: bool, over: threading.Event) -> None:
+def _watch(head: str, vital: list[psutil.Process], ours: bool, over: threading.Event) -> None:
+    names, heard = {p.pid: p.name() for p in vital}, time.monotonic()
     family: list[psutil.Process] = []
-    heard = time.monotonic()
     while not over.wait(EVERY_S):
-        if raylet is not None and not _lives(raylet):
-            return _end("Ray's raylet on this machine has ended", family)
+        for process in vital:
+            if not _lives(process):
+                return _end(f"Ray's {names[process.pid]} on this machine has ended", family)
         if ours:
             family = psutil.Process().children(recursive=True)  # once the raylet has gone, its children are nobody's
-        if _answers(head):
+        elif _answers(head):
             heard = time.monotonic()
         elif time.monotonic() - heard > SILENT_S:
             return _end(f"Ray's head at {head} has not answered for {SILENT_S:.0f} s", family)

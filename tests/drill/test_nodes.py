@@ -18,8 +18,8 @@ from tests.study.conftest import STUDY, Workplace, wait_until
 from tests.study.standin import value_of
 
 ELSEWHERE_S = 60.0  # by then the trainings of a lost node go on
-# As deploy/slurm.sh sets them: a hung node is given up after 3 x (3 + 5) s instead of 5 x (3 + 10) s. The head reads them
-# when it starts: a driver cannot set them for a cluster that is there.
+# As deploy/slurm.sh sets them: a hung node is given up after 3 x (3 + 5) s instead of 5 x (3 + 10) s. The head reads
+# them when it starts: a driver cannot set them for a cluster that is there.
 HEALTH = {"RAY_health_check_timeout_ms": "5000", "RAY_health_check_failure_threshold": "3"}
 
 

@@ -39,6 +39,7 @@ class Workplace:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.url: str | None = None  # of a ledger that is not in the results folder
         # The stand-in imports Ray with its class, before study.run can set how to log in.
         self.environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token"}
 
@@ -49,12 +50,16 @@ class Workplace:
             json.dumps({key.replace("_", "-"): event for key, event in events.items()})
         )
 
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "tests.study.standin", "study.yaml", *words]
+
     def start(self, *words: str, pause_s: float | None = None) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "tests.study.standin", "study.yaml", *words]
         if pause_s is not None:
             (self.root / "pause").write_text(str(pause_s))
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=self.root, env=self.environment, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            self.command(*words), cwd=self.root, env=self.environment, stdout=pipe, stderr=pipe, text=True
+        )
 
     def run(self, *words: str, pause_s: float | None = None) -> subprocess.CompletedProcess[str]:
         process = self.start(*words, pause_s=pause_s)
@@ -62,7 +67,7 @@ class Workplace:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def ledger_url(self, name: str = "tiny") -> str:
-        return f"sqlite:///{self.root / 'results' / name / 'ledger.db'}"
+        return self.url or f"sqlite:///{self.root / 'results' / name / 'ledger.db'}"
 
     def ledger(self, name: str = "tiny") -> dict[str, optuna.trial.FrozenTrial]:
         """Every training of the ledger by its key."""
