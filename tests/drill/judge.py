@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
-import os
 import sqlite3
 import time
 from collections import Counter
@@ -46,17 +45,6 @@ def faults(
         *_leftovers(root, trials),
         *_processes(place.root),
     ]
-
-
-def record(drill: str, seed: int, count: int, result: str, seconds: float) -> None:
-    """One row of the drills' table, to the file that DRILLS names, else to the screen."""
-    line = f"{drill} | seed {seed} | {count} | {result} | {seconds:.0f} s"
-    path = os.environ.get("DRILLS")
-    if path is None:
-        print(f"\n{line}")
-        return
-    with Path(path).open("a") as file:
-        file.write(line + "\n")
 
 
 def ledger(place: Workplace, name: str) -> dict[str, list[optuna.trial.FrozenTrial]]:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.drill import judge
+from tests.drill.table import record
 from tests.study.conftest import STUDY, Workplace, wait_until
 from tests.study.standin import value_of
 from tests.study.test_run import params, undisturbed
@@ -176,11 +177,11 @@ def test_ten_kills_of_a_study(workplace: Workplace, tmp_path: Path, number: int)
         text = f"{LASTING}tracking: {{uri: '{server.uri}'}}\n"
         killed(workplace, tmp_path / "calm", text, kinds, at_once, moments, server)
     except BaseException as error:
-        judge.record(f"kills, {at_once} at once", seed, len(kinds), f"failed: {error!r:.200}", time.monotonic() - began)
+        record(f"kills, {at_once} at once", seed, len(kinds), f"failed: {error!r:.200}", time.monotonic() - began)
         raise AssertionError(f"seed {seed}, {kinds}") from error
     finally:
         server.kill()
-    judge.record(f"kills, {at_once} at once", seed, len(kinds), "nothing wrong", time.monotonic() - began)
+    record(f"kills, {at_once} at once", seed, len(kinds), "nothing wrong", time.monotonic() - began)
 
 
 def test_one_kill_of_a_study(workplace: Workplace, tmp_path: Path) -> None:
@@ -263,7 +264,7 @@ def test_five_kills_of_the_driver_with_the_real_trainer(tiny_root: Path, workpla
         assert not weights or all(weights[0][name].equal(weights[1][name]) for name in weights[0]), (
             f"{key} (seed {seed})"
         )
-    judge.record("kills of the driver, real trainer", seed, kills, "nothing wrong", time.monotonic() - began)
+    record("kills of the driver, real trainer", seed, kills, "nothing wrong", time.monotonic() - began)
 
 
 def command(place: Workplace, *words: str) -> subprocess.Popen[bytes]:

@@ -16,6 +16,7 @@ import pytest
 from scipy import stats
 
 from tests.drill import judge
+from tests.drill.table import record
 from tests.study.conftest import STUDY, Workplace
 from tests.study.standin import value_of
 
@@ -96,9 +97,7 @@ def test_one_second_trials_keep_two_cpus_busy(workplace: Workplace) -> None:
     busy, span = spent(workplace)
     share = busy / (2 * span)
     wrong = judge.faults(workplace, replay=value_of)
-    judge.record(
-        "200 one-second trials", 0, 200, f"{share:.1%} busy; {wrong or 'nothing wrong'}", time.monotonic() - began
-    )
+    record("200 one-second trials", 0, 200, f"{share:.1%} busy; {wrong or 'nothing wrong'}", time.monotonic() - began)
     assert not wrong, "\n".join(wrong)
     assert share >= BUSY, f"{share:.3f}: {busy:.1f} s of trials in {span:.1f} s on two CPUs"
 
@@ -126,7 +125,7 @@ def test_nothing_grows_over_a_thousand_trials(workplace: Workplace) -> None:
     wrong = judge.faults(workplace, replay=value_of)
     told = ", ".join(f"{name} {value:+.4f} +- {half:.4f}" for name, (value, half) in found.items())
     result = f"per 100 trials: {told}; {blocks.mean():.3f} s per trial; {wrong or 'nothing wrong'}"
-    judge.record("1,000 trials", 0, count, result, time.monotonic() - began)
+    record("1,000 trials", 0, count, result, time.monotonic() - began)
     assert not wrong, "\n".join(wrong)
     grown = {name: value for name, (value, half) in found.items() if value + half > TOLERATED[name]}
     assert not grown, told

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.drill import judge
+from tests.drill.table import record
 from tests.study.conftest import STUDY, Workplace, wait_until
 from tests.study.standin import value_of
 
@@ -104,7 +105,7 @@ def test_the_trainings_of_a_lost_node_go_on_elsewhere(
     result = (
         f"trainings went on after {', '.join(f'{s:.0f} s' for s in elsewhere.values())}; {wrong or 'nothing wrong'}"
     )
-    judge.record(f"a node {how}", 0, 1, result, time.monotonic() - began)
+    record(f"a node {how}", 0, 1, result, time.monotonic() - began)
     assert not wrong, "\n".join(wrong)
     assert len(workplace.ledger()) == 30
 
@@ -129,7 +130,7 @@ def test_a_study_whose_cluster_has_gone_says_so_and_is_resumed_on_another(
     done = workplace.run("--resume", "--set", f"resources.address={cluster}")
     assert done.returncode == 0, done.stderr
     wrong = judge.faults(workplace, repeats=4, replay=value_of)
-    judge.record(f"a cluster's {what} killed", 0, 1, f"said after {seconds:.0f} s; {wrong}", time.monotonic() - began)
+    record(f"a cluster's {what} killed", 0, 1, f"said after {seconds:.0f} s; {wrong}", time.monotonic() - began)
     assert not wrong, "\n".join(wrong)
 
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.drill import judge
+from tests.drill.table import record
 from tests.study.conftest import STUDY, Workplace, wait_until
 from tests.study.standin import value_of
 
@@ -92,7 +93,7 @@ def test_kills_with_a_ledger_on_postgresql(workplace: Workplace, postgres: Postg
     done = workplace.run("--resume")
     assert done.returncode == 0, (seed, done.stderr)
     wrong = judge.faults(workplace, repeats=8, replay=value_of)
-    judge.record("ledger on PostgreSQL, kills", seed, 4, str(wrong or "nothing wrong"), time.monotonic() - began)
+    record("ledger on PostgreSQL, kills", seed, 4, str(wrong or "nothing wrong"), time.monotonic() - began)
     assert not wrong, f"seed {seed}: " + "\n".join(wrong)
 
 

@@ -29,6 +29,8 @@ class StandIn(TrainingWorker):
         settings = json.loads(config)
         state = folder / "state.json"
         history = json.loads(state.read_text()) if state.exists() else []
+        for unfinished in folder.glob(".*.tmp"):  # of a write that a kill ended, as the trainer does
+            unfinished.unlink()
         began = time.time()
         with (folder / "starts.log").open("a") as log:
             log.write(f"{os.getpid()} {len(history)} {os.environ.get('CUDA_VISIBLE_DEVICES')} {began}\n")
