@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from tests.drill import judge
 from tests.drill.table import record
@@ -52,8 +53,9 @@ def nodes(workplace: Workplace) -> Iterator[tuple[str, Node, Node]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    head = Node(workplace, "--head", f"--port={port}", "--include-dashboard=false", "--node-ip-address=127.0.0.1")
-    address, found = f"127.0.0.1:{port}", [head]
+    host = ray.util.get_node_ip_address()  # as a driver looks for the node that it is on
+    head = Node(workplace, "--head", f"--port={port}", "--include-dashboard=false", f"--node-ip-address={host}")
+    address, found = f"{host}:{port}", [head]
     try:
         wait_until(lambda: bool(head.family("raylet")), head.process, "no head")
         time.sleep(3)

@@ -41,7 +41,8 @@ class Workplace:
         self.root = root
         self.url: str | None = None  # of a ledger that is not in the results folder
         # The stand-in imports Ray with its class, before study.run can set how to log in.
-        self.environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token"}
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self.environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token"}
 
     def write(self, text: str = STUDY, **events: str) -> None:
         (self.root / "study.yaml").write_text(text)
