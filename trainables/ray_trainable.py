@@ -112,7 +112,7 @@ def _locked(folder: Path) -> IO[str]:
         own = fresh.open("w")
         _lock(own)
         fresh.replace(path)
-    threading.Thread(target=_end_when_lost, args=(own, path), daemon=True).start()
+    threading.Thread(target=_end_when_lost, args=(own, os.fstat(own.fileno()), path), daemon=True).start()
     return own
 
 
@@ -124,9 +124,8 @@ def _lock(file: IO[str]) -> bool:
     return True
 
 
-def _end_when_lost(own: IO[str], path: Path) -> None:
+def _end_when_lost(own: IO[str], mine: os.stat_result, path: Path) -> None:
     """End this process, before it writes more, once another one has taken the training over."""
-    mine = os.fstat(own.fileno())
     while not own.closed:
         if not os.path.samestat(mine, path.stat()):
             os._exit(1)  # closing the training as usual would write
