@@ -51,6 +51,7 @@ class Entry:
     ended: datetime | None
     summary: dict[str, Any]
     history: dict[int, float] = field(default_factory=dict)
+    swept: bool = False  # none of its checkpoints is left (study/housekeeping.py)
 
     @property
     def key(self) -> str:

@@ -260,11 +260,11 @@ def _active(drawn: dict[str, Any], dimensions: Sequence[Dimension], base: Mappin
     return kept
 
 
-def _bare(trial: FrozenTrial) -> FrozenTrial:
-    """A trial without what samplers do not look at: copying its settings would take most of the time of asking."""
-    bare = copy.copy(trial)
-    bare.user_attrs = {}
-    return bare
+def _shared(trial: FrozenTrial) -> FrozenTrial:
+    """A trial that Optuna takes in as it is: deep copies of all of them would take most of the time of asking."""
+    shared = copy.copy(trial)
+    shared.__dict__["__deepcopy__"] = lambda memo: copy.copy(trial)
+    return shared
 
 
 def _ask(
@@ -285,7 +285,7 @@ def _ask(
     else:
         sampler = optuna.samplers.TPESampler(seed=seeded, n_startup_trials=STARTUP_TRIALS, multivariate=True)
     asked = optuna.create_study(direction=direction, sampler=sampler)
-    asked.add_trials([_bare(trial) for trial in (*earlier, *history)])
+    asked.add_trials([_shared(trial) for trial in (*earlier, *history)])
     trial = asked.ask()
     settings, kept = dict(base), {}
     for dimension in dimensions:
