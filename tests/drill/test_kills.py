@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -193,6 +196,43 @@ def test_one_kill_of_a_study(workplace: Workplace, tmp_path: Path) -> None:
         killed(workplace, tmp_path / "calm", STUDY, [kind], at_once, moments, None)
     except BaseException as error:
         raise AssertionError(f"seed {seed}, {kind}, {at_once} at once") from error
+    the_judge_sees_what_is_spoilt(workplace)
+
+
+def the_judge_sees_what_is_spoilt(place: Workplace) -> None:
+    """One thing after another, each found and named."""
+    root, key = place.root / "results/tiny", "search-0000"
+
+    def stored(database: Path, statement: str) -> None:
+        with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+            assert connection.execute(statement).rowcount == 1, statement
+
+    def append(name: str, text: str) -> None:
+        with (root / name).open("a") as file:
+            file.write(text)
+
+    mlflow, ledger, folder = place.root / "mlflow.db", root / "ledger.db", f"trials/{key}"
+    run = f"(SELECT run_uuid FROM runs WHERE name = '{key}')"
+    wrong: list[tuple[str, Callable[[], object]]] = [
+        ("left behind", lambda: append(".torn.tmp", "")),
+        ("still names an owner", lambda: append("study.lock", "me")),
+        ("computed again", lambda: append(f"{folder}/computed.log", "1 20\n" * 9)),
+        ("after its successor", lambda: append(f"{folder}/computed.log", "2 20\n1 20\n")),
+        ("FAILED", lambda: stored(mlflow, f"UPDATE runs SET status = 'FAILED' WHERE name = '{key}'")),
+        (
+            "in MLflow",
+            lambda: stored(mlflow, f"DELETE FROM metrics WHERE key = 'val/rmse' AND step = 20 AND run_uuid = {run}"),
+        ),
+        ("0 runs in MLflow", lambda: stored(mlflow, f"UPDATE runs SET name = 'lost' WHERE name = '{key}'")),
+        ("planned", lambda: stored(ledger, "DELETE FROM trials WHERE number = 5")),
+        ("files are short", lambda: append(f"{folder}/reports.jsonl", '{"images"')),
+    ]
+    seen: set[str] = set()
+    for name, spoil in wrong:
+        spoil()
+        found = set(judge.faults(place, replay=value_of))
+        assert any(name in fault for fault in found - seen), (name, found - seen)
+        seen |= found
 
 
 def killed(
