@@ -55,7 +55,7 @@ class Attr:
     DETAIL = "detail"  # traceback, where there is one
     STEP = "step"  # of a divergence
     ATTEMPTS = "attempts"  # how often it was started
-    DEATHS = "deaths"  # workers that ended without a word
+    DEATHS = "deaths"  # workers that ended without a word since its last new report
     ORIGIN = "origin"  # confirm: key of the search trial it repeats; ablate: {question, arm}
     SUMMARY = "summary"  # last report's summary: steps, images, seconds, peak memory, parameters, ...
 

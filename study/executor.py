@@ -16,6 +16,7 @@ from typing import Any
 
 from study.plan import Plan
 from study.search import NotKept, Session, tune_classes
+from study.watch import watched
 from trainables.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,8 +96,10 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # What died is told once, by the ledger; Ray has no switch for what its raylet says of it on the screen.
     ray._private.worker.print_to_stdstream = lambda data, **rest: logging.getLogger("study").debug("%s", data)
+    node = ray._private.worker.global_worker.node
     try:
-        yield dict(ray.cluster_resources())
+        with watched(ray.get_runtime_context().gcs_address, node.raylet_socket_name, ours=address is None):
+            yield dict(ray.cluster_resources())
     finally:
         ray.shutdown()
 

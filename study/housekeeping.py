@@ -24,7 +24,7 @@ def sweep(ledger: Ledger, plan: Plan) -> None:
     best = {row["key"] for row in ledger.judge.rank(ledger.rows("search"))[:kept]}
     for phase, entries in ledger.entries.items():
         for entry in entries:
-            if entry.outcome is None:
+            if entry.outcome is None or entry.swept:
                 continue
             needed = {judged, BEST} if (phase, entry.group) in staged else {judged}
             if entry.outcome is not Outcome.COMPLETE or (phase == "search" and entry.key not in best):
@@ -33,3 +33,4 @@ def sweep(ledger: Ledger, plan: Plan) -> None:
                 folder = ledger.layout.trial(entry.key) / "checkpoints" / part
                 if folder.exists():
                     shutil.rmtree(folder)
+            entry.swept = not needed  # for good: what is better than a trial stays better

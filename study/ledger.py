@@ -52,6 +52,7 @@ class Entry:
     ended: datetime | None
     summary: dict[str, Any]
     history: dict[int, float] = field(default_factory=dict)
+    swept: bool = False  # none of its checkpoints is left (study/housekeeping.py)
 
     @property
     def key(self) -> str:
@@ -150,6 +151,11 @@ class Ledger:
         """Count a worker that ended without a word."""
         entry.deaths += 1
         self._trial(entry).set_user_attr(Attr.DEATHS, entry.deaths)
+
+    def forgive_deaths(self, entry: Entry) -> None:
+        """The training has got further since."""
+        entry.deaths = 0
+        self._trial(entry).set_user_attr(Attr.DEATHS, 0)
 
     def report(self, entry: Entry, images: int, value: float) -> bool:
         """Write the judged metric after so many images; False where it is known (a resumed training repeats itself)."""

@@ -7,6 +7,7 @@ nothing is written before the whole trial is known.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -73,6 +74,13 @@ def _active(drawn: dict[str, Any], dimensions: Sequence[Dimension], base: Mappin
     return kept
 
 
+def _shared(trial: FrozenTrial) -> FrozenTrial:
+    """A trial that Optuna takes in as it is: deep copies of all of them would take most of the time of asking."""
+    shared = copy.copy(trial)
+    shared.__dict__["__deepcopy__"] = lambda memo: copy.copy(trial)
+    return shared
+
+
 def _ask(
     search: SearchConfig,
     dimensions: Sequence[Dimension],
@@ -90,9 +98,9 @@ def _ask(
         sampler = optuna.samplers.GPSampler(seed=seeded, n_startup_trials=STARTUP_TRIALS)
     else:
         sampler = optuna.samplers.TPESampler(seed=seeded, n_startup_trials=STARTUP_TRIALS, multivariate=True)
-    copy = optuna.create_study(directions=directions, sampler=sampler)
-    copy.add_trials([*earlier, *history])
-    trial = copy.ask()
+    asked = optuna.create_study(directions=directions, sampler=sampler)
+    asked.add_trials([_shared(trial) for trial in (*earlier, *history)])
+    trial = asked.ask()
     settings, kept = dict(base), {}
     for dimension in dimensions:
         if dimension.active(settings):

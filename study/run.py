@@ -6,8 +6,9 @@ Everything heavy is imported where it is used, so that --help answers at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,7 @@ def _run(plan: Plan, layout: Layout, worker: type | None, began: float) -> Any:
     layout.root.mkdir(mode=0o700, exist_ok=True)
     layout.root.chmod(0o700)
     timings = {"settings_s": time.monotonic() - began}
-    with executor.terminable(), owned(layout.root / "study.lock") as alive:
+    with executor.terminable(), owned(layout.root / "study.lock") as alive, _answering(plan.study.config.ledger):
         preparing = time.monotonic()
         data = preflight.prepare(plan)
         timings["data_s"] = time.monotonic() - preparing
@@ -177,6 +178,23 @@ def _end(session: Session, ledger: Ledger, timings: dict[str, float], display: A
         return document, 1
     display.say(f"done; now: python -m analysis.report {ledger.layout.name}")
     return document, 0
+
+
+@contextlib.contextmanager
+def _answering(url: str | None) -> Iterator[None]:
+    """A ledger on a server that goes away ends the study with one sentence."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from study.contract import masked
+
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        if url is None:
+            raise
+        cause = masked(str(error.__cause__ or error).splitlines()[0])
+        raise UserError(f"ledger: {masked(url)} fails ({cause}); nothing is lost: mend it, then --resume") from error
 
 
 def _open(study: Study, layout: Layout) -> Ledger:

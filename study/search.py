@@ -4,8 +4,9 @@
     LedgerSearcher      Tune's Searcher over a session: None is a barrier, FINISHED the end
     LedgerScheduler     Tune's TrialScheduler: reports to the pruner, and stops what it gives up
 
-A training whose worker ends without a word is started once more from its checkpoint, then it has failed. Trainings
-that the ledger holds as running when a study resumes are started again: same number, same settings.
+A training whose worker ends without a word is started again from its checkpoint; it has failed when the next one ends
+so, too, before anything new is reported. Trainings that the ledger holds as running when a study resumes are started
+again: same number, same settings.
 """
 
 from __future__ import annotations
@@ -126,6 +127,8 @@ class Session:
         report = json.loads(result["report"])
         entry, images, metrics = live.entry, int(report["images"]), report["metrics"]
         new = self.ledger.report(entry, images, metrics[f"val/{self.ledger.judge.metric}"])
+        if new and entry.deaths:
+            self.ledger.forgive_deaths(entry)
         if new or images == max(entry.history):
             for listener in self.listeners:
                 listener.reported(entry, images, metrics)

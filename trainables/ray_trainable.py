@@ -2,7 +2,7 @@
 
 How a training ended reaches the driver as one more result (`told`), and then the error is raised, so that Tune, too,
 sees it and never gives this worker to another training. Nothing durable passes through Ray: the training's folder holds
-its checkpoints, and an exclusive lock in it keeps an orphaned worker and its successor from writing together.
+its checkpoints, and a lock in it keeps an orphaned worker and its successor from writing together.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import fcntl
 import json
 import math
 import os
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ from ray import tune
 
 from trainables.errors import Diverged, OutOfMemory, Stopped, UserError
 
-LOCK_WAIT_S = 60.0  # an orphaned worker lives a few seconds
+LOCK_WAIT_S = 20.0  # an orphaned worker lives a few seconds, one of a hung node as long as that hangs
+OWNER_S = 0.5
 
 
 class TrainingWorker(tune.Trainable):
@@ -98,17 +100,36 @@ class TrainingWorker(tune.Trainable):
 
 
 def _locked(folder: Path) -> IO[str]:
-    """Own a training's folder; the lock ends with the process that holds it."""
-    lock = (folder / ".lock").open("a")
-    deadline = time.monotonic() + LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise UserError(f"{folder}: another process trains here; end it, then --resume") from None
+    """Own a training's folder: wait for who trains here to end, then take over. The lock ends with its process.
+
+    The lock is a new file each time, so that a process of a hung or cut-off node, which keeps the old one for as
+    long as it likes, finds out that it owns nothing any more.
+    """
+    path, fresh, deadline = folder / ".lock", folder / ".lock.tmp", time.monotonic() + LOCK_WAIT_S
+    with path.open("a") as before:
+        while not _lock(before) and time.monotonic() < deadline:
             time.sleep(0.2)
+        own = fresh.open("w")
+        _lock(own)
+        fresh.replace(path)
+    threading.Thread(target=_end_when_lost, args=(own, os.fstat(own.fileno()), path), daemon=True).start()
+    return own
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _end_when_lost(own: IO[str], mine: os.stat_result, path: Path) -> None:
+    """End this process, before it writes more, once another one has taken the training over."""
+    while not own.closed:
+        if not os.path.samestat(mine, path.stat()):
+            os._exit(1)  # closing the training as usual would write
+        time.sleep(OWNER_S)
 
 
 def _told(error: BaseException) -> dict[str, Any]:

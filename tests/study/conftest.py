@@ -10,7 +10,8 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,10 @@ class Workplace:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.url: str | None = None  # of a ledger that is not in the results folder
         # The stand-in imports Ray with its class, before study.run can set how to log in.
-        self.environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token"}
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self.environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token"}
 
     def write(self, text: str = STUDY, **events: str) -> None:
         (self.root / "study.yaml").write_text(text)
@@ -48,21 +51,28 @@ class Workplace:
             json.dumps({key.replace("_", "-"): event for key, event in events.items()})
         )
 
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "tests.study.standin", "study.yaml", *words]
+
     def start(self, *words: str, pause_s: float | None = None) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "tests.study.standin", "study.yaml", *words]
         if pause_s is not None:
             (self.root / "pause").write_text(str(pause_s))
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=self.root, env=self.environment, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            self.command(*words), cwd=self.root, env=self.environment, stdout=pipe, stderr=pipe, text=True
+        )
 
     def run(self, *words: str, pause_s: float | None = None) -> subprocess.CompletedProcess[str]:
         process = self.start(*words, pause_s=pause_s)
         out, err = process.communicate(timeout=240)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
+    def ledger_url(self, name: str = "tiny") -> str:
+        return self.url or f"sqlite:///{self.root / 'results' / name / 'ledger.db'}"
+
     def ledger(self, name: str = "tiny") -> dict[str, optuna.trial.FrozenTrial]:
         """Every training of the ledger by its key."""
-        url = f"sqlite:///{self.root / 'results' / name / 'ledger.db'}"
+        url = self.ledger_url(name)
         studies = optuna.get_all_study_names(url)
         trials = [t for study in studies for t in optuna.load_study(study_name=study, storage=url).get_trials()]
         return {trial.user_attrs[Attr.KEY]: trial for trial in trials}
@@ -81,6 +91,15 @@ class Workplace:
                     {"name": name, "status": status, "tags": tags, "metrics": points.fetchall(), "params": params}
                 )
         return [run for run in runs if "trial_key" in run["tags"]]
+
+
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen[Any], what: str, limit_s: float = 120.0) -> None:
+    """Wait for something that comes about while the process lives."""
+    began = time.monotonic()
+    while not ready():
+        assert process.poll() is None, (what, process.communicate())
+        assert time.monotonic() - began < limit_s, what
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from study import executor, plan, preflight, run
-from trainables.durable import write_json
+from trainables.durable import write_bytes, write_json
 from trainables.errors import Diverged, OutOfMemory, Stopped
 from trainables.ray_trainable import TrainingWorker
 
@@ -29,8 +29,12 @@ class StandIn(TrainingWorker):
         settings = json.loads(config)
         state = folder / "state.json"
         history = json.loads(state.read_text()) if state.exists() else []
+        for unfinished in folder.glob(".*.tmp"):  # of a write that a kill ended, as the trainer does
+            unfinished.unlink()
+        began = time.time()
         with (folder / "starts.log").open("a") as log:
-            log.write(f"{os.getpid()} {len(history)} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
+            log.write(f"{os.getpid()} {len(history)} {os.environ.get('CUDA_VISIBLE_DEVICES')} {began}\n")
+        write_reports(folder, history)
         yield from history
         event = json.loads(Path("events.json").read_text()).get(folder.name, "") if Path("events.json").exists() else ""
         if event == "silent":
@@ -44,14 +48,20 @@ class StandIn(TrainingWorker):
                     (folder / "stopped").touch()
                     raise Stopped("at a checkpoint")
             happen(event, images, folder)
+            with (folder / "computed.log").open("a") as log:
+                log.write(f"{os.getpid()} {images}\n")
             value = float(event) if event in ("nan", "inf") else value_of(settings, images)
             history.append(report_of(value, images, budget))
             if not math.isfinite(value):
                 yield history[-1]
             write_json(state, history)
-            (folder / "reports.jsonl").write_text("".join(json.dumps(r) + "\n" for r in history))
-            write_json(folder / "summary.json", {"seconds": 1.0, "images": images})
+            write_reports(folder, history)
+            write_json(folder / "summary.json", {"seconds": time.time() - began, "images": images})
             yield history[-1]
+
+
+def write_reports(folder: Path, history: list[dict[str, Any]]) -> None:
+    write_bytes(folder / "reports.jsonl", "".join(json.dumps(report) + "\n" for report in history).encode())
 
 
 def value_of(settings: dict[str, Any], images: int) -> float:

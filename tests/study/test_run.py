@@ -15,7 +15,7 @@ from study.contract import Attr, Layout
 from study.ledger import Ledger
 from study.search import Session
 from study.space import make_pruner
-from tests.study.conftest import STUDY, Workplace
+from tests.study.conftest import STUDY, Workplace, wait_until
 from tests.study.standin import report_of, value_of
 from tests.study.test_config import plan_of
 
@@ -92,12 +92,12 @@ def test_killed_stopped_and_extended_it_goes_on_as_if_undisturbed(
     moments = random.Random(seed)
     for _ in range(kills):
         driver = workplace.start("--resume", "--set", "search.trials=12", pause_s=0.1)
-        _until(lambda: len(_folders(workplace)) > 0, driver)
+        wait_until(lambda: len(_folders(workplace)) > 0, driver, "nothing began")
         time.sleep(moments.uniform(0, 4))
         driver.kill()
         driver.communicate()
     driver, before = workplace.start("--resume", pause_s=1.0), len(_folders(workplace))
-    _until(lambda: len(_folders(workplace)) > before, driver)
+    wait_until(lambda: len(_folders(workplace)) > before, driver, "nothing began")
     second = workplace.run("--resume")
     assert second.returncode == 2
     assert f"process {driver.pid} on" in second.stderr and len(second.stderr.splitlines()) == 1
@@ -152,12 +152,3 @@ def most_at_once(lines: str, restarted: set[str]) -> int:
 
 def _folders(workplace: Workplace) -> list[Path]:
     return list(workplace.root.glob("results/tiny/trials/*/state.json"))
-
-
-def _until(ready: object, driver: object) -> None:
-    for _ in range(600):
-        if ready():  # type: ignore[operator]
-            return
-        assert driver.poll() is None, driver.communicate()  # type: ignore[attr-defined]
-        time.sleep(0.1)
-    raise AssertionError("nothing began within a minute")

@@ -67,6 +67,25 @@ def test_what_the_pruner_gave_up_stays_given_up_after_a_kill(tmp_path: Path, kin
     assert [e.outcome for e in resumed.ledger.entries["search"]][6:] == [Outcome.COMPLETE, Outcome.PRUNED]
 
 
+def test_a_training_fails_when_two_workers_die_without_anything_new_between_them(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, STUDY.replace("trials: 6", "trials: 1"))
+    layout = Layout(tmp_path / "results" / "tiny")
+    layout.root.mkdir(parents=True)
+    session = Session(plan, Ledger(layout, None, plan.study.judge, None), [], lambda: 1, lambda: 0)
+    for images in (20, 40, 60, None):
+        assert isinstance(session.next("only"), dict)
+        if images is not None:
+            report = {"images": images, "metrics": {"val/rmse": 0.5}, "final": False}
+            session.result("only", {"report": json.dumps(report)})
+        session.ended("only", error=True, detail="", result={})
+    (entry,) = session.ledger.entries["search"]
+    assert (entry.attempts, entry.outcome, entry.reason) == (
+        4,
+        Outcome.FAILED,
+        "its process died 2 times without a word",
+    )
+
+
 def test_a_spent_budget_begins_nothing_more_and_a_raised_one_goes_on(tmp_path: Path) -> None:
     """Images counted over all phases; what runs is finished, and the phases then hold what was begun."""
     layout = Layout(tmp_path / "results" / "tiny")

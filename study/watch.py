@@ -1,0 +1,88 @@
+"""The thread that ends a study whose Ray has gone: one sentence, exit code 1, and --resume goes on.
+
+Without its raylet Ray waits for ever inside a call that nothing interrupts; without its head (gcs_server) it ends the
+process after a minute with words of its own. So the process is ended here. Nothing is lost: ledger and results folder
+are as after a kill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+
+EVERY_S = 1.0
+SILENT_S = 15.0  # how long a head elsewhere may be away: networks have their moments, and Ray gives up after 60 s
+CONNECT_S = 5.0
+
+
+@contextlib.contextmanager
+def watched(head: str, raylet_socket: str, *, ours: bool) -> Iterator[None]:
+    """End this process where Ray's head (HOST:PORT) or this machine's raylet goes while the block runs.
+
+    `ours`: Ray was started by this process; what is left of it is ended, too.
+    """
+    vital = [p for p in psutil.process_iter() if _serves(p, raylet_socket)]
+    if ours:
+        vital += [p for p in psutil.Process().children() if p.name() == "gcs_server"]
+    over = threading.Event()
+    thread = threading.Thread(target=_watch, args=(head, vital, ours, over), name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _watch(head: str, vital: list[psutil.Process], ours: bool, over: threading.Event) -> None:
+    names, heard = {p.pid: p.name() for p in vital}, time.monotonic()
+    family: list[psutil.Process] = []
+    while not over.wait(EVERY_S):
+        for process in vital:
+            if not _lives(process):
+                return _end(f"Ray's {names[process.pid]} on this machine has ended", family)
+        if ours:
+            family = psutil.Process().children(recursive=True)  # once the raylet has gone, its children are nobody's
+        elif _answers(head):
+            heard = time.monotonic()
+        elif time.monotonic() - heard > SILENT_S:
+            return _end(f"Ray's head at {head} has not answered for {SILENT_S:.0f} s", family)
+    return None
+
+
+def _end(what: str, family: list[psutil.Process]) -> None:
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    print(f"python -m study.run: {what}; nothing is lost: go on with --resume", file=sys.stderr, flush=True)
+    os._exit(1)  # the main thread may be inside a call into Ray that does not return
+
+
+def _serves(process: psutil.Process, raylet_socket: str) -> bool:
+    try:
+        return process.name() == "raylet" and any(raylet_socket in word for word in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _answers(head: str) -> bool:
+    host, _, port = head.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except OSError:
+        return False
+    return True
