@@ -48,6 +48,7 @@ class Attr:
 
     KEY = "key"  # PHASE-NNNN
     CONFIG = "config"  # the TrialConfig as a mapping
+    DIGEST = "digest"  # SHA-256 of key, config, group and origin, which never change
     GROUP = "group"  # trainings that differ by seed alone share it
     OUTCOME = "outcome"
     REASON = "reason"  # one sentence

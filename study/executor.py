@@ -168,6 +168,8 @@ def execute(
             raise_on_failed_trial=False,
             verbose=0,
         )
+    if session.crash is not None:
+        raise session.crash
     shutil.rmtree(scratch, ignore_errors=True)
 
 

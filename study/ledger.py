@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from study import ledger_file
 from study.contract import PHASES, Attr, Judge, Layout, Outcome, StudyAttr, trial_key
 from study.plan import Planned
 from study.space import Dimension, label
 from trainables.config import TrialConfig, as_dict
-from trainables.durable import sync_file, sync_folder
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
 
 STATES = {Outcome.COMPLETE: "COMPLETE", Outcome.PRUNED: "PRUNED"}
 RUNG = "completed_rung_"  # system attributes of Optuna's halving pruners
-BUSY_S = 30.0  # how long a write waits for a reader of the same sqlite file
 
 
 @dataclass
@@ -74,11 +70,12 @@ class Ledger:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.layout, self.judge = layout, judge
-        check_file(layout, url)
+        if url is None:
+            ledger_file.check(layout)
         self.direction: Literal["minimize", "maximize"] = "minimize" if judge.minimise else "maximize"
         storage = optuna.storages.RDBStorage(
             url or f"sqlite:///{layout.ledger}",
-            engine_kwargs={} if url else {"connect_args": {"timeout": BUSY_S}},
+            engine_kwargs={} if url else {"connect_args": {"timeout": ledger_file.BUSY_S}},
         )
         self.studies: dict[str, optuna.Study] = {
             phase: optuna.create_study(
@@ -120,6 +117,7 @@ class Ledger:
             Attr.ATTEMPTS: 0,
             Attr.DEATHS: 0,
         }
+        attrs[Attr.DIGEST] = _digest(attrs)
         study.add_trial(
             optuna.trial.create_trial(
                 state=optuna.trial.TrialState.RUNNING,
@@ -222,21 +220,16 @@ class Ledger:
                 self.studies[phase].set_user_attr(StudyAttr.PLANNED, count)
 
     def backup(self) -> None:
-        """Copy a sqlite ledger to ledger.backup.db, whole or not at all."""
-        if not self.sqlite:
-            return
-        final, temporary = backup_file(self.layout), self.layout.root / ".ledger.backup.tmp"
-        temporary.unlink(missing_ok=True)
-        with closing(sqlite3.connect(self.layout.ledger)) as source, closing(sqlite3.connect(temporary)) as target:
-            source.backup(target)
-        sync_file(temporary)
-        temporary.replace(final)
-        sync_folder(self.layout.root)
+        """Copy a sqlite ledger, whole or not at all."""
+        if self.sqlite:
+            ledger_file.backup(self.layout)
 
     def close(self) -> None:
-        """Let go of the storage's connections."""
+        """Let go of the storage's connections, and seal a sqlite ledger."""
         for study in self.studies.values():
             study._storage.remove_session()
+        if self.sqlite:
+            ledger_file.seal(self.layout)
 
     def _trial(self, entry: Entry) -> optuna.Trial:
         import optuna
@@ -256,7 +249,10 @@ class Ledger:
         attrs = frozen.user_attrs
         outcome = attrs.get(Attr.OUTCOME)
         history = dict(frozen.intermediate_values)
-        assert frozen.datetime_start is not None
+        if Attr.DIGEST in attrs and attrs[Attr.DIGEST] != _digest(attrs):
+            raise ValueError(f"what {phase} {frozen.number} is to train has changed")
+        if frozen.datetime_start is None:
+            raise ValueError(f"{phase} {frozen.number} never began")
         return Entry(
             phase=phase,
             number=frozen.number,
@@ -276,39 +272,11 @@ class Ledger:
         )
 
 
+def _digest(attrs: Mapping[str, Any]) -> str:
+    fixed = [attrs[name] for name in (Attr.KEY, Attr.CONFIG, Attr.GROUP, Attr.ORIGIN)]
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+
 def judge_hash(judge: Judge) -> str:
     """SHA-256 of the judge's settings."""
     return hashlib.sha256(json.dumps(asdict(judge), sort_keys=True).encode()).hexdigest()
-
-
-def backup_file(layout: Layout) -> Path:
-    """Where the ledger's copy lies."""
-    return layout.root / "ledger.backup.db"
-
-
-def check_file(layout: Layout, url: str | None) -> None:
-    """Raise UserError for a sqlite ledger that is damaged, or missing beside trainings that it should list."""
-    if url is not None:
-        return
-    path, copy = layout.ledger, backup_file(layout)
-    advice = f"put {copy} in its place, then --resume" if copy.exists() else f"move {layout.root} away and start again"
-    begun = layout.trials.is_dir() and any(layout.trials.iterdir())
-    if not path.exists():
-        if begun:
-            raise UserError(f"{path}: the ledger is missing, but there are trainings beside it; {advice}")
-        return
-    try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=BUSY_S)) as connection:
-            found = connection.execute("PRAGMA quick_check").fetchone()[0]
-            tables = connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'alembic_version'").fetchone()[
-                0
-            ]
-    except sqlite3.DatabaseError as error:
-        found, tables = str(error), 0
-    if found == "ok" and not tables:
-        if not begun:  # killed while it was made, before the first training
-            path.unlink()
-            return
-        found = "it is empty"
-    if found != "ok":
-        raise UserError(f"{path}: the ledger is damaged ({found}); {advice}")

@@ -121,12 +121,14 @@ def _phases(
         with display:
             executor.execute(session, share, worker or _training_worker(), tick, config.resources.silence_limit_s)
             timings["training_s"] = time.monotonic() - training
-            document, code = _end(session, ledger, timings, display)
+            document, code = _end(session, ledger, timings, display) if session.blocked is None else ({}, 2)
     if mirror is not None:
         missing = mirror.close(MIRROR_WAIT_S, finished=not session.stopping)
         document["mlflow"] = missing or "complete"
         if missing:
             print(missing)
+    if session.blocked is not None:
+        raise UserError(f"{session.blocked}; nothing is lost: go on with --resume")
     ledger.close()
     return document, code
 
@@ -180,10 +182,12 @@ def _end(session: Session, ledger: Ledger, timings: dict[str, float], display: A
 
 
 def _open(study: Study, layout: Layout) -> Ledger:
+    from study import ledger_file
     from study.ledger import Ledger
     from study.space import make_pruner
 
-    return Ledger(layout, study.config.ledger, study.judge, make_pruner(study))
+    with ledger_file.readable(layout):
+        return Ledger(layout, study.config.ledger, study.judge, make_pruner(study))
 
 
 def _write_study(study: Study, layout: Layout) -> None:

@@ -29,8 +29,8 @@ from trainables import checkpoint, device
 from trainables.config import TrialConfig, as_dict, flat
 from trainables.data.dataset import TrainingData, open_training
 from trainables.data.loader import Batch, TrainLoader, augment
-from trainables.durable import write_bytes, write_json
-from trainables.errors import Diverged, OutOfMemory, Stopped, UserError
+from trainables.durable import remove_unfinished, write_bytes, write_json
+from trainables.errors import Blocked, Diverged, OutOfMemory, Stopped, UserError
 from trainables.losses import composite
 from trainables.models import build_model, parameter_counts
 from trainables.optim import GuardedStep, build_optimiser, scheduled_lr
@@ -87,6 +87,7 @@ class Training:
         self.optimiser = build_optimiser(config.optim, self.model.parameters())
         self.guarded = GuardedStep(self.optimiser, config.optim.clip_norm, self.device)
         self.forward = torch.compile(self.model) if config.compile else self.model
+        remove_unfinished(folder)
         self.progress = self._resume()
         self.skipped = dict(self.data.skipped)  # bad frames met so far, id -> reason
         self.loader = TrainLoader(self.data.train, config, self.progress.images)
@@ -224,9 +225,14 @@ class Training:
         for folder in (latest, self.checkpoints / checkpoint.BEST):
             checkpoint.heal(folder)
         if not latest.exists():
+            reports = self.folder / "reports.jsonl"
+            if reports.exists() and reports.stat().st_size:
+                raise Blocked(f"{latest}: is missing, but there are reports beside it; {checkpoint.ADVICE}")
             return Progress()
         _same_settings(checkpoint.read_config(latest), self.config, latest)
         state = checkpoint.restore(latest, self.model, self.optimiser)
+        if state["best"] is not None:
+            checkpoint.verify(self.checkpoints / checkpoint.BEST)
         if state["threads"] != torch.get_num_threads() and self.device.type == "cpu":
             raise UserError(
                 f"{latest}: was trained with {state['threads']} threads and this process has "
