@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from study.contract import Outcome, trial_key
 from study.housekeeping import sweep
@@ -34,6 +34,8 @@ DEATHS_ALLOWED = 1
 GOES_ON = {"stopped", "blocked"}  # how a training ends that goes on with --resume
 STOP_WAIT_S = 25.0  # for trainings to stop at a checkpoint; schedulers of clusters kill after 30 s
 REDRAWS = 20  # settings that ran out of memory are drawn again, at most so often
+
+Answer = TypeVar("Answer")
 
 
 class Listener(Protocol):
@@ -106,7 +108,7 @@ class Session:
         ended = all(live.told is not None for live in self.live.values()) or time.monotonic() > self.stop_by
         return self.crash is not None or (self.stopping and ended)
 
-    def ask(self, call: Callable[[], Any], otherwise: Any) -> Any:
+    def ask(self, call: Callable[[], Answer], otherwise: Answer) -> Answer:
         """What a call says. Tune would drop an error of it, or take it for the training's: it is kept, and ends all."""
         if self.crash is None:
             try:

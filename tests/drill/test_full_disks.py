@@ -4,26 +4,36 @@ name, nothing called lost, and a clean resume when there is room again.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import time
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
-from study.contract import Attr
+from study.contract import Attr, Layout
+from study.ledger import Ledger
+from study.search import Session, tune_classes
 from tests.drill.table import record
 from tests.drill.test_files import come_to
 from tests.study.conftest import STUDY, Workplace
+from tests.study.test_config import plan_of
 from tests.study.test_run import params, undisturbed
 from trainables import checkpoint, trainer
 from trainables.config import TrialConfig
 from trainables.data.dataset import open_training
-from trainables.errors import refused_by_disk
+from trainables.errors import Stopped, refused_by_disk
+from trainables.ray_trainable import _told
 
 Mount = Callable[[Path, int], "Disk"]
 
@@ -63,7 +73,7 @@ def mount() -> Iterator[Mount]:
         subprocess.run(["umount", "--lazy", str(disk.folder)], check=True)
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_training_meets_a_full_disk_anywhere_and_goes_on_bit_for_bit(
     tiny_config: Callable[..., TrialConfig], tmp_path: Path, mount: Mount, count: int
 ) -> None:
@@ -100,6 +110,51 @@ def test_a_training_meets_a_full_disk_anywhere_and_goes_on_bit_for_bit(
         "disk full: a training's own files", seed, count, f"all bit-equal; met at {dict(met)}", time.monotonic() - began
     )
     assert count < 40 or len(met) >= 4
+
+
+def test_a_training_in_want_of_room_stops_the_study_and_stays_running(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, STUDY)
+    layout = Layout(tmp_path / "results" / "tiny")
+    layout.root.mkdir(parents=True)
+    session = Session(plan, Ledger(layout, None, plan.study.judge, None), [], lambda: 2, lambda: 0)
+    for worker in ("one", "two"):
+        assert isinstance(session.next(worker), dict)
+    full = OSError(errno.ENOSPC, "No space left on device", "trials/latest")
+    assert session.result("one", {"told": json.dumps(_told(full))}) is False
+    assert session.stopping and session.stop_file.exists() and not session.stopped()
+    assert session.result("two", {"told": json.dumps(_told(Stopped("at a checkpoint")))}) is False
+    assert session.stopped()
+    assert session.blocked == (
+        "search-0000: trials/latest: No space left on device; make room or choose another folder"
+    )
+    for worker in ("one", "two"):
+        session.ended(worker, error=False, detail="", result={})
+    assert [entry.outcome for entry in session.ledger.entries["search"]] == [None, None]
+
+
+def test_a_full_ledger_ends_the_study_and_is_no_trainings_fault(tmp_path: Path) -> None:
+    """Tune would drop the error, or take it for the training's."""
+    plan = plan_of(tmp_path, STUDY)
+    layout = Layout(tmp_path / "results" / "tiny")
+    layout.root.mkdir(parents=True)
+    session = Session(plan, Ledger(layout, None, plan.study.judge, None), [], lambda: 1, lambda: 0)
+    session.next("one")
+    with contextlib.closing(sqlite3.connect(layout.ledger)) as small:
+        (pages,) = small.execute("PRAGMA page_count").fetchone()
+    engine = session.ledger.studies["search"]._storage._backend.engine  # type: ignore[attr-defined]
+    sqlalchemy.event.listen(engine, "checkout", lambda c, *rest: c.execute(f"PRAGMA max_page_count = {pages}"))
+    searcher, scheduler = tune_classes()
+    driven = scheduler(session, searcher(session))  # type: ignore[call-arg]
+    trial = types.SimpleNamespace(trial_id="one")
+    told = json.dumps({"outcome": "failed", "reason": "a bug", "detail": "x" * 100_000})
+    driven.on_trial_result(None, trial, {"told": told})
+    driven.searcher.on_trial_complete("one", error=True)
+    assert session.stopped() and driven.searcher.suggest("two") is None
+    assert str(refused_by_disk(session.crash)).endswith("disk is full; make room or choose another folder")
+    session.ledger.close()
+    engine.dispose()
+    (again,) = Ledger(layout, None, plan.study.judge, None).entries["search"]
+    assert again.outcome is None
 
 
 CALM = STUDY.replace("trials: 6", "trials: 8") + "confirm: {top: 2, seeds: 1}\n"
@@ -189,14 +244,3 @@ def test_a_report_meets_a_full_disk(tmp_path: Path, mount: Mount, capsys: pytest
         disk.free()
         assert report.main([str(layout.root)]) == 0
     record("disk full: report", 0, 3, "exit 2, one sentence, old report whole", time.monotonic() - began)
-
-
-def test_a_full_ledger_disk_is_told_from_other_errors() -> None:
-    import sqlite3
-
-    full = sqlite3.OperationalError("database or disk is full")
-    full.sqlite_errorcode = sqlite3.SQLITE_FULL  # type: ignore[misc]
-    wrapped = RuntimeError("storage")
-    wrapped.__cause__ = full
-    assert "make room" in str(refused_by_disk(wrapped))
-    assert refused_by_disk(sqlite3.OperationalError("no such table")) is None
