@@ -107,7 +107,7 @@ class Client:
         import logging
 
         logging.getLogger("alembic").setLevel(logging.ERROR)
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # a failed call is told in a sentence, by the mirror
         from mlflow import MlflowClient
 
         self.layout, self.study, self.data = layout, study, data

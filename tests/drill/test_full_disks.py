@@ -78,12 +78,15 @@ def test_a_training_meets_a_full_disk_anywhere_and_goes_on_bit_for_bit(
     tiny_config: Callable[..., TrialConfig], tmp_path: Path, mount: Mount, count: int
 ) -> None:
     """The room left is drawn, so that trace, weights, optimiser, state, digests and reports meet it in turn."""
-    config, began, seed = tiny_config(), time.monotonic(), random.randrange(1 << 30)
+    few = count == 1
+    config = tiny_config(**({"budget_images": 24, "validate_every_images": 12} if few else {}))
+    steps, room = (6, 20 << 10) if few else (12, 400 << 10)
+    began, seed = time.monotonic(), random.randrange(1 << 30)
     drawn, disk, data = random.Random(seed), mount(tmp_path / "small", 8), open_training(config)
     list(trainer.fit(config, tmp_path / "count", data=data))
     expected, met = come_to(tmp_path / "count"), Counter[str]()
     for number in range(count):
-        folder, full_at, leave, asked = disk.folder / str(number), drawn.randrange(12), drawn.randrange(400 << 10), 0
+        folder, full_at, leave, asked = disk.folder / str(number), drawn.randrange(steps), drawn.randrange(room), 0
 
         def fill() -> bool:
             nonlocal asked
@@ -109,7 +112,7 @@ def test_a_training_meets_a_full_disk_anywhere_and_goes_on_bit_for_bit(
     record(
         "disk full: a training's own files", seed, count, f"all bit-equal; met at {dict(met)}", time.monotonic() - began
     )
-    assert count < 40 or len(met) >= 4
+    assert len(met) >= 4 or (few and "enough room" not in met), f"seed {seed}: {met}"
 
 
 def test_a_training_in_want_of_room_stops_the_study_and_stays_running(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ class Server:
         self.become("refused")
 
 
-@pytest.mark.parametrize("mode", ["refused", "error"])
+@pytest.mark.parametrize("mode", ["error", pytest.param("refused", marks=pytest.mark.slow)])
 def test_away_from_the_start_it_is_a_sentence_and_later_it_holds_nothing_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
