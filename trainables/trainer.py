@@ -68,7 +68,8 @@ def fit(
 
 
 class Training:
-    def __init__(self, config: TrialConfig, folder: Path, data: TrainingData | None) -> None:
+    def __init__(self, config: TrialConfig, folder: Path, data: TrainingData | None, *, replay: bool = False) -> None:
+        """`replay`: the folder has a checkpoint and nothing of what came before it, and no trace is written."""
         self.config, self.folder, self.checkpoints = config, folder, folder / "checkpoints"
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -88,12 +89,12 @@ class Training:
         self.guarded = GuardedStep(self.optimiser, config.optim.clip_norm, self.device)
         self.forward = torch.compile(self.model) if config.compile else self.model
         remove_unfinished(folder)
-        self.progress = self._resume()
+        self.progress = self._resume(replay)
         self.skipped = dict(self.data.skipped)  # bad frames met so far, id -> reason
         self.loader = TrainLoader(self.data.train, config, self.progress.images)
         self.log = StepLog(self.terms)
         self.recorder = SpikeRecorder(config, self.checkpoints)
-        self.trace = TraceWriter(folder, self.terms, self.progress.step) if config.trace else None
+        self.trace = TraceWriter(folder, self.terms, self.progress.step) if config.trace and not replay else None
         write_json(folder / "config.json", as_dict(config))
         self._write_reports()
         self.wait_s, self.reported = 0.0, time.perf_counter()
@@ -220,7 +221,7 @@ class Training:
             self.trace.flush()
         checkpoint.write_checkpoint(self.checkpoints / checkpoint.LATEST, self._snapshot(), self.config)
 
-    def _resume(self) -> Progress:
+    def _resume(self, replay: bool) -> Progress:
         latest = self.checkpoints / checkpoint.LATEST
         for folder in (latest, self.checkpoints / checkpoint.BEST):
             checkpoint.heal(folder)
@@ -231,7 +232,7 @@ class Training:
             return Progress()
         _same_settings(checkpoint.read_config(latest), self.config, latest)
         state = checkpoint.restore(latest, self.model, self.optimiser)
-        if state["best"] is not None:
+        if state["best"] is not None and not replay:
             checkpoint.verify(self.checkpoints / checkpoint.BEST)
         if state["threads"] != torch.get_num_threads() and self.device.type == "cpu":
             raise UserError(
