@@ -234,9 +234,9 @@ def test_a_report_meets_a_full_disk(tmp_path: Path, mount: Mount, capsys: pytest
     began, disk = time.monotonic(), mount(tmp_path / "small", 64)
     layout, _ = planted_study(disk.folder / "planted", 3, trials=12, steps=60)
     assert report.main([str(layout.root)]) == 0
-    before = layout.report.read_bytes()
     size = sum(path.stat().st_size for path in (layout.root / "report").iterdir())
-    for leave in (0, size // 2, size + len(before) // 2):
+    for leave in (0, size // 2, size + layout.report.stat().st_size // 2):
+        before = layout.report.read_bytes()
         shutil.rmtree(layout.root / "report", ignore_errors=True)
         disk.fill(leave)
         capsys.readouterr()
