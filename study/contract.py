@@ -5,6 +5,7 @@ Standard library only; analysis imports this module and nothing else of study (D
     results/NAME/
         study.yaml            the study as it was resolved, with its overrides
         ledger.db             Optuna's storage: one Optuna study per phase, named NAME/PHASE
+        ledger.db.sha256      its SHA-256, once the study has ended by itself; ledger.backup.db: its copy
         study.lock            the owner: pid, host, since
         study.log
         trials/KEY/           what one training leaves behind (trainables/trainer.py); KEY is PHASE-NNNN
@@ -49,6 +50,7 @@ class Attr:
 
     KEY = "key"  # PHASE-NNNN
     CONFIG = "config"  # the TrialConfig as a mapping
+    DIGEST = "digest"  # SHA-256 of key, config, group and origin, which never change
     GROUP = "group"  # trainings that differ by seed alone share it
     OUTCOME = "outcome"
     REASON = "reason"  # one sentence

@@ -17,7 +17,7 @@ from typing import Any
 from study.plan import Plan
 from study.search import NotKept, Session, tune_classes
 from study.watch import watched
-from trainables.errors import UserError
+from trainables.errors import UserError, refused_by_disk
 
 ROOT = Path(__file__).resolve().parent.parent
 CAPACITY_S = 10.0  # how long a count of the cluster's resources is good for
@@ -171,6 +171,11 @@ def execute(
             raise_on_failed_trial=False,
             verbose=0,
         )
+    if session.crash is not None:
+        sentence, root = refused_by_disk(session.crash), session.ledger.layout.root
+        if sentence is None:
+            raise session.crash
+        raise UserError(f"{root}: {sentence}; nothing is lost: go on with --resume") from session.crash
     shutil.rmtree(scratch, ignore_errors=True)
 
 

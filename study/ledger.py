@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from study import ledger_file
 from study.contract import DEVICE_SECONDS, PHASES, Attr, Judge, Layout, Outcome, StudyAttr, trial_key
-from study.ledgerfile import BUSY_S, backup_file, check_file
 from study.plan import Planned
 from study.space import Dimension, label
 from trainables.config import TrialConfig, as_dict
-from trainables.durable import sync_file, sync_folder
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,12 +75,13 @@ class Ledger:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.layout, self.judge = layout, judge
-        check_file(layout, url)
+        if url is None:
+            ledger_file.check(layout)
         direction: Direction = "minimize" if judge.minimise else "maximize"
         self.directions: list[Direction] = [direction, "minimize"] if objectives else [direction]  # of the search
         self.storage = storage = optuna.storages.RDBStorage(
             url or f"sqlite:///{layout.ledger}",
-            engine_kwargs={} if url else {"connect_args": {"timeout": BUSY_S}},
+            engine_kwargs={} if url else {"connect_args": {"timeout": ledger_file.BUSY_S}},
         )
         self.studies: dict[str, optuna.Study] = {
             phase: optuna.create_study(
@@ -127,6 +125,7 @@ class Ledger:
             Attr.ATTEMPTS: 0,
             Attr.DEATHS: 0,
         }
+        attrs[Attr.DIGEST] = _digest(attrs)
         study.add_trial(
             optuna.trial.create_trial(
                 state=optuna.trial.TrialState.RUNNING,
@@ -237,21 +236,16 @@ class Ledger:
                 self.studies[phase].set_user_attr(StudyAttr.PLANNED, count)
 
     def backup(self) -> None:
-        """Copy a sqlite ledger to ledger.backup.db, whole or not at all."""
-        if not self.sqlite:
-            return
-        final, temporary = backup_file(self.layout), self.layout.root / ".ledger.backup.tmp"
-        temporary.unlink(missing_ok=True)
-        with closing(sqlite3.connect(self.layout.ledger)) as source, closing(sqlite3.connect(temporary)) as target:
-            source.backup(target)
-        sync_file(temporary)
-        temporary.replace(final)
-        sync_folder(self.layout.root)
+        """Copy a sqlite ledger, whole or not at all."""
+        if self.sqlite:
+            ledger_file.backup(self.layout)
 
     def close(self) -> None:
-        """Let go of the storage's connections."""
+        """Let go of the storage's connections, and seal a sqlite ledger."""
         for study in self.studies.values():
             study._storage.remove_session()
+        if self.sqlite:
+            ledger_file.seal(self.layout)
 
     def _trial(self, entry: Entry) -> optuna.Trial:
         import optuna
@@ -277,7 +271,10 @@ class Ledger:
         attrs = frozen.user_attrs
         outcome = attrs.get(Attr.OUTCOME)
         history = dict(frozen.intermediate_values)
-        assert frozen.datetime_start is not None
+        if Attr.DIGEST in attrs and attrs[Attr.DIGEST] != _digest(attrs):
+            raise ValueError(f"what {phase} {frozen.number} is to train has changed")
+        if frozen.datetime_start is None:
+            raise ValueError(f"{phase} {frozen.number} never began")
         return Entry(
             phase=phase,
             number=frozen.number,
@@ -303,6 +300,11 @@ def _name_objectives(study: optuna.Study, names: Sequence[str]) -> None:
         warnings.simplefilter("ignore")  # experimental
         if study.metric_names is None and len(study.directions) == len(names):
             study.set_metric_names(list(names))
+
+
+def _digest(attrs: Mapping[str, Any]) -> str:
+    fixed = [attrs[name] for name in (Attr.KEY, Attr.CONFIG, Attr.GROUP, Attr.ORIGIN)]
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 def judge_hash(judge: Judge) -> str:

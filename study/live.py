@@ -162,11 +162,18 @@ def _words(outcome: Outcome | None) -> str:
     return "ended" if outcome is None else outcome.value.replace("_", " ")
 
 
+class _Log(logging.FileHandler):
+    """Raises what keeps a line from being written (a full disk), where logging prints a traceback and goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise
+
+
 def _file_log(path: Path) -> logging.Logger:
     log = logging.getLogger(f"study.{path.parent.name}")
     log.setLevel(logging.INFO)
     log.propagate = False
-    handler = logging.FileHandler(path)
+    handler = _Log(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     return log

@@ -122,12 +122,14 @@ def _phases(
         with display:
             executor.execute(session, share, worker or _training_worker(), tick, config.resources.silence_limit_s)
             timings["training_s"] = time.monotonic() - training
-            document, code = _end(session, ledger, timings, display)
+            document, code = _end(session, ledger, timings, display) if session.blocked is None else ({}, 2)
     if mirror is not None:
         missing = mirror.close(MIRROR_WAIT_S, finished=not session.stopping)
         document["mlflow"] = missing or "complete"
         if missing:
             print(missing)
+    if session.blocked is not None:
+        raise UserError(f"{session.blocked}; nothing is lost: go on with --resume")
     ledger.close()
     return document, code
 
@@ -198,11 +200,13 @@ def _answering(url: str | None) -> Iterator[None]:
 
 
 def _open(study: Study, layout: Layout) -> Ledger:
+    from study import ledger_file
     from study.ledger import Ledger
     from study.space import make_pruner
 
     objectives = study.config.search.objectives or ()
-    return Ledger(layout, study.config.ledger, study.judge, make_pruner(study), objectives)
+    with ledger_file.readable(layout):
+        return Ledger(layout, study.config.ledger, study.judge, make_pruner(study), objectives)
 
 
 def _write_study(study: Study, layout: Layout) -> None:

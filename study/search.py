@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from study.contract import DEVICE_SECONDS, Outcome, confirm_group, trial_key
 from study.housekeeping import sweep
@@ -33,8 +33,11 @@ if TYPE_CHECKING:
 
 FINISHED = "FINISHED"
 DEATHS_ALLOWED = 1
+GOES_ON = {"stopped", "blocked"}  # how a training ends that goes on with --resume
 STOP_WAIT_S = 25.0  # for trainings to stop at a checkpoint; schedulers of clusters kill after 30 s
 REDRAWS = 20  # settings that ran out of memory are drawn again, at most so often
+
+Answer = TypeVar("Answer")
 
 
 class Listener(Protocol):
@@ -77,6 +80,8 @@ class Session:
         self.stop_file.unlink(missing_ok=True)
         self.stopping = False
         self.stop_by = math.inf
+        self.blocked: str | None = None  # what on the disk is in the trainings' way
+        self.crash: Exception | None = None  # raised when Tune has ended
         self.exhausted = False  # a grid with fewer points than trials
         self.kills_before = memory_kills()
         ledger.set_planned(plan.counts)
@@ -106,9 +111,17 @@ class Session:
 
     def stopped(self) -> bool:
         """Whether all have stopped that were told to, or had the time for it."""
-        return self.stopping and (
-            all(live.told is not None for live in self.live.values()) or time.monotonic() > self.stop_by
-        )
+        ended = all(live.told is not None for live in self.live.values()) or time.monotonic() > self.stop_by
+        return self.crash is not None or (self.stopping and ended)
+
+    def ask(self, call: Callable[[], Answer], otherwise: Answer) -> Answer:
+        """What a call says. Tune would drop an error of it, or take it for the training's: it is kept, and ends all."""
+        if self.crash is None:
+            try:
+                return call()
+            except Exception as error:
+                self.crash = error
+        return otherwise
 
     def began(self, worker: str) -> None:
         """A worker has its process and begins."""
@@ -123,7 +136,10 @@ class Session:
         live.heard = time.monotonic()
         if "told" in result:
             live.told = json.loads(result["told"])
-            return "stopped" not in live.told  # after an error the worker raises next, so that Tune sees it too
+            if "blocked" in live.told:
+                self.blocked = self.blocked or f"{live.entry.key}: {live.told['blocked']}"
+                self.stop()
+            return not live.told.keys() & GOES_ON  # after an error the worker raises next, so that Tune sees it too
         report = json.loads(result["report"])
         entry, images, metrics = live.entry, int(report["images"]), report["metrics"]
         new = self.ledger.report(entry, images, metrics[f"val/{self.ledger.judge.metric}"])
@@ -143,7 +159,7 @@ class Session:
         if live is None:
             return
         entry, told = live.entry, live.told
-        if told is not None and "stopped" in told:
+        if told is not None and told.keys() & GOES_ON:
             return  # it stays running in the ledger
         if told is None and error:
             told = self._died(entry, detail)
@@ -318,10 +334,13 @@ def tune_classes() -> tuple[type[Searcher], type[TrialScheduler]]:
             self.errors: dict[str, str] = {}
 
         def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-            return self.session.next(trial_id)
+            return self.session.ask(lambda: self.session.next(trial_id), None)
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            self.session.ended(trial_id, error=error, detail=self.errors.pop(trial_id, ""), result=result or {})
+            detail = self.errors.pop(trial_id, "")
+            self.session.ask(
+                lambda: self.session.ended(trial_id, error=error, detail=detail, result=result or {}), None
+            )
 
         def save(self, checkpoint_path: str) -> None:
             """Nothing: the ledger is the state."""
@@ -335,7 +354,7 @@ def tune_classes() -> tuple[type[Searcher], type[TrialScheduler]]:
             self.session, self.searcher = session, searcher
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            goes_on = self.session.result(trial.trial_id, result)
+            goes_on = self.session.ask(lambda: self.session.result(trial.trial_id, result), False)
             return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
         def on_trial_error(self, tune_controller: Any, trial: Any) -> None:

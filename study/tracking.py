@@ -107,10 +107,10 @@ class Client:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         import logging
 
-        logging.getLogger("alembic").setLevel(logging.ERROR)
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        from mlflow import MlflowClient
+        from mlflow import MlflowClient  # sets its loggers anew
 
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # a failed call is told in a sentence, by the mirror
         self.layout, self.study, self.data = layout, study, data
         with store_lock(uri):
             self.client = MlflowClient(tracking_uri=uri)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from study.config import Study
 from study.contract import RESULTS, Layout, StudyAttr
-from study.ledgerfile import damage
+from study.ledger_file import damage
 from study.space import Dimension
 from trainables.errors import UserError
 

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from ray import tune
 
-from trainables.errors import Diverged, OutOfMemory, Stopped, UserError
+from trainables.errors import Blocked, Diverged, OutOfMemory, Stopped, UserError, refused_by_disk
 
 LOCK_WAIT_S = 20.0  # an orphaned worker lives a few seconds, one of a hung node as long as that hangs
 OWNER_S = 0.5
@@ -136,6 +136,9 @@ def _told(error: BaseException) -> dict[str, Any]:
     """How a training ended, for the ledger."""
     if isinstance(error, Stopped):
         return {"stopped": True}
+    blocked = str(error) if isinstance(error, Blocked) else refused_by_disk(error)
+    if blocked:
+        return {"blocked": blocked}
     detail = "".join(traceback.format_exception(error))[-8000:]
     if isinstance(error, Diverged):
         return {"outcome": "diverged", "step": error.step, "reason": error.reason}

@@ -29,8 +29,8 @@ from trainables import checkpoint, device
 from trainables.config import TrialConfig, as_dict, flat
 from trainables.data.dataset import TrainingData, open_training
 from trainables.data.loader import Batch, TrainLoader, augment
-from trainables.durable import write_bytes, write_json
-from trainables.errors import Diverged, OutOfMemory, Stopped, UserError
+from trainables.durable import remove_unfinished, write_bytes, write_json
+from trainables.errors import Blocked, Diverged, OutOfMemory, Stopped, UserError
 from trainables.losses import composite
 from trainables.models import build_model, parameter_counts
 from trainables.optim import GuardedStep, build_optimiser, scheduled_lr
@@ -68,7 +68,8 @@ def fit(
 
 
 class Training:
-    def __init__(self, config: TrialConfig, folder: Path, data: TrainingData | None) -> None:
+    def __init__(self, config: TrialConfig, folder: Path, data: TrainingData | None, *, replay: bool = False) -> None:
+        """`replay`: the folder has a checkpoint and nothing of what came before it, and no trace is written."""
         self.config, self.folder, self.checkpoints = config, folder, folder / "checkpoints"
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -87,12 +88,13 @@ class Training:
         self.optimiser = build_optimiser(config.optim, self.model.parameters())
         self.guarded = GuardedStep(self.optimiser, config.optim.clip_norm, self.device)
         self.forward = torch.compile(self.model) if config.compile else self.model
-        self.progress = self._resume()
+        remove_unfinished(folder)
+        self.progress = self._resume(replay)
         self.skipped = dict(self.data.skipped)  # bad frames met so far, id -> reason
         self.loader = TrainLoader(self.data.train, config, self.progress.images)
         self.log = StepLog(self.terms)
         self.recorder = SpikeRecorder(config, self.checkpoints)
-        self.trace = TraceWriter(folder, self.terms, self.progress.step) if config.trace else None
+        self.trace = TraceWriter(folder, self.terms, self.progress.step) if config.trace and not replay else None
         write_json(folder / "config.json", as_dict(config))
         self._write_reports()
         self.wait_s, self.reported = 0.0, time.perf_counter()
@@ -219,14 +221,19 @@ class Training:
             self.trace.flush()
         checkpoint.write_checkpoint(self.checkpoints / checkpoint.LATEST, self._snapshot(), self.config)
 
-    def _resume(self) -> Progress:
+    def _resume(self, replay: bool) -> Progress:
         latest = self.checkpoints / checkpoint.LATEST
         for folder in (latest, self.checkpoints / checkpoint.BEST):
             checkpoint.heal(folder)
         if not latest.exists():
+            reports = self.folder / "reports.jsonl"
+            if reports.exists() and reports.stat().st_size:
+                raise Blocked(f"{latest}: is missing, but there are reports beside it; {checkpoint.ADVICE}")
             return Progress()
         _same_settings(checkpoint.read_config(latest), self.config, latest)
         state = checkpoint.restore(latest, self.model, self.optimiser)
+        if state["best"] is not None and not replay:
+            checkpoint.verify(self.checkpoints / checkpoint.BEST)
         if state["threads"] != torch.get_num_threads() and self.device.type == "cpu":
             raise UserError(
                 f"{latest}: was trained with {state['threads']} threads and this process has "
