@@ -20,6 +20,7 @@ from tests.study.test_drill import STUDY, command
 from trainables.errors import UserError
 
 EVEN = TEXT.replace("{low: 2, high: 16, scale: log}", "{choices: [4, 8]}")
+FIRST = EVEN.replace("  trials: 8\n", "  trials: 8\n  first: [{batch_size: 5}]\n")
 GONE_S = 20.0  # within which a training's processes have ended with what they belong to
 
 
@@ -42,7 +43,7 @@ def test_a_share_has_one_worker_per_whole_gpu_or_as_many_as_are_asked_for(tmp_pa
     [
         (TEXT, ["gpus_per_trial=2"], r"study.yaml:11: search.space.batch_size: a batch of 3 has no 2 equal parts"),
         (EVEN, ["gpus_per_trial=4"], r"study.yaml:3: trial.batch_size: a batch of 2 has no 4 equal parts"),
-        (EVEN + "  first: [{batch_size: 4}]\n", ["workers_per_trial=3"], "has no 3 equal parts"),
+        (FIRST, ["workers_per_trial=2"], r"study.yaml:8: search.first: a batch of 5 has no 2 equal parts"),
         (EVEN, ["gpus_per_trial=0.5", "workers_per_trial=2"], "2, of which each trains on one GPU, .* is 0.5; make"),
         (EVEN, ["workers_per_trial=2", "cpus_per_trial=3"], "cpus_per_trial: 3 cannot be shared equally by 2 workers"),
     ],
