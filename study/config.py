@@ -117,6 +117,7 @@ class ResourcesConfig(Section):
 
     gpus_per_trial: Amount
     cpus_per_trial: Amount
+    workers_per_trial: Literal["auto"] | Count
     address: str | None
     silence_limit_s: Annotated[float, Field(gt=0)] | None
 

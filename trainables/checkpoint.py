@@ -22,7 +22,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from trainables.config import TrialConfig, as_dict
+from trainables.config import TrialConfig, as_dict, flat
 from trainables.durable import naming, replace_folder, sha256
 from trainables.errors import Blocked, UserError
 from trainables.models import DepthModel, build_model
@@ -143,6 +143,26 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     verify(folder)
     weights: dict[str, Tensor] = load_safetensors((folder / WEIGHTS).read_bytes())
     return weights
+
+
+def start_from(model: nn.Module, folder: Path) -> None:
+    """Load the verified weights of a checkpoint into a model to be trained. Raises UserError for a misfit."""
+    try:
+        model.load_state_dict(read_weights(folder))
+    except RuntimeError as error:
+        problem = str(error).splitlines()[1].strip()
+        raise UserError(f"start_from: the weights of {folder} do not fit this model ({problem})") from error
+
+
+def check_settings(folder: Path, config: TrialConfig) -> None:
+    """Refuse a checkpoint that was trained with other settings than these."""
+    old, new = flat(read_config(folder)), flat(config)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            raise UserError(
+                f"{folder}: was trained with {key} = {old.get(key)}, not {new.get(key)}; "
+                "use another folder, or put the setting back"
+            )
 
 
 def load_model(folder: Path) -> tuple[DepthModel, TrialConfig]:

@@ -33,6 +33,10 @@ class Stopped(Exception):
     """The training was told to stop, and did at a checkpoint from which it goes on."""
 
 
+class PeerLost(Exception):
+    """One of the processes that train together has ended; its own error says why, if it had the time to tell one."""
+
+
 class OutOfMemory(Exception):
     """The device or the host had no memory left for the training."""
 
