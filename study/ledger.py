@@ -6,12 +6,11 @@ outcome is written last of its attributes and told to Optuna right after; a kill
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -274,11 +273,6 @@ class Ledger:
             summary=attrs.get(Attr.SUMMARY) or {},
             history=history,
         )
-
-
-def judge_hash(judge: Judge) -> str:
-    """SHA-256 of the judge's settings."""
-    return hashlib.sha256(json.dumps(asdict(judge), sort_keys=True).encode()).hexdigest()
 
 
 def backup_file(layout: Layout) -> Path:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from study.config import Study
-from study.contract import StudyAttr
-from study.ledger import Ledger, judge_hash
+from study.contract import StudyAttr, judge_hash
+from study.ledger import Ledger
 from study.plan import Plan
 from trainables.config import DataConfig, flatten
 from trainables.errors import UserError

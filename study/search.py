@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from study.contract import Outcome, trial_key
+from study.contract import Outcome, StudyAttr, trial_key
 from study.housekeeping import sweep
 from study.ledger import Entry, Ledger
 from study.plan import Plan, Planned, seed_of
@@ -75,7 +75,9 @@ class Session:
         self.stop_by = math.inf
         self.exhausted = False  # a grid with fewer points than trials
         self.kills_before = memory_kills()
-        ledger.set_planned(plan.counts)
+        confirmed = len(ledger.entries["confirm"])  # perhaps of others than will be the best: no fewer may stand there
+        ledger.set_planned(plan.counts | {"confirm": plan.counts["confirm"] + confirmed})
+        ledger.set_attributes({StudyAttr.SPENT: None})
         sweep(ledger, plan)
 
     def next(self, worker: str) -> dict[str, Any] | str | None:
@@ -200,7 +202,8 @@ class Session:
     def _enter_next(self) -> Entry | None:
         self.spent = self.spent or self.budget()
         if self.spent:
-            self.ledger.set_planned({phase: len(entries) for phase, entries in self.ledger.entries.items()})
+            self.ledger.set_attributes({StudyAttr.SPENT: self.spent})
+            self._confirmations()  # how many are still to come
             return None
         for planned in (*self.plan.reproduce, *self.plan.ablate):
             entry = self._enter(planned)
@@ -253,21 +256,32 @@ class Session:
 
     def _confirm(self) -> Entry | None:
         """Enter the next confirmation, once the search has ended."""
+        for planned in self._confirmations():
+            entry = self._enter(planned)
+            if entry is not None:
+                return entry
+        return None
+
+    def _confirmations(self) -> list[Planned]:
+        """The best of the search on every fresh seed, none before it has ended. The phase holds these and those that
+        were entered when others were the best, before the search went on.
+        """
         config = self.plan.study.config
         searched = self.ledger.entries["search"]
-        if config.confirm.top == 0 or any(e.outcome is None for e in searched):
-            return None
-        best = self.ledger.judge.rank(self.ledger.rows("search"))[: config.confirm.top]
-        self.ledger.set_planned({"confirm": len(best) * config.confirm.seeds})
+        ended = self.exhausted or len(searched) >= config.search.trials
+        if config.confirm.top == 0 or not ended or any(e.outcome is None for e in searched):
+            return []
         by_key = {e.key: e for e in searched}
-        for row in best:
-            winner = by_key[str(row["key"])]
-            for index in range(config.confirm.seeds):
-                seeded = winner.training.model_copy(update={"seed": seed_of(self.plan.study, "confirm", index)})
-                entry = self._enter(Planned("confirm", winner.key, seeded, winner.key))
-                if entry is not None:
-                    return entry
-        return None
+        best = self.ledger.judge.rank(self.ledger.rows("search"))[: config.confirm.top]
+        seeds = [seed_of(self.plan.study, "confirm", index) for index in range(config.confirm.seeds)]
+        wanted = [
+            Planned("confirm", winner.key, winner.training.model_copy(update={"seed": seed}), winner.key)
+            for winner in (by_key[str(row["key"])] for row in best)
+            for seed in seeds
+        ]
+        identities = self.ledger.entered["confirm"].keys() | {planned.identity for planned in wanted}
+        self.ledger.set_planned({"confirm": len(identities)})
+        return wanted
 
 
 def _pruned(images: int) -> dict[str, Any]:
