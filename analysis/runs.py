@@ -43,14 +43,27 @@ Trials = list[optuna.trial.FrozenTrial]
 
 
 def command(
-    module: str, purpose: str, analyse: Callable[[StudyTables], Section], argv: Sequence[str] | None = None
+    module: str,
+    purpose: str,
+    analyse: Callable[[StudyTables], Section],
+    argv: Sequence[str] | None = None,
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    before: Callable[[StudyTables, argparse.Namespace], None] | None = None,
 ) -> int:
-    """`python -m analysis.<module> STUDY`: one section alone, as text or, with --json, its data."""
+    """`python -m analysis.<module> STUDY`: one section alone, as text or, with --json, its data.
+
+    options: further arguments, as add_argument takes them; before: what they ask for, done first.
+    """
     arguments = cli.parser(f"analysis.{module}", purpose, f"python -m analysis.{module} rooms-quick")
     arguments.add_argument("study", metavar="STUDY", help="a study's name, its results folder, or a released .parquet")
+    for name, option in (options or {}).items():
+        arguments.add_argument(name, **option)
 
     def body(args: argparse.Namespace) -> Any:
         tables = read_table(Path(args.study)) if args.study.endswith(".parquet") else load(args.study)
+        if before is not None:
+            before(tables, args)
         section = analyse(tables)
         print(section.text())
         return {

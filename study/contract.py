@@ -85,6 +85,7 @@ class Tag:
     RECIPE = "recipe"
     SEED = "seed"
     GROUP = "group"
+    WEIGHTS = "weights_sha256"  # of a registered model
 
 
 EXPERIMENT = "DenseDepth"  # of MLflow, for the runs of every study

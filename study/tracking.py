@@ -146,7 +146,7 @@ class Client:
         """Give the parent its study and, when all phases have ended, its end."""
         for path in (self.layout.study_file, self.layout.log):
             if path.exists():
-                self.client.log_artifact(self.parent, str(path))
+                self.client.log_text(self.parent, masked(path.read_text()), path.name)
         self.client.set_terminated(self.parent, "FINISHED" if finished else "KILLED")
 
     def _experiment(self, uri: str) -> str:
