@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
-from analysis import intervals, pictures, selection
+from analysis import intervals, pictures, sealed, selection
 from analysis.plots import BLUE, CYCLE, empty
 from analysis.published import comparable
 from analysis.section import Figure, Section, Table, number, plain
@@ -294,7 +294,7 @@ def _pictures(tables: StudyTables, document: Mapping[str, Any]) -> list[Figure]:
         return []
     metric = document["judge"]["metric"]
     unit = selection.unit_of(metric)
-    with np.load(tables.layout.evaluation / "pictures.npz", allow_pickle=False) as arrays:
+    with np.load(tables.layout.evaluation / sealed.PICTURES, allow_pickle=False) as arrays:
         rows = [
             pictures.Row(
                 f"{shown['label']}: {metric} {number(shown[metric])} {unit}".rstrip(),

@@ -103,11 +103,12 @@ def _open(tables: StudyTables, folder: Path, reason: str) -> None:
     pictures, shown = _pictures(tables, champion, reference, scores)
     buffer = io.BytesIO()
     scores.to_parquet(buffer, index=False)
-    write_bytes(folder / sealed.SCORES, buffer.getvalue())
-    write_bytes(folder / "pictures.npz", pictures)
+    files = {sealed.SCORES: buffer.getvalue(), sealed.PICTURES: pictures}
+    for name, content in files.items():
+        write_bytes(folder / name, content)
     document = {
         "list": frozen,
-        "scores_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         "test_data": prints[_test_key(reference.data)],
         "entries": [{k: v for k, v in result.items() if k != "rows"} for result in results],
         "champion": champion["name"],

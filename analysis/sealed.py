@@ -4,7 +4,7 @@
     openings.json     when the test was opened, why, and where that is counted; written before anything is scored
     scores.parquet    one row per entry, protocol and image
     pictures.npz      best, median and worst frame of the champion
-    evaluation.json   means, bands, notes, and the hash of the scores; written last
+    evaluation.json   means, bands, notes, and the hashes of scores and pictures; written last
 
 Nothing here opens the test; analysis/final_evaluation.py does.
 """
@@ -31,7 +31,8 @@ from trainables.errors import UserError
 from trainables.evaluate import PROTOCOLS
 
 RANDOM_GUESS, TRAINING_MEAN = "random guess", "training mean"
-LIST, OPENINGS, SCORES, DONE = "list.json", "openings.json", "scores.parquet", "evaluation.json"
+LIST, OPENINGS, DONE = "list.json", "openings.json", "evaluation.json"
+SCORES, PICTURES = "scores.parquet", "pictures.npz"
 STORE, HERE = "tracking store", "this results folder (the study has no tracking store)"  # where openings are counted
 
 
@@ -77,12 +78,13 @@ def stored(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     """The document and the scores it was written with. Raises UserError where they are damaged or of two openings."""
     try:
         document = json.loads((folder / DONE).read_text())
+        expected = {SCORES: document["files"][SCORES], PICTURES: document["files"][PICTURES]}
         same_list = digest_of(document["list"]) == document["list"]["sha256"]
-        if same_list and sha256(folder / SCORES) == document["scores_sha256"]:
+        if same_list and {name: sha256(folder / name) for name in expected} == expected:
             return document, pd.read_parquet(folder / SCORES)
-        cause = f"{DONE}, its list and {SCORES} are not of one opening"
+        cause = f"{DONE}, its list, {SCORES} and {PICTURES} are not of one opening"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        cause = f"{DONE} or {SCORES} is missing or damaged: {error!r}"
+        cause = f"{DONE}, {SCORES} or {PICTURES} is missing or damaged ({error!r})"
     raise UserError(f"{folder}: {cause}; restore the folder, or score once more by --again REASON")
 
 

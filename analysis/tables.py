@@ -25,7 +25,7 @@ RUNNING, WAITING = "running", "waiting"  # states of a training that has no outc
 IDENTITY = ("key", "phase", "number", "group", "recipe", "stage", "variant", "seed")
 ENDING = ("outcome", "reason", "detail", "step", "attempts", "origin", "value", "ledger_value")
 EXTENT = ("images", "steps", "seconds", "started", "ended")
-FORMAT = "densedepth-study-table-1"
+FORMAT = "densedepth-study-table-2"
 
 
 @dataclass(frozen=True)

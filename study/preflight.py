@@ -45,8 +45,9 @@ def prepare(plan: Plan) -> dict[str, Any]:
         if not seen:
             found |= prints
         elif any(found.get(name) != value for name, value in prints.items()):
-            others = sum(name == config.recipe or name.startswith(f"{config.recipe}, ") for name in found)
-            found[f"{config.recipe}, {others + 1}" if others else config.recipe] = prints
+            own = [found[name] for name in found if name.partition(", ")[0] == config.recipe]
+            if prints not in own:
+                found[f"{config.recipe}, {len(own) + 1}" if own else config.recipe] = prints
         seen.append(config.data)
     return found
 
