@@ -14,7 +14,7 @@ from analysis.overview import UNIT, metric_of
 from analysis.section import Figure, Section, Table, number, plain
 from analysis.selection import choose
 from analysis.tables import StudyTables
-from study.contract import Outcome
+from study.contract import Outcome, masked
 from trainables.config import flatten
 
 
@@ -106,7 +106,8 @@ def _side(name: str, study: StudyTables) -> dict[str, Any]:
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> pd.DataFrame:
     mine, other = (flatten(dict(study)) if study else {} for study in (first, second))
     rows = [
-        {"setting": path, names[0]: json.dumps(plain(mine.get(path))), names[1]: json.dumps(plain(other.get(path)))}
+        {"setting": path}
+        | {name: masked(json.dumps(plain(side.get(path)))) for name, side in zip(names, (mine, other), strict=True)}
         for path in sorted(mine.keys() | other.keys())
         if mine.get(path) != other.get(path)
     ]

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure as Canvas
 from analysis import plots
 from analysis.section import Figure, Section, Table, number, plain
 from analysis.tables import StudyTables
-from study.contract import PHASES, Outcome
+from study.contract import PHASES, Outcome, masked
 from trainables.config import flatten
 
 GIB = 1 << 30
@@ -210,10 +210,9 @@ def provenance(tables: StudyTables, made: Mapping[str, Any]) -> Section:
     facts = {"study": tables.name, "judge's SHA-256, from before the first training": tables.judge_hash, **judge}
     facts |= {f"environment.{k}": v for k, v in _flat(tables.environment).items()} | dict(made)
     known = {k: v if isinstance(v, str) else json.dumps(plain(v)) for k, v in facts.items() if v is not None}
-    rows = [{"fact": k, "value": v} for k, v in known.items()]
-    settings = [{"setting": k, "value": json.dumps(plain(v))} for k, v in _flat(tables.study).items()]
-    answers = [f"Study {tables.name}, judged by settings that were hashed before the first training."
-               if tables.judge_hash else f"Study {tables.name}; no judge's hash is in its ledger."]  # fmt: skip
+    rows = [{"fact": k, "value": masked(v)} for k, v in known.items()]
+    settings = [{"setting": k, "value": masked(json.dumps(plain(v)))} for k, v in _flat(tables.study).items()]
+    answers = [_judged(tables)]
     answers += [f"Could not be read: {note}" for note in dict.fromkeys(tables.notes)]
     return Section(
         "provenance",
@@ -224,6 +223,18 @@ def provenance(tables: StudyTables, made: Mapping[str, Any]) -> Section:
             Table("facts", "Facts", pd.DataFrame(rows)),
             Table("settings", "The study as it was resolved", pd.DataFrame(settings)),
         ],
+    )
+
+
+def _judged(tables: StudyTables) -> str:
+    """What is known of the judge's hash."""
+    if tables.judge_unchanged:
+        return f"Study {tables.name}, judged by settings that were hashed before the first training."
+    if tables.judge_hash is None:
+        return f"Study {tables.name}; no judge's hash is in its ledger."
+    return (
+        f"Study {tables.name}: the judge's settings in its ledger are not those hashed before the first training, so "
+        "its choice proves nothing; restore the ledger."
     )
 
 

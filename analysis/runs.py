@@ -13,6 +13,7 @@ import math
 import os
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,27 @@ Trials = list[optuna.trial.FrozenTrial]
 
 
 def command(
-    module: str, purpose: str, analyse: Callable[[StudyTables], Section], argv: Sequence[str] | None = None
+    module: str,
+    purpose: str,
+    analyse: Callable[[StudyTables], Section],
+    argv: Sequence[str] | None = None,
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    before: Callable[[StudyTables, argparse.Namespace], None] | None = None,
 ) -> int:
-    """`python -m analysis.<module> STUDY`: one section alone, as text or, with --json, its data."""
+    """`python -m analysis.<module> STUDY`: one section alone, as text or, with --json, its data.
+
+    options: further arguments, as add_argument takes them; before: what they ask for, done first.
+    """
     arguments = cli.parser(f"analysis.{module}", purpose, f"python -m analysis.{module} rooms-quick")
     arguments.add_argument("study", metavar="STUDY", help="a study's name, its results folder, or a released .parquet")
+    for name, option in (options or {}).items():
+        arguments.add_argument(name, **option)
 
     def body(args: argparse.Namespace) -> Any:
         tables = read_table(Path(args.study)) if args.study.endswith(".parquet") else load(args.study)
+        if before is not None:
+            before(tables, args)
         section = analyse(tables)
         print(section.text())
         return {
@@ -119,6 +133,7 @@ def load(study: str | Path) -> StudyTables:
         data=attributes.get(StudyAttr.DATA) or {},
         environment=attributes.get(StudyAttr.ENVIRONMENT) or {},
         timings=timings,
+        spent=attributes.get(StudyAttr.SPENT),
         planned={phase: attrs.get(StudyAttr.PLANNED) for phase, (attrs, _) in phases.items()},
         trials=trial_frame(trials),
         reports=report_frame(reports),
@@ -205,17 +220,18 @@ def _outcome(trial: optuna.trial.FrozenTrial) -> str:
 def _judge(settings: Mapping[str, Any] | None) -> Judge | None:
     if not settings:
         return None
-    return Judge(**{name: settings[name] for name in ("metric", "protocol", "report", "margins")})
+    return Judge(**{f.name: settings[f.name] for f in fields(Judge) if f.name in settings})
 
 
 def tracking_uri(tables: StudyTables) -> str | None:
-    """The study's tracking store; a relative SQLite file is looked for here, then beside results/."""
+    """The study's tracking store; a relative SQLite file lies beside results/, else here (a copied results folder)."""
     uri = (tables.study.get("tracking") or {}).get("uri")
     if not uri or not str(uri).startswith("sqlite:///"):
         return uri or None
     path = Path(str(uri).removeprefix("sqlite:///"))
-    if not path.is_absolute() and not path.exists() and tables.layout is not None:
-        path = tables.layout.root.parent.parent / path
+    if not path.is_absolute() and tables.layout is not None:
+        beside = tables.layout.root.parent.parent / path
+        path = path if path.exists() and not beside.exists() else beside
     return f"sqlite:///{path.resolve()}"
 
 

@@ -6,6 +6,7 @@ quarantine list.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import pandas as pd
 from analysis import intervals
 from analysis.ablation import BASE, arm, questions
 from analysis.tables import StudyTables
+from study.contract import masked
 
 COLUMNS = ("recipe", "question", "pairs", "unflipped", "flipped", "difference", "low", "high")
 RERUN_SEEDS = 3
@@ -63,8 +65,7 @@ def rerun(tables: StudyTables, quarantine: Sequence[str]) -> dict[str, Any] | No
     if not quarantine or recipes.empty:
         return None
     recipe = (settings.get("search") or {}).get("recipe") if (tables.trials["phase"] == "search").any() else None
-    kept = {
-        name: settings[name] for name in ("seed", "data", "trial", "judge", "resources", "tracking") if name in settings
-    }
+    names = ("seed", "data", "trial", "judge", "resources", "tracking")
+    kept: dict[str, Any] = json.loads(masked(json.dumps({name: settings[name] for name in names if name in settings})))
     question = {"recipe": str(recipe or recipes.iloc[0]), "settings": [{"data.exclude": list(quarantine)}]}
     return {"name": f"{tables.name}-quarantine"} | kept | {"ablate": question | {"seeds": RERUN_SEEDS}}

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.section import plain
-from study.contract import DEVICE_SECONDS, PHASES, Judge, Layout, Outcome
+from study.contract import DEVICE_SECONDS, PHASES, Judge, Layout, Outcome, judge_hash, masked
 from trainables.durable import sync_file
 from trainables.errors import UserError
 
@@ -25,7 +25,7 @@ RUNNING, WAITING = "running", "waiting"  # states of a training that has no outc
 IDENTITY = ("key", "phase", "number", "group", "recipe", "stage", "variant", "seed")
 ENDING = ("outcome", "reason", "detail", "step", "attempts", "origin", "value", "ledger_value", DEVICE_SECONDS)
 EXTENT = ("images", "steps", "seconds", "started", "ended")
-FORMAT = "densedepth-study-table-1"
+FORMAT = "densedepth-study-table-2"
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class StudyTables:
         device_seconds what it was told besides, where it has two objectives.
     reports: one row per report: key, step, images, epoch, time_s, then one column per metric (`val/rmse`).
     planned: trainings that each begun phase will hold; None where the ledger does not say.
+    spent: the limit of the budget that ended the study early; None where there was none.
     evaluation: the sealed test's stored document (analysis/final_evaluation.py fills it), empty while it is sealed.
     extras: tables of other questions that a released table must carry (spikes), by name.
     notes: what could not be read, in sentences for the report.
@@ -54,6 +55,7 @@ class StudyTables:
     trials: pd.DataFrame
     reports: pd.DataFrame
     evaluation: dict[str, Any]
+    spent: str | None = None
     extras: dict[str, pd.DataFrame] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -93,7 +95,12 @@ class StudyTables:
                 missing.append(f"{phase} has ended {ended} of {planned} trainings")
             elif ended < len(rows):
                 missing.append(f"{phase} has {len(rows) - ended} trainings without an outcome")
-        return missing
+        return [f"its budget is spent ({self.spent}); raise it", *missing] if missing and self.spent else missing
+
+    @property
+    def judge_unchanged(self) -> bool:
+        """Whether the judge's settings have the hash that was recorded before the first training."""
+        return self.judge is not None and judge_hash(self.judge) == self.judge_hash
 
 
 def configured_phases(study: Mapping[str, Any]) -> list[str]:
@@ -197,7 +204,7 @@ def write_table(tables: StudyTables, path: Path) -> None:
     }
     table = pa.Table.from_pandas(frame, preserve_index=False)
     table = table.replace_schema_metadata(
-        {**(table.schema.metadata or {}), b"study": json.dumps(plain(facts)).encode()}
+        {**(table.schema.metadata or {}), b"study": masked(json.dumps(plain(facts))).encode()}
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -206,7 +213,7 @@ def write_table(tables: StudyTables, path: Path) -> None:
     temporary.replace(path)
 
 
-FACTS = ("name", "study", "judge_hash", "data", "environment", "timings", "planned", "evaluation", "notes")
+FACTS = ("name", "study", "judge_hash", "data", "environment", "timings", "planned", "spent", "evaluation", "notes")
 
 
 def read_table(path: Path) -> StudyTables:

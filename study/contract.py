@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from statistics import median
@@ -72,6 +74,7 @@ class StudyAttr:
     ENVIRONMENT = "environment"  # versions, host, devices, git commit
     TIMINGS = "timings"  # seconds of each part of the run
     PLANNED = "planned"  # how many trainings the phase will hold; ended when as many have an outcome
+    SPENT = "spent"  # the limit of the budget that ended the study before all of that; None: it may go on
 
 
 class Tag:
@@ -85,6 +88,7 @@ class Tag:
     RECIPE = "recipe"
     SEED = "seed"
     GROUP = "group"
+    WEIGHTS = "weights_sha256"  # of a registered model
 
 
 EXPERIMENT = "DenseDepth"  # of MLflow, for the runs of every study
@@ -109,8 +113,8 @@ def store_lock(uri: str) -> Iterator[None]:
 
 
 def masked(text: str) -> str:
-    """A URI, or a text with one in it, without user and password."""
-    return re.sub(r"//[^/@]*@", "//***@", text)
+    """A URI, or a text with some in it (JSON and YAML, too), without users and passwords."""
+    return re.sub(r"//[^/\s\"']*@", "//***@", text)
 
 
 @dataclass(frozen=True)
@@ -234,6 +238,11 @@ class Judge:
                 champion = ranked[min((len(members) - 1) // 2, len(ranked) - 1)]
                 best = Choice(group, middle, str(champion["key"]), tuple(str(r["key"]) for r in members))
         return best
+
+
+def judge_hash(judge: Judge) -> str:
+    """SHA-256 of the judge's settings."""
+    return hashlib.sha256(json.dumps(asdict(judge), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -305,8 +305,3 @@ def _name_objectives(study: optuna.Study, names: Sequence[str]) -> None:
 def _digest(attrs: Mapping[str, Any]) -> str:
     fixed = [attrs[name] for name in (Attr.KEY, Attr.CONFIG, Attr.GROUP, Attr.ORIGIN)]
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
-
-
-def judge_hash(judge: Judge) -> str:
-    """SHA-256 of the judge's settings."""
-    return hashlib.sha256(json.dumps(asdict(judge), sort_keys=True).encode()).hexdigest()

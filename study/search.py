@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from study.contract import DEVICE_SECONDS, Outcome, confirm_group, trial_key
+from study.contract import DEVICE_SECONDS, Outcome, StudyAttr, confirm_group, trial_key
 from study.housekeeping import sweep
 from study.ledger import Entry, Ledger
 from study.plan import Plan, Planned, seed_of
@@ -84,7 +84,9 @@ class Session:
         self.crash: Exception | None = None  # raised when Tune has ended
         self.exhausted = False  # a grid with fewer points than trials
         self.kills_before = memory_kills()
-        ledger.set_planned(plan.counts)
+        confirmed = len(ledger.entries["confirm"])  # perhaps of others than will be the best: no fewer may stand there
+        ledger.set_planned(plan.counts | {"confirm": plan.counts["confirm"] + confirmed})
+        ledger.set_attributes({StudyAttr.SPENT: None})
         if len(ledger.entries["search"]) >= plan.counts["search"]:
             self._confirmations()
         sweep(ledger, plan)
@@ -226,7 +228,8 @@ class Session:
     def _enter_next(self) -> Entry | None:
         self.spent = self.spent or self.budget()
         if self.spent:
-            self.ledger.set_planned({phase: len(entries) for phase, entries in self.ledger.entries.items()})
+            self.ledger.set_attributes({StudyAttr.SPENT: self.spent})
+            self._confirmations()  # how many are still to come
             return None
         for planned in (*self.plan.reproduce, *self.plan.ablate):
             entry = self._enter(planned)
@@ -288,7 +291,8 @@ class Session:
         """
         config, ledger = self.plan.study.config.confirm, self.ledger
         searched, there = ledger.entries["search"], ledger.entered["confirm"]
-        if config.top == 0 or any(e.outcome is None for e in searched):
+        ended = self.exhausted or len(searched) >= self.plan.study.config.search.trials
+        if config.top == 0 or not ended or any(e.outcome is None for e in searched):
             return []
         by_key, wanted = {e.key: e for e in searched}, []
         for row in ledger.judge.rank(ledger.rows("search"))[: config.top]:

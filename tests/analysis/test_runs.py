@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import runs, tables
+from analysis import compare, cost, runs, spike_pairs, tables
 from study.contract import Outcome
 from tests.analysis.make_results import Training, make_results, planted_study, planted_trace, write_trace
 from trainables.durable import sha256
@@ -97,3 +98,33 @@ def test_the_released_table_gives_the_same_study(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="no released table"):
         tables.read_table(layout.study_file)
+
+
+def test_the_tracking_file_is_the_one_beside_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever folder the command is started from: openings are counted there."""
+    layout = make_results(tmp_path / "results" / "s", [Training("search", 0.5)])
+    loaded = replace(runs.load(layout.root), study={"tracking": {"uri": "sqlite:///mlflow.db"}})
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    (elsewhere / "mlflow.db").touch()
+    assert runs.tracking_uri(loaded) == f"sqlite:///{elsewhere / 'mlflow.db'}"  # a results folder that was copied here
+    (tmp_path / "mlflow.db").touch()
+    assert runs.tracking_uri(loaded) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def test_passwords_stay_at_home(tmp_path: Path) -> None:
+    uri = "postgresql://me:se@cret@host/db"
+    layout = make_results(tmp_path / "s", [Training("search", 0.5)])
+    loaded = replace(
+        runs.load(layout.root),
+        study={"ledger": uri, "tracking": {"uri": uri}},
+        environment={"command": f"study.run --set ledger={uri}", "changes": [{"now": {"command": f"--set a={uri}"}}]},
+    )
+    tables.write_table(loaded, tmp_path / "study.parquet")
+    again = tables.read_table(tmp_path / "study.parquet")
+    shown = [table.frame.to_csv() for table in cost.provenance(loaded, {}).tables]
+    shown.append(compare.analyse(loaded, runs.load(layout.root)).tables[1].frame.to_csv())
+    shown += [str(spike_pairs.rerun(loaded, ["a sample"])), str(again.study), str(again.environment)]
+    for text in shown:
+        assert "***@host/db" in text and "cret" not in text and "//me" not in text
