@@ -38,6 +38,7 @@ from trainables.yamlfile import nearest, read_yaml
 
 __all__ = ["StudyTables", "command", "layout_of", "load", "tracking_store", "tracking_uri"]
 
+STUDY_HELP = "a study's name, its results folder, or a released .parquet"
 Trials = list[optuna.trial.FrozenTrial]
 
 
@@ -46,20 +47,25 @@ def command(
 ) -> int:
     """`python -m analysis.<module> STUDY`: one section alone, as text or, with --json, its data."""
     arguments = cli.parser(f"analysis.{module}", purpose, f"python -m analysis.{module} rooms-quick")
-    arguments.add_argument("study", metavar="STUDY", help="a study's name, its results folder, or a released .parquet")
+    arguments.add_argument("study", metavar="STUDY", help=STUDY_HELP)
 
     def body(args: argparse.Namespace) -> Any:
-        tables = read_table(Path(args.study)) if args.study.endswith(".parquet") else load(args.study)
-        section = analyse(tables)
-        print(section.text())
-        return {
-            "study": tables.name,
-            "answers": plain(section.answers),
-            "data": plain(section.data),
-            "notes": tables.notes,
-        }
+        tables = named(args.study)
+        return answered(tables, analyse(tables))
 
     return cli.run(arguments, body, None if argv is None else list(argv))
+
+
+def named(study: str) -> StudyTables:
+    """The study that a command names, from its results folder or from a released table."""
+    return read_table(Path(study)) if study.endswith(".parquet") else load(study)
+
+
+def answered(tables: StudyTables, section: Section) -> dict[str, Any]:
+    """Print a section; a command's JSON document of it."""
+    print(section.text())
+    data = {"answers": plain(section.answers), "data": plain(section.data)}
+    return {"study": tables.name, **data, "notes": tables.notes}
 
 
 def layout_of(study: str | Path) -> Layout:

@@ -75,22 +75,21 @@ class Section:
 
 
 def number(value: float | None) -> str:
-    """A number for a sentence: about three significant digits, never in more places than it deserves."""
+    """A number for a sentence: three significant digits, and whole ones from 100 to 10,000."""
     if value is None or not math.isfinite(value):
         return "-"
-    if value == 0:
-        return "0"
-    if 0.001 <= abs(value) < 10_000:
-        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 1 else f"{value:.3f}"
-    return f"{value:.3g}"
+    if 0.1 <= abs(value) < 1:
+        return f"{value:.3f}"  # 0.500 beside 0.512
+    return f"{value:.0f}" if 100 <= abs(value) < 10_000 else f"{value:.3g}"
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """A frame's rows as mappings by column name, missing values as None."""
-    return [{str(k): None if _missing(v) else v for k, v in row.items()} for row in frame.to_dict(orient="records")]
+    return [{str(k): None if missing(v) else v for k, v in row.items()} for row in frame.to_dict(orient="records")]
 
 
-def _missing(value: Any) -> bool:
+def missing(value: Any) -> bool:
+    """Whether a cell holds nothing: None, NaN, NaT or NA."""
     return value is None or value is pd.NaT or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 

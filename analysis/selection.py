@@ -17,8 +17,8 @@ from matplotlib.figure import Figure as Canvas
 
 from analysis import intervals, runs
 from analysis.plots import BLUE, VERMILION, empty
-from analysis.section import Figure, Section, Table, number, records
-from analysis.tables import StudyTables
+from analysis.section import Figure, Section, Table, number, plain, records
+from analysis.tables import StudyTables, configured_phases
 from study.contract import Judge, Outcome
 
 MOST_CANDIDATES = 20
@@ -77,6 +77,11 @@ def unit_of(metric: str) -> str:
     return UNITS.get(metric, "")
 
 
+def with_unit(metric: str) -> str:
+    """'rmse (m)', for the axes of a figure."""
+    return f"{metric} ({unit_of(metric)})" if unit_of(metric) else metric
+
+
 def settings_that_differ(tables: StudyTables, key: str, other: str) -> dict[str, tuple[Any, Any]]:
     """The settings {path: (of key, of other)} in which two trainings differ, seed and bookkeeping aside."""
     by_key = tables.trials.set_index("key")
@@ -84,7 +89,7 @@ def settings_that_differ(tables: StudyTables, key: str, other: str) -> dict[str,
         return {}
     paths = [c for c in tables.trials.columns if c.startswith("config.") and c not in ("config.seed",)]
     a, b = by_key.loc[key, paths], by_key.loc[other, paths]
-    return {p.removeprefix("config."): (a[p], b[p]) for p in paths if _shown(a[p]) != _shown(b[p])}
+    return {p.removeprefix("config."): (a[p], b[p]) for p in paths if plain(a[p]) != plain(b[p])}
 
 
 def analyse(tables: StudyTables) -> Section:
@@ -101,7 +106,7 @@ def analyse(tables: StudyTables) -> Section:
     answers = [
         _choice_sentence(tables, judge, candidates, chosen),
         *_rival_sentences(judge, versus, rivals),
-        *_simplest_sentence(judge, candidates, simplest),
+        *(_simplest_sentence(judge, candidates, simplest) if chosen.phase != "reproduce" else []),
         *_gap_sentences(judge, gaps),
     ]
     data = {
@@ -113,7 +118,8 @@ def analyse(tables: StudyTables) -> Section:
         "gaps": gaps,
     }  # fmt: skip
     figures = [_seeds_figure(tables, judge, chosen)]  # the search's own history is analysis/overview.py's
-    return Section("selection", "Which checkpoint?", answers, figures, _tables(tables, judge, candidates, gaps), data)
+    parts = _tables(tables, judge, candidates, gaps)
+    return Section("selection", "Which checkpoint?", answers, figures, parts, plain(data))
 
 
 def _candidates(tables: StudyTables, judge: Judge, chosen: Chosen) -> list[Row]:
@@ -152,7 +158,10 @@ def _own_setting(tables: StudyTables) -> str | None:
 
 
 def _gaps(tables: StudyTables, judge: Judge, candidates: Sequence[Row]) -> list[Row]:
-    """Per confirmed setting: what the search said, what fresh seeds say; gap > 0: the search was too kind."""
+    """Per confirmed setting: what the search said, what fresh seeds say; gap > 0: the search was too kind.
+
+    The median counts seeds without a value as the worst: where they are the half, it is infinite, and so is the gap.
+    """
     origins = {str(r["group"]): str(r["origin"]) for r in records(tables.phase("confirm")[["group", "origin"]])}
     search = {str(r["key"]): r["value"] for r in records(tables.phase("search")[["key", "value"]])}
     sign = 1.0 if judge.minimise else -1.0
@@ -181,13 +190,19 @@ def _simplest(judge: Judge, candidates: Sequence[Row]) -> str | None:
     winner, sign = candidates[0], 1.0 if judge.minimise else -1.0
     if winner["standard_error"] is None:
         return None
-    near = [row for row in candidates if abs(row["median"] - winner["median"]) <= winner["standard_error"]]
+    near = [r for r in candidates if r is winner or abs(r["median"] - winner["median"]) <= winner["standard_error"]]
     return str(min(near, key=lambda r: (r["settings_changed"], sign * r["median"], r["group"]))["group"])
 
 
 def _choice_sentence(tables: StudyTables, judge: Judge, candidates: Sequence[Row], chosen: Chosen) -> str:
     unit, row = unit_of(judge.metric), candidates[0]
     said = f"{judge.metric} {number(chosen.median)} {unit}".strip()
+    if chosen.phase == "confirm" and not np.isfinite(chosen.median):
+        return (
+            f"The judge chose the setting of {chosen.group}, but only {row['complete']} of its {row['seeds']} fresh "
+            f"seeds were completed, so it has no median; {chosen.champion} is the champion for want of a better one. "
+            f"Changed from the recipe's own setting: {row['changes']}."
+        )
     if chosen.phase == "confirm":
         return (
             f"The judge chose the setting of {chosen.group}: median validation {said} over {row['seeds']} fresh seeds; "
@@ -195,13 +210,20 @@ def _choice_sentence(tables: StudyTables, judge: Judge, candidates: Sequence[Row
             f"Changed from the recipe's own setting: {row['changes']}."
         )
     where = "the best of the search" if chosen.phase == "search" else "the best reproduced recipe"
-    late = (
-        "the confirmation has not ended" if tables.study.get("confirm", {}).get("top") else "the study confirms nothing"
-    )
     return (
         f"Best so far is {chosen.champion} ({where}, {chosen.group}): validation {said}. It is not confirmed on fresh "
-        f"seeds ({late}), so part of this value is luck."
+        f"seeds ({_unconfirmed(tables)}), so part of this value is luck."
     )
+
+
+def _unconfirmed(tables: StudyTables) -> str:
+    """Why nothing is confirmed."""
+    if "confirm" not in configured_phases(tables.study):
+        return "the study confirms nothing"
+    outcomes = tables.phase("confirm")["outcome"]
+    if len(outcomes) and not any(sentence.startswith("confirm ") for sentence in tables.unfinished()):
+        return f"none of the {len(outcomes)} trainings of the confirmation was completed with a value"
+    return "the confirmation has not ended"
 
 
 def _rival_sentences(judge: Judge, versus: Mapping[str, intervals.Estimate], rivals: list[str]) -> list[str]:
@@ -209,11 +231,11 @@ def _rival_sentences(judge: Judge, versus: Mapping[str, intervals.Estimate], riv
     if not versus:
         return []
     if rivals:
-        near = f"{rivals[0]}: it is worse by {versus[rivals[0]].words(unit)}"
+        near = f"{rivals[0]}: it is {versus[rivals[0]].versus(unit)}"
         more = f", and {len(rivals) - 1} more" if len(rivals) > 1 else ""
         return [f"The choice is not distinguishable from {near}{more}."]
     nearest = next(iter(versus))
-    return [f"The runner-up {nearest} is worse by {versus[nearest].words(unit)}."]
+    return [f"The runner-up {nearest} is {versus[nearest].versus(unit)}."]
 
 
 def _simplest_sentence(judge: Judge, candidates: Sequence[Row], simplest: str | None) -> list[str]:
@@ -227,15 +249,22 @@ def _simplest_sentence(judge: Judge, candidates: Sequence[Row], simplest: str | 
 
 
 def _gap_sentences(judge: Judge, gaps: Sequence[Row]) -> list[str]:
-    if not gaps:
-        return []
-    unit, worst = unit_of(judge.metric), max(gaps, key=lambda row: float(row["gap"]))
-    mean = intervals.paired([row["gap"] for row in gaps], "settings")
-    said, confirmed = f"{number(worst['search'])} {unit}".strip(), f"{number(worst['confirm_median'])} {unit}".strip()
-    return [
-        f"Winner's curse: fresh seeds are worse than the search said by {mean.words(unit)}; most for "
-        f"{worst['origin']}, which the search put at {said} and its fresh seeds at {confirmed}."
-    ]
+    known = [row for row in gaps if np.isfinite(row["gap"])]
+    unit, sentences = unit_of(judge.metric), []
+    if known:
+        mean, worst = intervals.paired([row["gap"] for row in known], "settings"), max(known, key=lambda r: r["gap"])
+        said, found = (f"{number(worst[name])} {unit}".strip() for name in ("search", "confirm_median"))
+        clear = "" if mean.low is None or mean.distinguishable else ", not distinguishable from none"
+        most = "most for" if worst["gap"] > 0 else "least so for"
+        sentences.append(
+            f"Winner's curse: against what the search said, fresh seeds are {mean.versus(unit)}{clear}; {most} "
+            f"{worst['origin']}, which the search put at {said} and its fresh seeds at {found}."
+        )
+    if lost := [row["origin"] for row in gaps if row not in known]:
+        sentences.append(
+            f"Too few fresh seeds of {', '.join(lost)} were completed to set them beside what the search said."
+        )
+    return sentences
 
 
 def _tables(tables: StudyTables, judge: Judge, candidates: Sequence[Row], gaps: Sequence[Row]) -> list[Table]:
@@ -258,7 +287,7 @@ def _outcomes(tables: StudyTables) -> Table:
 
 
 def _label(judge: Judge) -> str:
-    return f"validation {judge.metric}" + (f" ({unit_of(judge.metric)})" if unit_of(judge.metric) else "")
+    return f"validation {with_unit(judge.metric)}"
 
 
 def _seeds_figure(tables: StudyTables, judge: Judge, chosen: Chosen) -> Figure:
