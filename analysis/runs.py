@@ -36,7 +36,7 @@ from trainables.config import flatten
 from trainables.errors import UserError
 from trainables.yamlfile import nearest, read_yaml
 
-__all__ = ["StudyTables", "command", "layout_of", "load", "tracking_store", "tracking_uri"]
+__all__ = ["StudyTables", "answered", "command", "layout_of", "load", "named", "tracking_store", "tracking_uri"]
 
 STUDY_HELP = "a study's name, its results folder, or a released .parquet"
 Trials = list[optuna.trial.FrozenTrial]

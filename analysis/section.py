@@ -78,6 +78,8 @@ def number(value: float | None) -> str:
     """A number for a sentence: three significant digits, and whole ones from 100 to 10,000."""
     if value is None or not math.isfinite(value):
         return "-"
+    if value == 0:
+        return "0"
     if 0.1 <= abs(value) < 1:
         return f"{value:.3f}"  # 0.500 beside 0.512
     return f"{value:.0f}" if 100 <= abs(value) < 10_000 else f"{value:.3g}"
