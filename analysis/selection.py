@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
-from analysis import intervals, runs
+from analysis import intervals, runs, winners_curse
 from analysis.plots import BLUE, VERMILION, empty
 from analysis.section import Figure, Section, Table, number, plain, records
 from analysis.tables import StudyTables, configured_phases
@@ -100,14 +100,14 @@ def analyse(tables: StudyTables) -> Section:
         answer = f"No checkpoint can be chosen: none of {ended} ended trainings is complete with a finite judged value."
         return Section("selection", "Which checkpoint?", [answer], [], [_outcomes(tables)], {"champion": None})
     candidates = _candidates(tables, judge, chosen)
-    gaps = _gaps(tables, judge, candidates) if chosen.phase == "confirm" else []
+    gaps = winners_curse.gaps(tables, judge, candidates) if chosen.phase == "confirm" else []
     versus, rivals = _versus(judge, candidates)
     simplest = _simplest(judge, candidates)
     answers = [
         _choice_sentence(tables, judge, candidates, chosen),
         *_rival_sentences(judge, versus, rivals),
         *(_simplest_sentence(judge, candidates, simplest) if chosen.phase != "reproduce" else []),
-        *_gap_sentences(judge, gaps),
+        *winners_curse.sentences(gaps, unit_of(judge.metric)),
     ]
     data = {
         "champion": chosen.champion, "group": chosen.group, "phase": chosen.phase, "median": chosen.median,
@@ -155,24 +155,6 @@ def _own_setting(tables: StudyTables) -> str | None:
     """The search's first trial: the recipe's own setting."""
     search = tables.phase("search")
     return str(search.iloc[0]["key"]) if len(search) else None
-
-
-def _gaps(tables: StudyTables, judge: Judge, candidates: Sequence[Row]) -> list[Row]:
-    """Per confirmed setting: what the search said, what fresh seeds say; gap > 0: the search was too kind.
-
-    The median counts seeds without a value as the worst: where they are the half, it is infinite, and so is the gap.
-    """
-    origins = {str(r["group"]): str(r["origin"]) for r in records(tables.phase("confirm")[["group", "origin"]])}
-    search = {str(r["key"]): r["value"] for r in records(tables.phase("search")[["key", "value"]])}
-    sign = 1.0 if judge.minimise else -1.0
-    rows = []
-    for candidate in candidates:
-        origin = origins[candidate["group"]]
-        if search.get(origin) is not None:
-            gap = sign * (candidate["median"] - search[origin])
-            row = {"group": candidate["group"], "origin": origin, "search": search[origin]}
-            rows.append(row | {"confirm_median": candidate["median"], "gap": gap, "seeds": candidate["seeds"]})
-    return rows
 
 
 def _versus(judge: Judge, candidates: Sequence[Row]) -> tuple[dict[str, intervals.Estimate], list[str]]:
@@ -248,25 +230,6 @@ def _simplest_sentence(judge: Judge, candidates: Sequence[Row], simplest: str | 
     return [f"The simplest setting within one standard error ({error}) is {simplest}, which changes: {changes}."]
 
 
-def _gap_sentences(judge: Judge, gaps: Sequence[Row]) -> list[str]:
-    known = [row for row in gaps if np.isfinite(row["gap"])]
-    unit, sentences = unit_of(judge.metric), []
-    if known:
-        mean, worst = intervals.paired([row["gap"] for row in known], "settings"), max(known, key=lambda r: r["gap"])
-        said, found = (f"{number(worst[name])} {unit}".strip() for name in ("search", "confirm_median"))
-        clear = "" if mean.low is None or mean.distinguishable else ", not distinguishable from none"
-        most = "most for" if worst["gap"] > 0 else "least so for"
-        sentences.append(
-            f"Winner's curse: against what the search said, fresh seeds are {mean.versus(unit)}{clear}; {most} "
-            f"{worst['origin']}, which the search put at {said} and its fresh seeds at {found}."
-        )
-    if lost := [row["origin"] for row in gaps if row not in known]:
-        sentences.append(
-            f"Too few fresh seeds of {', '.join(lost)} were completed to set them beside what the search said."
-        )
-    return sentences
-
-
 def _tables(tables: StudyTables, judge: Judge, candidates: Sequence[Row], gaps: Sequence[Row]) -> list[Table]:
     unit = unit_of(judge.metric)
     shown = pd.DataFrame(list(candidates)).drop(columns="values")
@@ -274,11 +237,7 @@ def _tables(tables: StudyTables, judge: Judge, candidates: Sequence[Row], gaps: 
     result = [
         Table("selection-candidates", "Candidates, best first", shown, note, {"median": unit, "standard_error": unit})
     ]
-    if gaps:
-        note = "gap: how much worse the median of the fresh seeds is than the value the search selected by."
-        units = dict.fromkeys(("search", "confirm_median", "gap"), unit)
-        result.append(Table("selection-gap", "Search against fresh seeds", pd.DataFrame(list(gaps)), note, units))
-    return [*result, _outcomes(tables)]
+    return [*result, *winners_curse.table(gaps, unit), _outcomes(tables)]
 
 
 def _outcomes(tables: StudyTables) -> Table:
