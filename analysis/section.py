@@ -68,7 +68,7 @@ class Section:
         """The section for a terminal."""
         parts = [self.title, "=" * len(self.title), *self.answers]
         for table in self.tables:
-            heads = {c: f"{c} ({u})" for c, u in table.units.items()}
+            heads = {c: f"{c} ({u})" for c, u in table.units.items() if u}
             body = table.frame.rename(columns=heads).to_string(index=False, float_format=number, na_rep="-")
             parts += ["", table.title, body if len(table.frame) else "(no rows)", *([table.note] if table.note else [])]
         return "\n".join(parts)

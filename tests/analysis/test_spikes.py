@@ -175,6 +175,7 @@ def test_the_command_answers_as_the_others_do_and_keeps_its_own_keys(
 ) -> None:
     tables = study(tmp_path / "s", [trace(seeded(), steps=100)])
     write_table(tables, tmp_path / "released.parquet")
+    capsys.readouterr()
     for name in (tmp_path / "s", tmp_path / "released.parquet"):
         assert spikes.main([str(name), "--json"]) == 0
         document = json.loads(capsys.readouterr().out)
