@@ -52,9 +52,10 @@ def sentences(pairs: pd.DataFrame) -> list[str]:
     """One sentence per question with spikes in either arm, or with pairs that say nothing of spikes."""
     said = []
     for row in pairs.to_dict("records"):
-        lost = f"; {row['left_out']} more pairs hold a training that did not complete" if row["left_out"] else ""
+        lost = f"; left out of {row['pairs'] + row['left_out']} pairs, as not complete or without a trace: "
+        lost = f"{lost}{row['left_out']}" if row["left_out"] else ""
         if not row["pairs"]:
-            said.append(f"{row['recipe']} with {row['question']}: spikes of no pair of complete trainings{lost}.")
+            said.append(f"{row['recipe']} with {row['question']}: no pair to count spikes in{lost}.")
         if not row["pairs"] or (row["unflipped"] == row["flipped"] == 0 and not lost):
             continue
         low, high = (None if pd.isna(row[end]) else float(row[end]) for end in ("low", "high"))

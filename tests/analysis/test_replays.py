@@ -83,10 +83,10 @@ def test_only_pairs_of_complete_trainings_say_what_a_flip_does_to_spikes(tmp_pat
     pairs = spike_pairs.by_question(tables, counted)
     (row,) = pairs.to_dict("records")
     assert (row["pairs"], row["left_out"], row["unflipped"], row["flipped"]) == (1, 1, 4.0, 4.0)
-    assert spike_pairs.sentences(pairs)[0].endswith("; 1 more pairs hold a training that did not complete.")
+    assert spike_pairs.sentences(pairs)[0].endswith("; left out of 2 pairs, as not complete or without a trace: 1.")
     tables.trials.loc[tables.trials["seed"] == 0, "outcome"] = Outcome.DIVERGED
     (said,) = spike_pairs.sentences(spike_pairs.by_question(tables, counted))
-    assert "spikes of no pair of complete trainings; 2 more pairs" in said
+    assert said.endswith("no pair to count spikes in; left out of 2 pairs, as not complete or without a trace: 2.")
 
 
 def test_the_quarantine_keeps_what_the_study_left_out_and_its_variant(tmp_path: Path) -> None:
