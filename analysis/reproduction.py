@@ -18,6 +18,7 @@ from analysis.explained import edge_figure, explained, structure_table
 from analysis.plots import BLUE, FAINT, VERMILION, empty
 from analysis.published import NYU_TEST_FRAMES, PAPER, ROWS, Published, comparable
 from analysis.section import Figure, Section, Table, plain
+from analysis.selection import unit_of
 from analysis.tables import StudyTables
 from study.contract import Outcome
 from trainables.config import flatten
@@ -42,7 +43,10 @@ def analyse(tables: StudyTables) -> Section:
     texts = explained(entries, tables.evaluation.get("champion"))
     answers = [*_headline(tables, rows), *texts]
     frame = pd.DataFrame(rows)
-    parts = [Table("reproduction-verdicts", "Published against reproduced", frame, _note(tables), {"ours_rmse": "m"})]
+    units = {"ours_rmse": "m", "published_rmse": "m"}
+    if tables.judge is not None:
+        units |= dict.fromkeys(("validation", "spread"), unit_of(tables.judge.metric))
+    parts = [Table("reproduction-verdicts", "Published against reproduced", frame, _note(tables), units)]
     parts += [context, structure_table(entries)]
     figures = [_figure(tables, frame), *edge_figure(tables, entries)]
     data = {

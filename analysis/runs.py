@@ -49,8 +49,9 @@ from trainables.config import flatten
 from trainables.errors import UserError
 from trainables.yamlfile import nearest, read_yaml
 
-__all__ = ["StudyTables", "command", "layout_of", "load", "tracking_store", "tracking_uri"]
+__all__ = ["StudyTables", "answered", "command", "layout_of", "load", "named", "tracking_store", "tracking_uri"]
 
+STUDY_HELP = "a study's name, its results folder, or a released .parquet"
 Trials = list[optuna.trial.FrozenTrial]
 
 
@@ -62,30 +63,38 @@ def command(
     *,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     before: Callable[[StudyTables, argparse.Namespace], None] | None = None,
+    keys_at_top: bool = False,
 ) -> int:
     """`python -m analysis.<module> STUDY`: one section alone, as text or, with --json, its data.
 
-    options: further arguments, as add_argument takes them; before: what they ask for, done first.
+    options: further arguments, as add_argument takes them; before: what they ask for, done first; keys_at_top: the
+    data's own keys stand at the document's top, too.
     """
     arguments = cli.parser(f"analysis.{module}", purpose, f"python -m analysis.{module} rooms-quick")
-    arguments.add_argument("study", metavar="STUDY", help="a study's name, its results folder, or a released .parquet")
+    arguments.add_argument("study", metavar="STUDY", help=STUDY_HELP)
     for name, option in (options or {}).items():
         arguments.add_argument(name, **option)
 
     def body(args: argparse.Namespace) -> Any:
-        tables = read_table(Path(args.study)) if args.study.endswith(".parquet") else load(args.study)
+        tables = named(args.study)
         if before is not None:
             before(tables, args)
-        section = analyse(tables)
-        print(section.text())
-        return {
-            "study": tables.name,
-            "answers": plain(section.answers),
-            "data": plain(section.data),
-            "notes": tables.notes,
-        }
+        document = answered(tables, analyse(tables))
+        return {**document["data"], **document} if keys_at_top else document
 
     return cli.run(arguments, body, None if argv is None else list(argv))
+
+
+def named(study: str) -> StudyTables:
+    """The study that a command names, from its results folder or from a released table."""
+    return read_table(Path(study)) if study.endswith(".parquet") else load(study)
+
+
+def answered(tables: StudyTables, section: Section) -> dict[str, Any]:
+    """Print a section; a command's JSON document of it."""
+    print(section.text())
+    data = {"answers": plain(section.answers), "data": plain(section.data)}
+    return {"study": tables.name, **data, "notes": tables.notes}
 
 
 def layout_of(study: str | Path) -> Layout:

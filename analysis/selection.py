@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
-from analysis import intervals, runs
+from analysis import intervals, runs, winners_curse
 from analysis.plots import BLUE, VERMILION, empty
-from analysis.section import Figure, Section, Table, number, records
-from analysis.tables import StudyTables
+from analysis.section import Figure, Section, Table, number, plain, records
+from analysis.tables import StudyTables, configured_phases
 from study.contract import Judge, Outcome, confirm_images
 
 MOST_CANDIDATES = 20
@@ -79,6 +79,11 @@ def unit_of(metric: str) -> str:
     return UNITS.get(metric, "")
 
 
+def with_unit(metric: str) -> str:
+    """'rmse (m)', for the axes of a figure."""
+    return f"{metric} ({unit_of(metric)})" if unit_of(metric) else metric
+
+
 def settings_that_differ(tables: StudyTables, key: str, other: str) -> dict[str, tuple[Any, Any]]:
     """The settings {path: (of key, of other)} in which two trainings differ, seed and bookkeeping aside."""
     by_key = tables.trials.set_index("key")
@@ -86,7 +91,7 @@ def settings_that_differ(tables: StudyTables, key: str, other: str) -> dict[str,
         return {}
     paths = [c for c in tables.trials.columns if c.startswith("config.") and c not in ("config.seed",)]
     a, b = by_key.loc[key, paths], by_key.loc[other, paths]
-    return {p.removeprefix("config."): (a[p], b[p]) for p in paths if _shown(a[p]) != _shown(b[p])}
+    return {p.removeprefix("config."): (a[p], b[p]) for p in paths if plain(a[p]) != plain(b[p])}
 
 
 def analyse(tables: StudyTables) -> Section:
@@ -97,15 +102,15 @@ def analyse(tables: StudyTables) -> Section:
         answer = f"No checkpoint can be chosen: none of {ended} ended trainings is complete with a finite judged value."
         return Section("selection", "Which checkpoint?", [answer], [], [_outcomes(tables)], {"champion": None})
     candidates = _candidates(tables, judge, chosen)
-    gaps = _gaps(tables, judge)
+    gaps = winners_curse.gaps(tables, judge, candidates) if chosen.phase == "confirm" else []
     versus, rivals = _versus(judge, candidates)
     simplest = _simplest(judge, candidates)
     answers = [
         _choice_sentence(tables, judge, candidates, chosen),
         *_extension_sentence(tables, chosen),
         *_rival_sentences(judge, versus, rivals),
-        *_simplest_sentence(judge, candidates, simplest),
-        *_gap_sentences(judge, gaps),
+        *(_simplest_sentence(judge, candidates, simplest) if chosen.phase != "reproduce" else []),
+        *winners_curse.sentences(gaps, unit_of(judge.metric)),
     ]
     data = {
         "champion": chosen.champion, "group": chosen.group, "phase": chosen.phase, "median": chosen.median,
@@ -116,7 +121,8 @@ def analyse(tables: StudyTables) -> Section:
         "gaps": gaps,
     }  # fmt: skip
     figures = [_seeds_figure(tables, judge, chosen)]  # the search's own history is analysis/overview.py's
-    return Section("selection", "Which checkpoint?", answers, figures, _tables(tables, judge, candidates, gaps), data)
+    parts = _tables(tables, judge, candidates, gaps)
+    return Section("selection", "Which checkpoint?", answers, figures, parts, plain(data))
 
 
 def _candidates(tables: StudyTables, judge: Judge, chosen: Chosen) -> list[Row]:
@@ -154,25 +160,6 @@ def _own_setting(tables: StudyTables) -> str | None:
     return str(search.iloc[0]["key"]) if len(search) else None
 
 
-def _gaps(tables: StudyTables, judge: Judge) -> list[Row]:
-    """Per confirmed setting: what the search said, what fresh seeds say; gap > 0: the search was too kind.
-
-    Confirmations on more images than the search's trainings saw are left out: they differ by more than luck.
-    """
-    confirm = records(tables.phase("confirm")[["group", "origin"]])
-    origins = {str(r["group"]): str(r["origin"]) for r in confirm if not confirm_images(str(r["group"]))}
-    search = {str(r["key"]): r["value"] for r in records(tables.phase("search")[["key", "value"]])}
-    sign = 1.0 if judge.minimise else -1.0
-    rows = []
-    for group, origin in origins.items():
-        members = judged_rows(tables, "confirm", group)
-        best = judge.choose(members)
-        if best is not None and search.get(origin) is not None:
-            row = {"group": group, "origin": origin, "search": search[origin], "confirm_median": best.median}
-            rows.append(row | {"gap": sign * (best.median - search[origin]), "seeds": len(members)})
-    return sorted(rows, key=lambda row: (sign * row["confirm_median"], row["group"]))
-
-
 def _versus(judge: Judge, candidates: Sequence[Row]) -> tuple[dict[str, intervals.Estimate], list[str]]:
     """How much worse every other group is, and those whose difference cannot be told from none."""
     sign = 1.0 if judge.minimise else -1.0
@@ -188,13 +175,19 @@ def _simplest(judge: Judge, candidates: Sequence[Row]) -> str | None:
     winner, sign = candidates[0], 1.0 if judge.minimise else -1.0
     if winner["standard_error"] is None:
         return None
-    near = [row for row in candidates if abs(row["median"] - winner["median"]) <= winner["standard_error"]]
+    near = [r for r in candidates if r is winner or abs(r["median"] - winner["median"]) <= winner["standard_error"]]
     return str(min(near, key=lambda r: (r["settings_changed"], sign * r["median"], r["group"]))["group"])
 
 
 def _choice_sentence(tables: StudyTables, judge: Judge, candidates: Sequence[Row], chosen: Chosen) -> str:
     unit, row = unit_of(judge.metric), candidates[0]
     said = f"{judge.metric} {number(chosen.median)} {unit}".strip()
+    if chosen.phase == "confirm" and not np.isfinite(chosen.median):
+        return (
+            f"The judge chose the setting of {chosen.group}, but only {row['complete']} of its {row['seeds']} fresh "
+            f"seeds were completed, so it has no median; {chosen.champion} is the champion for want of a better one. "
+            f"Changed from the recipe's own setting: {row['changes']}."
+        )
     if chosen.phase == "confirm":
         return (
             f"The judge chose the setting of {chosen.group}: median validation {said} over {row['seeds']} fresh seeds; "
@@ -202,12 +195,9 @@ def _choice_sentence(tables: StudyTables, judge: Judge, candidates: Sequence[Row
             f"Changed from the recipe's own setting: {row['changes']}."
         )
     where = "the best of the search" if chosen.phase == "search" else "the best reproduced recipe"
-    late = (
-        "the confirmation has not ended" if tables.study.get("confirm", {}).get("top") else "the study confirms nothing"
-    )
     return (
         f"Best so far is {chosen.champion} ({where}, {chosen.group}): validation {said}. It is not confirmed on fresh "
-        f"seeds ({late}), so part of this value is luck."
+        f"seeds ({_unconfirmed(tables)}), so part of this value is luck."
     )
 
 
@@ -224,16 +214,26 @@ def _extension_sentence(tables: StudyTables, chosen: Chosen) -> list[str]:
     ]
 
 
+def _unconfirmed(tables: StudyTables) -> str:
+    """Why nothing is confirmed."""
+    if "confirm" not in configured_phases(tables.study):
+        return "the study confirms nothing"
+    outcomes = tables.phase("confirm")["outcome"]
+    if len(outcomes) and not any(sentence.startswith("confirm ") for sentence in tables.unfinished()):
+        return f"none of the {len(outcomes)} trainings of the confirmation was completed with a value"
+    return "the confirmation has not ended"
+
+
 def _rival_sentences(judge: Judge, versus: Mapping[str, intervals.Estimate], rivals: list[str]) -> list[str]:
     unit = unit_of(judge.metric)
     if not versus:
         return []
     if rivals:
-        near = f"{rivals[0]}: it is worse by {versus[rivals[0]].words(unit)}"
+        near = f"{rivals[0]}: it is {versus[rivals[0]].versus(unit)}"
         more = f", and {len(rivals) - 1} more" if len(rivals) > 1 else ""
         return [f"The choice is not distinguishable from {near}{more}."]
     nearest = next(iter(versus))
-    return [f"The runner-up {nearest} is worse by {versus[nearest].words(unit)}."]
+    return [f"The runner-up {nearest} is {versus[nearest].versus(unit)}."]
 
 
 def _simplest_sentence(judge: Judge, candidates: Sequence[Row], simplest: str | None) -> list[str]:
@@ -246,18 +246,6 @@ def _simplest_sentence(judge: Judge, candidates: Sequence[Row], simplest: str | 
     return [f"The simplest setting within one standard error ({error}) is {simplest}, which changes: {changes}."]
 
 
-def _gap_sentences(judge: Judge, gaps: Sequence[Row]) -> list[str]:
-    if not gaps:
-        return []
-    unit, worst = unit_of(judge.metric), max(gaps, key=lambda row: float(row["gap"]))
-    mean = intervals.paired([row["gap"] for row in gaps], "settings")
-    said, confirmed = f"{number(worst['search'])} {unit}".strip(), f"{number(worst['confirm_median'])} {unit}".strip()
-    return [
-        f"Winner's curse: fresh seeds are worse than the search said by {mean.words(unit)}; most for "
-        f"{worst['origin']}, which the search put at {said} and its fresh seeds at {confirmed}."
-    ]
-
-
 def _tables(tables: StudyTables, judge: Judge, candidates: Sequence[Row], gaps: Sequence[Row]) -> list[Table]:
     unit = unit_of(judge.metric)
     shown = pd.DataFrame(list(candidates)).drop(columns="values")
@@ -265,11 +253,7 @@ def _tables(tables: StudyTables, judge: Judge, candidates: Sequence[Row], gaps: 
     result = [
         Table("selection-candidates", "Candidates, best first", shown, note, {"median": unit, "standard_error": unit})
     ]
-    if gaps:
-        note = "gap: how much worse the median of the fresh seeds is than the value the search selected by."
-        units = dict.fromkeys(("search", "confirm_median", "gap"), unit)
-        result.append(Table("selection-gap", "Search against fresh seeds", pd.DataFrame(list(gaps)), note, units))
-    return [*result, _outcomes(tables)]
+    return [*result, *winners_curse.table(gaps, unit), _outcomes(tables)]
 
 
 def _outcomes(tables: StudyTables) -> Table:
@@ -278,7 +262,7 @@ def _outcomes(tables: StudyTables) -> Table:
 
 
 def _label(judge: Judge) -> str:
-    return f"validation {judge.metric}" + (f" ({unit_of(judge.metric)})" if unit_of(judge.metric) else "")
+    return f"validation {with_unit(judge.metric)}"
 
 
 def _seeds_figure(tables: StudyTables, judge: Judge, chosen: Chosen) -> Figure:

@@ -1,12 +1,13 @@
 """A study as tidy tables, and the one Parquet file that holds them (issue "Released results").
 
-Reading a training's folder lives here too: reports.jsonl at once, step traces only when a question asks, and then only
-the columns it names. A running study is normal: its last line may be half written, its trace may still be parts.
+Reading a training's reports lives here too; step traces are read by analysis/traces.py when a question asks. A running
+study is normal: its last line may be half written.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ IDENTITY = ("key", "phase", "number", "group", "recipe", "stage", "variant", "se
 ENDING = ("outcome", "reason", "detail", "step", "attempts", "origin", "value", "ledger_value", DEVICE_SECONDS)
 EXTENT = ("images", "steps", "seconds", "started", "ended")
 FORMAT = "densedepth-study-table-2"
+INFINITE = "infinite"  # key of a cell of `extras` that is inf or -inf, which JSON has no number for
 
 
 @dataclass(frozen=True)
@@ -63,24 +65,11 @@ class StudyTables:
         """The trainings of one phase, in order."""
         return self.trials[self.trials["phase"] == name]
 
-    def history(self, key: str) -> pd.DataFrame:
-        """The reports of one training, in order of images."""
-        return self.reports[self.reports["key"] == key]
-
     def folder(self, key: str) -> Path:
         """The folder of one training. Raises UserError for a study read from a released table."""
         if self.layout is None:
             raise UserError(f"{self.name}: a released table holds no folder of {key}; use the results folder")
         return self.layout.trial(key)
-
-    def trace(self, key: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The step trace of one training, only the named columns that it has; empty where there is none.
-
-        A file that cannot be read leaves a note and an empty frame: one damaged trace must not take the report.
-        """
-        if self.layout is None:
-            return pd.DataFrame()
-        return read_trace(self.layout.trial(key), columns, self.notes)
 
     def unfinished(self) -> list[str]:
         """Why the study has not ended, one sentence per phase; empty when every configured phase has."""
@@ -133,21 +122,6 @@ def read_reports(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
             continue
         rows[int(row["images"])] = {"key": folder.name, **row}
     return [rows[images] for images in sorted(rows)]
-
-
-def read_trace(folder: Path, columns: Sequence[str] | None, notes: list[str]) -> pd.DataFrame:
-    """The named columns of a compacted trace, or of its parts while the training runs."""
-    compacted = folder / "trace.parquet"
-    paths = [compacted] if compacted.exists() else sorted((folder / "trace").glob("part-*.parquet"))
-    pieces = []
-    for path in paths:
-        try:
-            file = pq.ParquetFile(path, page_checksum_verification=True)
-            have = set(file.schema_arrow.names)
-            pieces.append(file.read(columns=None if columns is None else [c for c in columns if c in have]))
-        except (pa.ArrowException, OSError) as error:
-            notes.append(f"{folder.name}: {path.name} cannot be read ({str(error).splitlines()[0]}) and is left out.")
-    return pa.concat_tables(pieces, promote_options="default").to_pandas() if pieces else pd.DataFrame()
 
 
 def read_json(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -237,7 +211,10 @@ def read_table(path: Path) -> StudyTables:
     for column in facts["encoded"]:
         frame[column] = pd.Series([json.loads(v) for v in frame[column]], index=frame.index, dtype=object)
     judge = facts["facts"].pop("judge")
-    extras = {name: pd.DataFrame(columns) for name, columns in facts["extras"].items()}
+    extras = {
+        name: pd.DataFrame({column: [_cell(v) for v in values] for column, values in columns.items()})
+        for name, columns in facts["extras"].items()
+    }
     return StudyTables(
         **facts["facts"],
         judge=Judge(**judge) if judge else None,
@@ -255,4 +232,13 @@ def _judge_facts(judge: Judge | None) -> dict[str, Any] | None:
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
-    return {str(column): plain(frame[column].tolist()) for column in frame.columns}
+    return {str(column): [_finite(v) for v in frame[column].tolist()] for column in frame.columns}
+
+
+def _finite(value: Any) -> Any:
+    """A cell as strict JSON that tells infinity from nothing; `_cell` reads it."""
+    return {INFINITE: str(value)} if isinstance(value, float) and math.isinf(value) else plain(value)
+
+
+def _cell(value: Any) -> Any:
+    return float(value[INFINITE]) if isinstance(value, dict) and INFINITE in value else value

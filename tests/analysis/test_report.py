@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import compare, page, report, runs, store, tables
+from analysis import compare, cost, overview, page, report, runs, store, tables
 from analysis.section import Section, Table
 from study.contract import Outcome
 from tests.analysis.make_results import JUDGE, Training, make_results, planted_study, planted_trace, settings_of
@@ -230,6 +230,31 @@ def test_two_studies_are_set_side_by_side_and_obstacles_are_named(tmp_path: Path
     assert report.main([str(one.root), str(other.root)]) == 0
     text = one.report.read_text(encoding="utf-8")
     assert '<section id="compare"' in text and "budget_images is 2400 and 4800" in text
+
+
+def test_trials_that_did_not_complete_stand_behind_those_that_did(tmp_path: Path) -> None:
+    trainings = [
+        Training("search", 0.5, history=[0.6, 0.5]),
+        Training("search", 0.2, outcome=Outcome.DIVERGED, history=[0.2]),
+        Training("search", 0.7, history=[0.7, 0.7]),
+        Training("search", 0.4, history=[0.4]),
+    ]
+    tables = runs.load(make_results(tmp_path / "s", trainings).root)
+    (table,) = overview.history(tables).tables
+    assert table.frame["key"].tolist() == ["search-0003", "search-0000", "search-0002", "search-0001"]
+    assert any(answer.startswith("In 1 of 2 complete ones") for answer in overview.curves(tables).answers)
+
+
+def test_device_hours_are_those_of_all_devices_of_a_training(tmp_path: Path) -> None:
+    """50 s each on two devices; the pruned one had seen a quarter of its images."""
+    trainings = [Training("search", 0.5), Training("search", 0.9, outcome=Outcome.PRUNED)]
+    study = settings_of("s", trainings, JUDGE) | {"resources": {"gpus_per_trial": 2}}
+    section = cost.cost(runs.load(make_results(tmp_path / "s", trainings, study=study).root))
+    by_name = {table.name: table.frame for table in section.tables}
+    assert by_name["cost-phases"]["device_hours"].tolist() == [pytest.approx(2 * 100 / 3600)]
+    assert by_name["cost-trainings"]["device_hours"].tolist() == [pytest.approx(2 * 50 / 3600)] * 2
+    assert section.data["pruning_saved_device_hours"] == pytest.approx(2 * 150 / 3600)
+    assert "0.0556 device-hours" in section.answers[0] and "(0.0833 device-hours)" in section.answers[1]
 
 
 def test_a_missing_study_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
