@@ -43,11 +43,11 @@ class OutOfMemory(Exception):
 
 def refused_by_disk(error: BaseException | None) -> str | None:
     """One sentence where the disk (full, or not to be written to) is behind an error, None where something else is.
-    The first of several errors counts, which is the last in their chain.
+    The first of several errors that name a file counts, which is the last in their chain.
     """
     sentence = None
     while error is not None:
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
+        if isinstance(error, OSError) and error.errno in NO_ROOM and (error.filename or sentence is None):
             where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
             sentence = f"{where}{os.strerror(error.errno)}; make room or choose another folder"
         if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
