@@ -101,7 +101,7 @@ def test_all_processes_of_a_training_end_with_it_and_the_study_goes_on(tiny_root
     took: dict[str, float] = {}
     try:
         for victim, key in (("Peer", "reproduce-0000"), ("TrainingWorker", "search-0000"), ("driver", "search-0001")):
-            until(lambda key=key: reported(workplace, key), 180)  # type: ignore[misc]
+            until(lambda key=key: reported(workplace, key), 400)  # type: ignore[misc]
             found = processes(driver.pid)
             (leader,), (peer,) = found["TrainingWorker"], found["Peer"]
             {"Peer": peer, "TrainingWorker": leader, "driver": driver}[victim].kill()
