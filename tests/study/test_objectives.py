@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from study import preflight
 from study.contract import Judge, Layout, Outcome
 from study.ledger import Ledger
 from study.live import Display
+from study.propose import propose
 from study.search import FINISHED, Session
 from study.space import make_pruner
 from tests.study.test_config import plan_of
+from trainables.config import flat
 from trainables.errors import UserError
 
 TEXT = """
@@ -60,9 +63,7 @@ def took(config: Config) -> float:
     return 100.0 / float(config["batch_size"]) + float(config["optim"]["lr"])
 
 
-def go(
-    root: Path, text: str, *, killed: Collection[int] = (), torn: int = 0, seconds: Callable[[Config], float] = took
-) -> Ledger:
+def go(root: Path, text: str, *, killed: Collection[int] = (), torn: int = 0) -> Ledger:
     """The study to its end. `killed`: moments (reports and ends, counted) at which a new driver takes over; `torn`: the
     end at which the driver is killed between the outcome and what Optuna is told.
     """
@@ -81,7 +82,7 @@ def go(
         if moment not in killed:
             if moment == torn:
                 session.ledger._tell = lambda entry: None  # type: ignore[method-assign]
-            summary = json.dumps({"seconds": seconds(config)})
+            summary = json.dumps({"seconds": took(config)})
             session.ended("one", error=False, detail="", result={"summary": summary})
         if moment in (*killed, torn):
             assert session.ledger.frozen("search")[-1].state.name == "RUNNING"
@@ -97,15 +98,23 @@ def kept(ledger: Ledger) -> list[Any]:
 
 
 def test_two_objectives_are_kept_as_optuna_expects_killed_or_not(tmp_path: Path) -> None:
-    calm, disturbed, cheap = (tmp_path / name for name in ("calm", "disturbed", "cheap"))
-    for root in (calm, disturbed, cheap):
-        root.mkdir()
+    calm, disturbed = tmp_path / "calm", tmp_path / "disturbed"
+    calm.mkdir()
+    disturbed.mkdir()
     ledger = go(calm, TEXT)
     moments = {1, 5, 8, 34, 35, 40}  # before a report, before an end, twice in one training, in the modelled trials
     assert kept(go(disturbed, TEXT, killed=moments, torn=14)) == kept(ledger)
-    other = kept(go(cheap, TEXT, seconds=lambda config: 1 / took(config)))
-    drawn = [[trial[0] for trial in trials] for trials in (kept(ledger), other)]
-    assert drawn[0][:10] == drawn[1][:10] and drawn[0][10:] != drawn[1][10:]  # what a training takes is learned from
+    plan, known = plan_of(calm, TEXT), ledger.frozen("search")[:10]
+    assert plan.search_base is not None
+    cheap = [copy.deepcopy(trial) for trial in known]
+    for trial in cheap:
+        trial.values = [trial.values[0], 1 / trial.values[1]]
+    base, search = flat(plan.search_base), plan.study.config.search
+    drawn = [
+        propose(search, plan.dimensions, base, history, seed=0, directions=ledger.directions)
+        for history in (known, cheap)
+    ]
+    assert drawn[0] == kept(ledger)[10][0] != drawn[1]  # what a training takes is learned from
     url = f"sqlite:///{calm / 'results/tiny/ledger.db'}"
     study = optuna.load_study(study_name="tiny/search", storage=url)
     assert [d.name for d in study.directions] == ["MINIMIZE", "MINIMIZE"]
