@@ -50,8 +50,8 @@ def analyse(tables: StudyTables) -> Section:
         note for path, note in MEANING.items() if any(path in e["question"] for e in effects)
     ]
     columns = (
-        "recipe", "question", "effect", "low", "high", "pairs", "seeds", "unpaired", "outcomes", "checkerboard",
-        "checkerboard_unflipped",
+        "recipe", "question", "effect", "low", "high", "pairs", "seeds", "unpaired", "outcomes",
+        "outcomes_unflipped", "checkerboard", "checkerboard_unflipped",
     )  # fmt: skip
     frame = pd.DataFrame([{c: e[c] for c in columns} for e in effects], columns=list(columns))
     units = dict.fromkeys(("effect", "low", "high"), unit)
@@ -117,16 +117,21 @@ def _effect(rows: pd.DataFrame, recipe: str, question: str, judge: Judge, patter
     usable = [s for s in seeds if all(_usable(arm[s]) for arm in (base, flipped))]
     differences = [sign * (float(flipped[s]["value"]) - float(base[s]["value"])) for s in usable]
     estimate = intervals.paired(differences)
-    lost = [str(flipped[s]["outcome"]) for s in flipped if flipped[s]["outcome"] != Outcome.COMPLETE]
-    outcomes = ", ".join(f"{lost.count(name)} {name}" for name in dict.fromkeys(lost)) or "all complete"
     return {
         "recipe": recipe, "question": question, "effect": estimate.value, "low": estimate.low, "high": estimate.high,
-        "pairs": len(usable), "seeds": len(flipped), "unpaired": len(flipped) - len(usable), "outcomes": outcomes,
+        "pairs": len(usable), "seeds": len(flipped), "unpaired": len(flipped) - len(usable),
+        "outcomes": _outcomes(flipped), "outcomes_unflipped": _outcomes(base),
         "differences": dict(zip(map(str, usable), differences, strict=True)), "words": estimate.n,
         "distinguishable": estimate.distinguishable,
         "checkerboard": _mean([patterns.get(flipped[s]["key"]) for s in usable]),
         "checkerboard_unflipped": _mean([patterns.get(base[s]["key"]) for s in usable]),
     }  # fmt: skip
+
+
+def _outcomes(arm: Mapping[int, Row]) -> str:
+    """'2 complete, 1 diverged'."""
+    ended = [str(row["outcome"]).replace("_", " ") for row in arm.values()]
+    return ", ".join(f"{ended.count(name)} {name}" for name in dict.fromkeys(ended)) or "none"
 
 
 def _usable(row: Row) -> bool:
@@ -140,9 +145,10 @@ def _clearest(effect: Row) -> tuple[bool, float]:
 
 def _sentence(effect: Row, metric: str, unit: str) -> str:
     name = f"{effect['recipe']} with {effect['question']}"
+    ended = f"with the flip {effect['outcomes']}, without it {effect['outcomes_unflipped']}"
     if not effect["pairs"]:
-        return f"{name}: no pair of complete trainings ({effect['outcomes']} of {effect['seeds']} seeds)."
-    lost = f"; flipped trainings: {effect['outcomes']}" if effect["unpaired"] else ""
+        return f"{name}: no pair of complete trainings ({ended})."
+    lost = f"; trainings {ended}" if effect["unpaired"] else ""
     value, low, high = effect["effect"], effect["low"], effect["high"]
     if low is None:
         return (
@@ -151,9 +157,7 @@ def _sentence(effect: Row, metric: str, unit: str) -> str:
     if not effect["distinguishable"]:
         words = intervals.Estimate(value, low, high, effect["words"]).words(unit)
         return f"{name}: not distinguishable from no effect, {words}{lost}."
-    ends = (low, high) if value > 0 else (-high, -low)
-    words = intervals.Estimate(abs(value), *ends, effect["words"]).words(unit)
-    return f"{name} makes {metric} {'worse' if value > 0 else 'better'} by {words}{lost}."
+    return f"{name} makes {metric} {intervals.Estimate(value, low, high, effect['words']).versus(unit)}{lost}."
 
 
 def _figure(tables: StudyTables, effects: Sequence[Row]) -> Figure:

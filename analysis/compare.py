@@ -10,11 +10,11 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from analysis import plots
-from analysis.overview import UNIT, metric_of
+from analysis.overview import metric_of
 from analysis.section import Figure, Section, Table, number, plain
-from analysis.selection import choose
+from analysis.selection import choose, unit_of, with_unit
 from analysis.tables import StudyTables
-from study.contract import Outcome
+from study.contract import Outcome, masked
 from trainables.config import flatten
 
 
@@ -37,7 +37,7 @@ def analyse(first: StudyTables, second: StudyTables) -> Section:
         f"Validation {metric} of the complete trainings of {names[0]} and {names[1]}.",
         "One mark per complete training; n stands at each line. Validation split of each study.",
         _draw,
-        frame.assign(metric=metric + UNIT.get(metric, "")),
+        frame.assign(metric=with_unit(metric)),
         size_in=(6.2, 2.4),
     )
     answers = [verdict, f"Their settings differ in {len(settings)} places."]
@@ -48,11 +48,17 @@ def analyse(first: StudyTables, second: StudyTables) -> Section:
         answers,
         [figure],
         [
-            Table("compare-studies", "Both studies", sides.drop(columns="said")),
+            Table("compare-studies", "Both studies", sides.drop(columns="said"), "", _units(first, second)),
             Table("compare-settings", "Settings that differ", settings),
         ],
         plain({"comparable": not obstacles, "obstacles": obstacles}),
     )
+
+
+def _units(first: StudyTables, second: StudyTables) -> dict[str, str]:
+    """Of the table of both studies; the median has one where both metrics have the same."""
+    units = {unit_of(metric_of(study)) for study in (first, second)}
+    return {"median": units.pop() if len(units) == 1 else "", "training_hours": "h"}
 
 
 def _obstacles(first: StudyTables, second: StudyTables) -> list[str]:
@@ -89,7 +95,7 @@ def _side(name: str, study: StudyTables) -> dict[str, Any]:
     chosen = choose(study)
     complete = study.trials[study.trials["outcome"] == Outcome.COMPLETE]
     metric = metric_of(study)
-    unit = UNIT.get(metric, "").strip(" ()")
+    unit = unit_of(metric)
     median = None if chosen is None else chosen.median
     said = "nothing is chosen yet." if chosen is None else (
         f"the judge's choice has a validation {metric} of {number(median)}{' ' + unit if unit else ''} "
@@ -106,7 +112,8 @@ def _side(name: str, study: StudyTables) -> dict[str, Any]:
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> pd.DataFrame:
     mine, other = (flatten(dict(study)) if study else {} for study in (first, second))
     rows = [
-        {"setting": path, names[0]: json.dumps(plain(mine.get(path))), names[1]: json.dumps(plain(other.get(path)))}
+        {"setting": path}
+        | {name: masked(json.dumps(plain(side.get(path)))) for name, side in zip(names, (mine, other), strict=True)}
         for path in sorted(mine.keys() | other.keys())
         if mine.get(path) != other.get(path)
     ]

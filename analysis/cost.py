@@ -16,10 +16,11 @@ from matplotlib.figure import Figure as Canvas
 from analysis import plots
 from analysis.section import Figure, Section, Table, number, plain
 from analysis.tables import StudyTables
-from study.contract import PHASES, Outcome
+from study.contract import PHASES, Outcome, masked
 from trainables.config import flatten
 
 GIB = 1 << 30
+DEVICES = "Device-hours: training time x devices of one training (resources.gpus_per_trial; auto and a CPU: 1)."
 MOST_TRAININGS = 200  # rows of the table of trainings; the released table holds them all
 
 
@@ -32,7 +33,8 @@ def cost(tables: StudyTables) -> Section:
     hours = float(phases["training_hours"].sum())
     answers = [
         f"All trainings together took {duration(3600 * hours)} of training time over {int(phases['trainings'].sum())} "
-        f"trainings ({number(float(phases['images'].sum()))} images).",
+        f"trainings ({number(float(phases['images'].sum()))} images): {number(float(phases['device_hours'].sum()))} "
+        "device-hours.",
         *_pruning(tables),
     ]
     figure = Figure(
@@ -44,12 +46,15 @@ def cost(tables: StudyTables) -> Section:
         trials.loc[trials["seconds"].notna(), ["key", "phase", "outcome", "seconds"]],
         size_in=(6.2, 2.6),
     )
-    parts = [Table("cost-phases", "By phase", phases, "Devices count as one each unless a training had several.",
-                   {"training_hours": "h", "median_seconds": "s", "median_images_per_s": "images/s",
-                    "peak_memory": "MiB", "waiting_for_data": "share of training time"})]  # fmt: skip
+    parts = [Table("cost-phases", "By phase", phases, DEVICES,
+                   {"training_hours": "h", "device_hours": "h", "median_seconds": "s",
+                    "median_images_per_s": "images/s", "peak_memory": "MiB",
+                    "waiting_for_data": "share of training time"})]  # fmt: skip
     parts.append(Table("cost-trainings", "By training", _by_training(tables),
-                       f"The first {MOST_TRAININGS} at most; peak memory of the GPU, or of the process on a CPU.",
-                       {"seconds": "s", "images_per_s": "images/s", "peak_memory_mib": "MiB"}))  # fmt: skip
+                       f"The first {MOST_TRAININGS} at most; peak memory of the GPU, or of the process on a CPU. "
+                       + DEVICES,
+                       {"seconds": "s", "device_hours": "h", "images_per_s": "images/s",
+                        "peak_memory_mib": "MiB"}))  # fmt: skip
     rows = [{"part": k, "seconds": v} for k, v in _flat(tables.timings).items() if isinstance(v, (int, float))]
     if rows:
         parts.append(Table("timings", "How long each part took", pd.DataFrame(rows), "Wall clock.", {"seconds": "s"}))
@@ -57,7 +62,16 @@ def cost(tables: StudyTables) -> Section:
         disk = _disk(tables.layout.root)
         answers.append(f"The results folder holds {number(float(disk['gib'].sum()))} GiB.")
         parts.append(Table("disk", "Disk", disk, "", {"gib": "GiB"}))
-    return Section("cost", "Cost", answers, [figure], parts, plain({"training_hours": hours}))
+    return Section("cost", "Cost", answers, [figure], parts, plain({
+        "training_hours": hours, "device_hours": float(phases["device_hours"].sum()),
+        "phases": phases, "pruning_saved_device_hours": _saved_hours(tables) * devices(tables),
+    }))  # fmt: skip
+
+
+def devices(tables: StudyTables) -> float:
+    """Devices of one training: resources.gpus_per_trial; one where that is auto, or 0 (a CPU counts as one)."""
+    given = (tables.study.get("resources") or {}).get("gpus_per_trial")
+    return float(given) if isinstance(given, (int, float)) and given > 0 else 1.0
 
 
 def _by_phase(tables: StudyTables) -> pd.DataFrame:
@@ -74,6 +88,7 @@ def _by_phase(tables: StudyTables) -> pd.DataFrame:
             "phase": phase,
             "trainings": len(trials),
             "training_hours": float(trials["seconds"].sum()) / 3600,
+            "device_hours": devices(tables) * float(trials["seconds"].sum()) / 3600,
             "median_seconds": float(trials["seconds"].median()),
             "images": float(trials["images"].sum()),
             "median_images_per_s": float(speed.median()) if len(speed) else math.nan,
@@ -87,9 +102,10 @@ def _by_training(tables: StudyTables) -> pd.DataFrame:
     """What each training was and took, in order."""
     named = {"key": "key", "recipe": "recipe", "stage": "stage", "config.input": "input", "images": "images",
              "summary.parameters_total": "parameters", "summary.parameters_trainable": "trainable",
-             "seconds": "seconds",
+             "seconds": "seconds", "device_hours": "device_hours",
              "summary.images_per_s": "images_per_s", "summary.peak_memory_mib": "peak_memory_mib"}  # fmt: skip
-    return tables.trials.reindex(columns=list(named)).rename(columns=named).head(MOST_TRAININGS)
+    trials = tables.trials.assign(device_hours=devices(tables) * tables.trials["seconds"] / 3600)
+    return trials.reindex(columns=list(named)).rename(columns=named).head(MOST_TRAININGS)
 
 
 def _numbers(frame: pd.DataFrame, column: str) -> pd.Series[float]:
@@ -99,18 +115,26 @@ def _numbers(frame: pd.DataFrame, column: str) -> pd.Series[float]:
 
 
 def _pruning(tables: StudyTables) -> list[str]:
-    """What the pruned trials would have cost at the length of the complete ones of their phase."""
+    search = tables.phase("search")
+    pruned = int((search["outcome"] == Outcome.PRUNED).sum())
+    if not pruned or "config.budget_images" not in search:
+        return []
+    saved = _saved_hours(tables)
+    return [
+        f"Pruning {pruned} of {len(search)} search trials saved about {duration(3600 * saved)} of training time "
+        f"({number(devices(tables) * saved)} device-hours), had they gone on at their own speed to their budget."
+    ]
+
+
+def _saved_hours(tables: StudyTables) -> float:
+    """What the pruned trials would have taken more, at their own speed to their budget."""
     search = tables.phase("search")
     pruned = search[search["outcome"] == Outcome.PRUNED]
     if pruned.empty or "config.budget_images" not in search:
-        return []
+        return 0.0
     budget = pd.to_numeric(pruned["config.budget_images"], errors="coerce")
     seen = pruned["images"].clip(lower=1)
-    saved = float((pruned["seconds"] * (budget / seen - 1).clip(lower=0)).sum())
-    return [
-        f"Pruning {len(pruned)} of {len(search)} search trials saved about {duration(saved)}, "
-        "had they gone on at their own speed to their budget."
-    ]
+    return float((pruned["seconds"] * (budget / seen - 1).clip(lower=0)).sum()) / 3600
 
 
 def _disk(root: Path) -> pd.DataFrame:
@@ -210,10 +234,9 @@ def provenance(tables: StudyTables, made: Mapping[str, Any]) -> Section:
     facts = {"study": tables.name, "judge's SHA-256, from before the first training": tables.judge_hash, **judge}
     facts |= {f"environment.{k}": v for k, v in _flat(tables.environment).items()} | dict(made)
     known = {k: v if isinstance(v, str) else json.dumps(plain(v)) for k, v in facts.items() if v is not None}
-    rows = [{"fact": k, "value": v} for k, v in known.items()]
-    settings = [{"setting": k, "value": json.dumps(plain(v))} for k, v in _flat(tables.study).items()]
-    answers = [f"Study {tables.name}, judged by settings that were hashed before the first training."
-               if tables.judge_hash else f"Study {tables.name}; no judge's hash is in its ledger."]  # fmt: skip
+    rows = [{"fact": k, "value": masked(v)} for k, v in known.items()]
+    settings = [{"setting": k, "value": masked(json.dumps(plain(v)))} for k, v in _flat(tables.study).items()]
+    answers = [_judged(tables)]
     answers += [f"Could not be read: {note}" for note in dict.fromkeys(tables.notes)]
     return Section(
         "provenance",
@@ -224,6 +247,18 @@ def provenance(tables: StudyTables, made: Mapping[str, Any]) -> Section:
             Table("facts", "Facts", pd.DataFrame(rows)),
             Table("settings", "The study as it was resolved", pd.DataFrame(settings)),
         ],
+    )
+
+
+def _judged(tables: StudyTables) -> str:
+    """What is known of the judge's hash."""
+    if tables.judge_unchanged:
+        return f"Study {tables.name}, judged by settings that were hashed before the first training."
+    if tables.judge_hash is None:
+        return f"Study {tables.name}; no judge's hash is in its ledger."
+    return (
+        f"Study {tables.name}: the judge's settings in its ledger are not those hashed before the first training, so "
+        "its choice proves nothing; restore the ledger."
     )
 
 

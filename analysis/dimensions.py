@@ -52,7 +52,10 @@ class Dimension:
         return np.asarray((scaled - low) / (high - low), dtype=np.float64)
 
     def binned(self, rows: pd.DataFrame) -> npt.NDArray[Any]:
-        """The bin of each row, by name: the choice, or 'from .. to'; None where the trial has no value."""
+        """The bin of each row, by name: the choice, or 'from .. to'; None where the trial has no value.
+
+        Bounds are written with as many digits as keep the bins' names apart.
+        """
         values = self.of(rows)
         if self.choices:
             names = [str(label(v)) if v is not None or None in self.choices else None for v in values]
@@ -64,10 +67,14 @@ class Dimension:
             return result
         edges = np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1)[1:-1]))
         place = np.searchsorted(edges, numbers, side="left")
-        for bin_number in range(len(edges) + 1):
-            inside = (place == bin_number) & np.isfinite(numbers)
-            if inside.any():
-                result[inside] = f"{number(numbers[inside].min())} to {number(numbers[inside].max())}"
+        members = [(place == bin_number) & np.isfinite(numbers) for bin_number in range(len(edges) + 1)]
+        members = [inside for inside in members if inside.any()]
+        bounds = [(float(numbers[inside].min()), float(numbers[inside].max())) for inside in members]
+        written = [f"{number(low)} to {number(high)}" for low, high in bounds]
+        if len(set(written)) < len(written):
+            written = [f"{low!r} to {high!r}" for low, high in bounds]
+        for inside, name in zip(members, written, strict=True):
+            result[inside] = name
         return result
 
 

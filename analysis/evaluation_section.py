@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
-from analysis import intervals, pictures, selection
+from analysis import intervals, pictures, sealed, selection
 from analysis.plots import BLUE, CYCLE, empty
+from analysis.published import comparable
 from analysis.section import Figure, Section, Table, number, plain
 from analysis.tables import StudyTables
 from trainables.evaluate import PROTOCOLS
@@ -40,18 +41,22 @@ def build(tables: StudyTables) -> Section:
     own = _values(scores, champion["name"], protocol, metric)
     estimate = intervals.by_scene(own["value"].tolist(), own["scene"].tolist(), BOOTSTRAP_SEED)
     versus = _versus(scores, entries, champion, protocol, metric)
+    failed = _failed(scores, protocol)
     data = {
         "opened": True, "champion": champion["name"], "metric": metric, "protocol": champion["protocols"][protocol],
-        "frames": champion["frames"], "scenes": champion["scenes"], "estimate": estimate.as_dict(),
-        "versus": {name: e.as_dict() for name, e in versus.items()}, "openings": document["openings"],
+        "frames": champion["frames"], "measured": len(own), "failed": failed, "scenes": champion["scenes"],
+        "estimate": estimate.as_dict(), "versus": {name: e.as_dict() for name, e in versus.items()},
+        "openings": document["openings"], "times_opened": document["opened"]["count"],
         "list_sha256": document["list"]["sha256"],
         "summary": {name: entry["summary"] for name, entry in entries.items()},
         "bands": {name: entry["bands"] for name, entry in entries.items()},
     }  # fmt: skip
     answers = [
-        _headline(champion, protocol, metric, unit, estimate),
+        _headline(champion, protocol, metric, unit, estimate, len(own)),
+        *_failures(entries, failed),
         *_against(champion, entries, versus, metric, unit),
         *_seeds(champion, entries, protocol, metric, unit),
+        *_missing(document),
         *_openings(document),
         *_changed(tables, document),
     ]
@@ -90,13 +95,34 @@ def _versus(
     return result
 
 
-def _headline(champion: Row, protocol: str, metric: str, unit: str, estimate: intervals.Estimate) -> str:
-    run = champion["protocols"][protocol]
-    note = f" ({run['note']}; not comparable with published numbers)" if not run["comparable"] else ""
+def _headline(champion: Row, protocol: str, metric: str, unit: str, estimate: intervals.Estimate, measured: int) -> str:
+    can, why = comparable(champion, protocol)
+    note = "" if can else f" ({why}; not comparable with published numbers)"
     kind = "" if PROTOCOLS[protocol].average == "per_image" else " (mean over frames; the table's row is pooled)"
+    frames = champion["frames"] if measured == champion["frames"] else f"{measured} of {champion['frames']}"
     return (
-        f"On {champion['frames']} test frames the champion {champion['name']} reaches {metric} "
-        f"{estimate.words(unit)}{kind} under protocol {run['name']}{note}."
+        f"On {frames} test frames the champion {champion['name']} reaches {metric} "
+        f"{estimate.words(unit)}{kind} under protocol {champion['protocols'][protocol]['name']}{note}."
+    )
+
+
+def _failed(scores: pd.DataFrame, protocol: str) -> dict[str, int]:
+    """Per entry the frames on which its prediction was no number, where there are any."""
+    rows = scores[(scores["requested"] == protocol) & scores["failed"]]
+    return {str(name): len(own) for name, own in rows.groupby("entry", sort=False)}
+
+
+def _failures(entries: Mapping[str, Row], failed: Mapping[str, int]) -> list[str]:
+    if not failed:
+        return []
+    said = ", ".join(f"{name} on {count} of {entries[name]['frames']} frames" for name, count in failed.items())
+    return [f"Failed, because the prediction is not finite, and left out of the means over frames: {said}."]
+
+
+def _missing(document: Mapping[str, Any]) -> list[str]:
+    gone = [f"{', '.join(e['roles'])} ({e['checkpoint']})" for e in document["list"]["entries"] if e.get("missing")]
+    return (
+        [f"On the frozen list, but not scored, because the checkpoint is missing: {'; '.join(gone)}."] if gone else []
     )
 
 
@@ -131,14 +157,11 @@ def _seeds(champion: Row, entries: Mapping[str, Row], protocol: str, metric: str
 
 
 def _openings(document: Mapping[str, Any]) -> list[str]:
-    last = document["openings"][-1]
-    times = "once" if last["count"] == 1 else f"{last['count']} times"
-    warning = "" if last["count"] == 1 else "; after the first, the test set is no longer unseen"
-    return [f"These test data have been opened {times}, counted in the {_where(last)}{warning}."]
-
-
-def _where(opening: Mapping[str, Any]) -> str:
-    return str(opening["counted_in"]).removeprefix("this ")
+    opened = document["opened"]
+    times = "once" if opened["count"] == 1 else f"{opened['count']} times"
+    warning = "" if opened["count"] == 1 else "; after the first, the test set is no longer unseen"
+    where = str(opened["counted_in"]).removeprefix("this ")
+    return [f"These test data have been opened {times}, counted in the {where}{warning}."]
 
 
 def _changed(tables: StudyTables, document: Mapping[str, Any]) -> list[str]:
@@ -157,12 +180,10 @@ def _protocol_table(entries: Mapping[str, Row]) -> Table:
         for asked, run in entry["protocols"].items():
             measured = entry["summary"][run["name"]]
             row = {"entry": name, "role": ", ".join(entry["roles"]), "protocol": run["name"], "frames": entry["frames"]}
-            row |= measured
-            note = run["note"] if entry["same_test_data"] else f"another test split; {run['note']}"
-            rows.append(
-                row | {"comparable": run["comparable"] and entry["source"] != "rooms", "asked": asked, "note": note}
-            )
-    frame = pd.DataFrame(rows).drop(columns="asked")
+            can, note = comparable(entry, asked)
+            note = note if entry["same_test_data"] else f"another test split; {note}"
+            rows.append(row | measured | {"comparable": can, "note": note})
+    frame = pd.DataFrame(rows)
     last = ["comparable", "note"]
     frame = frame[[c for c in frame.columns if c not in last] + last]
     note = "Every entry of the frozen list under every protocol; `comparable`: with numbers published under that name."
@@ -273,7 +294,7 @@ def _pictures(tables: StudyTables, document: Mapping[str, Any]) -> list[Figure]:
         return []
     metric = document["judge"]["metric"]
     unit = selection.unit_of(metric)
-    with np.load(tables.layout.evaluation / "pictures.npz", allow_pickle=False) as arrays:
+    with np.load(tables.layout.evaluation / sealed.PICTURES, allow_pickle=False) as arrays:
         rows = [
             pictures.Row(
                 f"{shown['label']}: {metric} {number(shown[metric])} {unit}".rstrip(),

@@ -95,7 +95,9 @@ def pictures(tables: StudyTables, frames: FrameList, suspects: pd.DataFrame) -> 
     lines = []
     for i, row in enumerate(rows.itertuples()):
         pred, truth = (np.asarray(tensor, dtype=np.float32) for tensor in found[i])
-        said = row.finding if isinstance(row.finding, str) else f"suspicion {number(float(row.suspicion))}"  # type: ignore[arg-type]
+        suspicion = float(row.suspicion)  # type: ignore[arg-type]
+        said = "no valid pixel" if math.isinf(suspicion) else f"suspicion {number(suspicion)}"
+        said = row.finding if isinstance(row.finding, str) else said
         lines.append(Row(f"{row.sample}: {said}", shown.read(i).rgb, truth, (("prediction", pred),)))
     key = folder.parent.parent.name
     return [

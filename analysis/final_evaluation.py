@@ -2,26 +2,18 @@
 
 `score_test` is the only function of the project that scores targets of the test split (DESIGN.md, house rule 6). The
 list is written first: the champion, the other seeds of its confirmation, the judged checkpoint of each recipe, and two
-baselines. Scores are kept per image and used again; `--again REASON` opens once more, and that is counted too.
-
-    evaluation/list.json         the frozen list and its SHA-256
-    evaluation/openings.json     when it was opened, why, and where that is counted
-    evaluation/scores.parquet    one row per entry, protocol and image
-    evaluation/pictures.npz      best, median and worst frame of the champion
-    evaluation/evaluation.json   means, bands, notes; written last
+baselines. Scores are kept per image and used again; `--again REASON` opens once more, and that is counted too. What is
+kept, and how it is counted: analysis/sealed.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import datetime
-import fcntl
 import hashlib
 import io
-import json
+import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,12 +23,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analysis import evaluation_section, runs, selection, store
+from analysis import evaluation_section, runs, sealed, store
 from analysis.section import Section, plain
 from analysis.tables import StudyTables
-from trainables import baselines, checkpoint, cli, device
+from trainables import baselines, checkpoint, device
 from trainables.config import DataConfig, TrialConfig
-from trainables.data.dataset import fingerprint, open_test, open_training
+from trainables.data.dataset import open_test, open_training
 from trainables.data.frames import FrameList
 from trainables.durable import sha256, write_bytes, write_json
 from trainables.errors import UserError
@@ -47,7 +39,6 @@ BANDS_M = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)  # edges of the distance ban
 MEAN_FRAMES = 2000  # training frames, evenly spaced, behind the per-pixel mean
 EDGE_THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # Sobel magnitudes at which edges are counted
 GUESS_SEED = 0
-RANDOM_GUESS, TRAINING_MEAN = "random guess", "training mean"
 
 
 def analyse(tables: StudyTables) -> Section:
@@ -55,66 +46,39 @@ def analyse(tables: StudyTables) -> Section:
     try:
         open_once(tables, None)
     except UserError as error:
-        tables.notes.append(f"The sealed test was not opened: {error}.")
+        tables.notes.append(f"The sealed test was not opened, or its scores cannot be used: {error}.")
     return evaluation_section.build(tables)
 
 
 def open_once(tables: StudyTables, again: str | None) -> None:
     """Fill tables.evaluation and tables.extras['scores'], from what is stored or by opening the test.
 
-    Raises UserError where the study has not ended, nothing can be evaluated, or the opening cannot be recorded.
+    Raises UserError where the study has not ended, nothing can be evaluated, the opening cannot be recorded, or what is
+    stored is damaged.
     """
     if tables.layout is None:
+        if again is not None:
+            raise UserError(f"--again: a released table cannot open the test; name the results folder of {tables.name}")
         return
     folder = tables.layout.evaluation
-    if not (tables.evaluation and again is None):
+    tables.evaluation.clear()
+    if again is not None or not (folder / sealed.DONE).exists():
         if missing := tables.unfinished():
             raise UserError(f"the study has not ended ({'; '.join(missing)}); go on by study.run --resume")
-        with _alone(folder):
-            done = folder / "evaluation.json"
-            if again is not None or not done.exists():  # another process may have opened it meanwhile
+        if not tables.judge_unchanged and len(tables.trials):
+            raise UserError("the judge's settings in the ledger are not those hashed before the first training; "
+                            "restore the ledger")  # fmt: skip
+        with sealed.alone(folder):
+            if again is not None or not (folder / sealed.DONE).exists():  # another process may have opened it meanwhile
                 _open(tables, folder, again or "all phases have ended")
-            tables.evaluation.update(json.loads(done.read_text()))
-    tables.extras["scores"] = pd.read_parquet(folder / "scores.parquet")
-
-
-def freeze(tables: StudyTables, folder: Path) -> dict[str, Any]:
-    """Write the list of what will be scored, with its hash; the list before it is kept. Returns the list."""
-    chosen = selection.choose(tables)
-    if chosen is None or tables.judge is None:
-        raise UserError("nothing can be evaluated: no training is complete with a judged value")
-    roles: dict[str, list[str]] = {chosen.champion: ["champion"]}
-    if chosen.phase == "confirm":
-        for key in chosen.members:
-            roles.setdefault(key, []).extend([] if key == chosen.champion else ["confirmation seed"])
-    for group in dict.fromkeys(tables.phase("reproduce")["group"]):
-        best = tables.judge.choose(selection.judged_rows(tables, "reproduce", str(group)))
-        if best is not None:
-            roles.setdefault(best.champion, []).append(f"recipe {group}")
-    part = checkpoint.BEST if tables.judge.report == "best" else checkpoint.LATEST
-    entries = [_entry(tables, key, role, part) for key, role in roles.items()]
-    entries += [{"name": name, "roles": ["baseline"], "key": None} for name in (RANDOM_GUESS, TRAINING_MEAN)]
-    body = {"study": tables.name, "judge_hash": tables.judge_hash, "protocols": list(PROTOCOLS), "entries": entries}
-    digest = hashlib.sha256(json.dumps(plain(body), sort_keys=True).encode()).hexdigest()
-    path = folder / "list.json"
-    if path.exists():
-        write_bytes(folder / f"list-{sha256(path)[:12]}.json", path.read_bytes())
-    frozen = body | {"sha256": digest, "frozen_at": _now()}
-    write_json(path, plain(frozen))
-    return frozen
-
-
-def _entry(tables: StudyTables, key: str, roles: Sequence[str], part: str) -> dict[str, Any]:
-    weights = tables.folder(key) / "checkpoints" / part / checkpoint.WEIGHTS
-    known = weights.exists()
-    entry = {"name": key, "roles": list(roles), "key": key, "checkpoint": f"trials/{key}/checkpoints/{part}"}
-    return entry | {"weights_sha256": sha256(weights) if known else None, "missing": not known}
+    document, tables.extras["scores"] = sealed.stored(folder)
+    tables.evaluation.update(document | sealed.counted(tables, folder, document["test_data"]))
 
 
 def _open(tables: StudyTables, folder: Path, reason: str) -> None:
     """Freeze, record, then score."""
     assert tables.layout is not None
-    frozen = freeze(tables, folder)
+    frozen = sealed.freeze(tables, folder)
     champion = next((e for e in frozen["entries"] if "champion" in e["roles"]), None)
     if champion is None or champion["missing"]:
         raise UserError(
@@ -122,37 +86,38 @@ def _open(tables: StudyTables, folder: Path, reason: str) -> None:
         )
     configs = {e["name"]: _config(tables, e) for e in frozen["entries"] if e["key"] and not e["missing"]}
     reference = configs[champion["name"]]
-    prints = {_test_key(c.data): str(fingerprint(c.data)["test"]) for c in configs.values()}
-    _same_data(tables, prints[_test_key(reference.data)])
-    opened = []
+    prints: dict[str, str] = {}  # one look per test split: it reads every byte
+    for config in configs.values():
+        prints[_test_key(config.data)] = prints.get(_test_key(config.data)) or test_digest(config.data)
+    _same_data(tables, prints.values())
+    openings = sealed.openings(folder)
     for digest in dict.fromkeys(prints.values()):
         facts = {"list_sha256": frozen["sha256"], "reason": reason}
-        count = store.record_opening(tables, digest, facts)
-        opened.append({"test_data": digest, "at": _now(), **facts, "count": count, "counted_in": "tracking store"})
-    log = folder / "openings.json"
-    earlier = json.loads(log.read_text()) if log.exists() else []
-    for opening in opened:
-        if opening["count"] is None:
-            known = sum(e["test_data"] == opening["test_data"] for e in earlier)
-            opening |= {"count": known + 1, "counted_in": "this results folder (the study has no tracking store)"}
-    write_json(log, [*earlier, *opened])
+        counted = store.record_opening(tables, digest, facts)
+        count = max(counted or 0, sealed.most(openings, digest) + 1)
+        where = sealed.HERE if counted is None else sealed.STORE
+        openings.append({"test_data": digest, "at": sealed.now(), **facts, "count": count, "counted_in": where})
+    write_json(folder / sealed.OPENINGS, openings)
     results = [score_test(tables, entry, configs, reference) for entry in frozen["entries"] if not entry.get("missing")]
     scores = pd.DataFrame([row for result in results for row in result["rows"]])
+    pictures, shown = _pictures(tables, champion, reference, scores)
     buffer = io.BytesIO()
     scores.to_parquet(buffer, index=False)
-    write_bytes(folder / "scores.parquet", buffer.getvalue())
-    pictures, shown = _pictures(tables, champion, reference, scores)
-    write_bytes(folder / "pictures.npz", pictures)
+    files = {sealed.SCORES: buffer.getvalue(), sealed.PICTURES: pictures}
+    for name, content in files.items():
+        write_bytes(folder / name, content)
     document = {
         "list": frozen,
-        "openings": [*earlier, *opened],
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        "test_data": prints[_test_key(reference.data)],
         "entries": [{k: v for k, v in result.items() if k != "rows"} for result in results],
         "champion": champion["name"],
-        "judge": {"metric": tables.judge.metric, "protocol": tables.judge.protocol} if tables.judge else None,
+        # relative depth is measured by a protocol of its own, whatever the study's is
+        "judge": {"metric": tables.judge.metric, "protocol": reference.protocol} if tables.judge else None,
         "pictures": shown,
-        "scored_at": _now(),
+        "scored_at": sealed.now(),
     }
-    write_json(folder / "evaluation.json", plain(document))
+    write_json(folder / sealed.DONE, plain(document))
 
 
 def score_test(
@@ -182,6 +147,7 @@ def score_test(
         "key": entry["key"],
         "recipe": config.recipe if entry["key"] else None,
         "test_data": _test_key(config.data),
+        "target": config.target.kind if entry["key"] else None,
         "same_test_data": _test_key(config.data) == _test_key(reference.data),
         "source": config.data.source,
         "frames": len(frames),
@@ -197,8 +163,16 @@ def score_test(
             if n
         ],
         "edges": _edge_rows(torch.cat(edges)),
-        "rows": [{"entry": entry["name"], **row, "hole_share": holes[row["id"]]} for row in evaluation.rows],
+        "rows": [
+            {"entry": entry["name"], **row, "hole_share": holes[row["id"]], "failed": _failed(row)}
+            for row in evaluation.rows
+        ],
     }
+
+
+def _failed(row: Mapping[str, Any]) -> bool:
+    """Whether the prediction was no number; None, nothing to measure, is no failure. Parquet keeps both as null."""
+    return any(isinstance(value, float) and math.isnan(value) for value in row.values())
 
 
 def _predicted(
@@ -210,7 +184,7 @@ def _predicted(
         return
     means: dict[tuple[int, int], Tensor] = {}
     chosen_device = device.choose_device(config)  # scoring a full-size test set takes minutes on a CPU
-    train = open_training(config).train if entry["name"] == TRAINING_MEAN else None
+    train = open_training(config).train if entry["name"] == sealed.TRAINING_MEAN else None
     for i in range(len(frames)):
         truth = torch.from_numpy(np.ascontiguousarray(frames.read(i).depth_m))[None].to(chosen_device)
         size = (truth.shape[1], truth.shape[2])
@@ -266,7 +240,7 @@ def _pictures(
     """Best, median and worst frame of the champion by the judge's metric, as npz arrays, and which they are."""
     assert tables.judge is not None
     judge, frames = tables.judge, open_test(config.data)
-    own = scores[(scores["entry"] == champion["name"]) & (scores["requested"] == judge.protocol)]
+    own = scores[(scores["entry"] == champion["name"]) & (scores["requested"] == config.protocol)]
     own = own.dropna(subset=[judge.metric]).sort_values([judge.metric, "id"], ascending=[judge.minimise, True])
     arrays: dict[str, np.ndarray] = {}
     shown: list[dict[str, Any]] = []
@@ -289,7 +263,7 @@ def _pictures(
 def test_digest(data: DataConfig) -> str:
     """SHA-256 of the test split alone, as in `fingerprint`; some published forms hold no other split."""
     frames = open_test(data)
-    return str(frames.reader.digest(frames.rgb_of)[0])
+    return str(frames.reader.digest(frames.rgb_of, content=True)[0])
 
 
 def _test_key(data: DataConfig) -> str:
@@ -298,51 +272,28 @@ def _test_key(data: DataConfig) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
-def _same_data(tables: StudyTables, found: str) -> None:
+def _same_data(tables: StudyTables, found: Iterable[str]) -> None:
     """Refuse test data that are none the study began with (a recipe's own data stand under the recipe's name)."""
     prints = [tables.data, *(v for v in tables.data.values() if isinstance(v, Mapping))]
     then = [str(p["test"]) for p in prints if p.get("test")]
-    if then and found not in then:
-        raise UserError(
-            f"the test data changed since the study began (SHA-256 {found[:12]}, then {then[0][:12]}); put them back"
-        )
+    for digest in found:
+        if then and digest not in then:
+            changed = f"SHA-256 {digest[:12]}, then {then[0][:12]}"
+            raise UserError(f"the test data changed since the study began ({changed}); put them back")
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One opening at a time: a second process waits, then finds the scores."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+def _asked(tables: StudyTables, args: argparse.Namespace) -> None:
+    if args.again is not None and not args.again.strip():
+        raise UserError("--again: give the reason in words")
+    open_once(tables, args.again)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m analysis.final_evaluation STUDY [--again REASON]`."""
     purpose = "Open the sealed test once, or show what it said."
-    arguments = cli.parser("analysis.final_evaluation", purpose, "python -m analysis.final_evaluation rooms-quick")
-    arguments.add_argument("study", metavar="STUDY", help="a study's name or its results folder")
-    arguments.add_argument("--again", metavar="REASON", help="open it once more; the reason is recorded")
-
-    def body(args: argparse.Namespace) -> Any:
-        if args.again is not None and not args.again.strip():
-            raise UserError("--again: give the reason in words")
-        tables = runs.load(args.study)
-        open_once(tables, args.again)
-        section = evaluation_section.build(tables)
-        print(section.text())
-        return {
-            "study": tables.name,
-            "answers": plain(section.answers),
-            "data": plain(section.data),
-            "notes": tables.notes,
-        }
-
-    return cli.run(arguments, body, None if argv is None else list(argv))
+    again = {"metavar": "REASON", "help": "open it once more; the reason is recorded"}
+    options = {"--again": again}
+    return runs.command("final_evaluation", purpose, evaluation_section.build, argv, options=options, before=_asked)
 
 
 if __name__ == "__main__":

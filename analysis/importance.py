@@ -2,12 +2,14 @@
 
 Importance by Optuna (PED-ANOVA: what separates the best tenth; fANOVA: share of variance by a forest) over complete
 trials; pruned ones stopped at another number of images and are left out. A setting is called to matter only when a
-permutation test with Holm's correction says so: with the sampler's own choices as a design, that is a hint, no proof,
-and `ablate` (analysis/ablation.py) is the paired answer.
+permutation test with Holm's correction over settings says so and the interval of best against worst bin, widened for
+having picked those two after a look, leaves out zero. With the sampler's own choices as a design that is a hint, no
+proof, which the sentence says; `ablate` (analysis/ablation.py) is the paired answer. Divergence is tested the same way.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from analysis import importance_plots, runs
 from analysis.dimensions import Dimension, dimensions_of, label
+from analysis.effects import MIN_BIN, effect, holm, permutation
 from analysis.section import Section, Table, number, plain
 from analysis.selection import unit_of
 from analysis.tables import StudyTables
@@ -29,7 +32,6 @@ TRIALS_PER_DIMENSION = 3
 MIN_TRIALS = 10
 MIN_EACH_OUTCOME = 3  # diverged and not diverged trials, below which divergence is only counted
 ALPHA = 0.05
-PERMUTATIONS = 2000
 BOUNDARY_SHARE = 0.05  # of a range, on its own scale, from its end
 BEST_SHARE = 0.1
 SEED = 0
@@ -49,8 +51,10 @@ def analyse(tables: StudyTables) -> Section:
         return Section("importance", "What matters?", [answer], (), (), {"trials": 0, "effects": []})
     needed = max(MIN_TRIALS, TRIALS_PER_DIMENSION * len(dimensions))
     enough = len(complete) >= needed
-    effects = [row for row in (_effect(complete, d, judge) for d in dimensions) if row is not None] if enough else []
-    _holm(effects)
+    effects = [row for row in (effect(complete, d, judge) for d in dimensions) if row is not None] if enough else []
+    holm(effects)
+    for row in effects:
+        row["distinguishable"] = row["p"] < ALPHA and row["low"] > 0
     scores = _importances(complete, dimensions, judge) if enough else {}
     for row in effects:
         row |= {name: scores.get(name, {}).get(row["setting"]) for name in ("ped_anova", "fanova")}
@@ -59,69 +63,51 @@ def analyse(tables: StudyTables) -> Section:
     boundaries = _boundaries(complete, dimensions, judge)
     clipping, skips = _clipping(tables, search), _skips(complete, dimensions)
     answers = [
-        *(_effect_sentences(effects, judge) if enough else _too_few(len(complete), len(search), needed, dimensions)),
+        *(
+            _effect_sentences(effects, dimensions, judge)
+            if enough
+            else _too_few(len(complete), len(search), needed, dimensions)
+        ),
         *_divergence_sentences(divergence),
         *boundaries,
         *_clip_sentences(clipping),
     ]
-    parts = []
-    if effects:
-        note = "p: permutation test of the difference between bins, after Holm's correction over settings."
-        parts.append(Table("importance-effects", "Effect of each setting", pd.DataFrame(effects), note))
-    parts.append(Table("importance-divergence", "Divergence by setting", pd.DataFrame(divergence["rows"])))
-    if len(clipping):
-        note = "A clip that always acts is a normaliser: two such trainings are the same training."
-        parts.append(Table("importance-clipping", "Clip norm and the share of clipped steps", clipping, note))
-    if len(skips):
-        parts.append(Table("importance-skips", "Skip placement per scale", skips, "Complete trials of the search."))
     data = {
         "trials": len(search), "complete": len(complete), "needed": needed, "effects": effects,
         "divergence": divergence, "boundaries": boundaries, "clipping": clipping, "skips": skips,
     }  # fmt: skip
     figures = importance_plots.figures(tables, judge, dimensions, search, effects, clipping, skips)
+    parts = _tables(unit_of(judge.metric), effects, divergence, clipping, skips)
     return Section("importance", "What matters?", answers, figures, parts, plain(data))
 
 
-def _effect(complete: pd.DataFrame, dimension: Dimension, judge: Judge) -> Row | None:
-    """Best against worst bin of one setting: difference, its interval, the permutation test's p; None: one bin only."""
-    bins = dimension.binned(complete)
-    values = complete["value"].to_numpy(float) * (1.0 if judge.minimise else -1.0)
-    names = [name for name in dict.fromkeys(bins) if name is not None and (bins == name).sum() >= 2]
-    kept = np.array([name in names for name in bins])
-    if len(names) < 2:
-        return None
-    values, bins = values[kept], bins[kept]
-    means = {name: float(values[bins == name].mean()) for name in names}
-    best, worst = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-    rng = np.random.default_rng(SEED)
-    a, b = values[bins == worst], values[bins == best]
-    draws = np.subtract(*(m[rng.integers(len(m), size=(PERMUTATIONS, len(m)))].mean(1) for m in (a, b)))
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return {
-        "setting": dimension.path, "best": best, "worst": worst, "difference": means[worst] - means[best],
-        "low": float(low), "high": float(high), "n_best": len(b), "n_worst": len(a), "n": len(values),
-        "p": _permutation(values, bins, names, rng),
-    }  # fmt: skip
-
-
-def _permutation(values: np.ndarray, bins: np.ndarray, names: Sequence[str], rng: np.random.Generator) -> float:
-    """How often a shuffled setting explains as much variance between its bins as the real one."""
-    ranks = pd.Series(values).rank().to_numpy()  # ranks: one wild value must not decide
-    member = np.stack([bins == name for name in names]).astype(float)
-    counts = member.sum(1)
-    real = float((((member @ ranks) / counts - ranks.mean()) ** 2 * counts).sum())
-    shuffled = rng.permuted(np.tile(ranks, (PERMUTATIONS, 1)), axis=1)
-    between = ((((shuffled @ member.T) / counts) - ranks.mean()) ** 2 * counts).sum(1)
-    return float((1 + (between >= real - 1e-9).sum()) / (1 + PERMUTATIONS))
-
-
-def _holm(effects: list[Row]) -> None:
-    """Correct the p values for having asked of every setting, in place."""
-    highest = 0.0
-    for place, row in enumerate(sorted(effects, key=lambda r: float(r["p"]))):
-        highest = max(highest, min(1.0, row["p"] * (len(effects) - place)))
-        row["p"] = highest
-        row["distinguishable"] = highest < ALPHA and row["low"] > 0
+def _tables(
+    unit: str, effects: Sequence[Row], divergence: Row, clipping: pd.DataFrame, skips: pd.DataFrame
+) -> list[Table]:
+    parts = []
+    if effects:
+        note = (
+            "p: permutation test of the difference between bins, after Holm's correction over settings. low, high: 95% "
+            "interval of worst against best bin (Welch), widened for picking two of several bins of this setting."
+        )
+        units = dict.fromkeys(("difference", "low", "high"), unit) | dict.fromkeys(("ped_anova", "fanova"), "share")
+        parts.append(Table("importance-effects", "Effect of each setting", pd.DataFrame(effects), note, units))
+    note = "Trials that ended complete, pruned or diverged."
+    units = {"diverged": "trials", "n": "trials"}
+    rows = pd.DataFrame(divergence["rows"])
+    parts.append(Table("importance-divergence", "Divergence by setting", rows, note, units))
+    if len(clipping):
+        note = (
+            "A clip that always acts is a normaliser: two such trainings are the same training. Spikes: of the trials "
+            "that left a step trace (traced), where the section on spikes read them."
+        )
+        units = {"n": "trials", "clipped_share": "share of steps, median", "median_value": unit, "traced": "trials"}
+        parts.append(Table("importance-clipping", "Clip norm and the share of clipped steps", clipping, note, units))
+    if len(skips):
+        note = "Judged value of the complete trials of the search."
+        units = {"n": "trials"} | dict.fromkeys(("median", "lowest", "highest"), unit)
+        parts.append(Table("importance-skips", "Skip placement per scale", skips, note, units))
+    return parts
 
 
 def _importances(complete: pd.DataFrame, dimensions: Sequence[Dimension], judge: Judge) -> dict[str, dict[str, float]]:
@@ -168,26 +154,26 @@ def _evaluate(study: optuna.Study, evaluator: optuna.importance.BaseImportanceEv
 
 
 def _divergence(ended: pd.DataFrame, dimensions: Sequence[Dimension]) -> Row:
-    """Divergence as an outcome of its own: counts per bin, and fANOVA of the 0/1 outcome where both occur enough."""
+    """Divergence as an outcome of its own: counts per bin; where both outcomes occur enough, also fANOVA of the 0/1
+    outcome, and the permutation test's p of each setting after Holm's correction."""
     diverged = (ended["outcome"] == Outcome.DIVERGED).to_numpy()
-    rows = []
+    rows, tested = [], []
     for dimension in dimensions:
         bins = dimension.binned(ended)
-        for name in dict.fromkeys(bins):
-            if name is not None:
-                inside = bins == name
-                rows.append(
-                    {
-                        "setting": dimension.path,
-                        "value": name,
-                        "diverged": int(diverged[inside].sum()),
-                        "n": int(inside.sum()),
-                    }
-                )
-    result: Row = {"diverged": int(diverged.sum()), "n": len(ended), "rows": rows, "fanova": None}
+        names = [name for name in dict.fromkeys(bins) if name is not None]
+        for name in names:
+            inside = bins == name
+            counts = {"diverged": int(diverged[inside].sum()), "n": int(inside.sum())}
+            rows.append({"setting": dimension.path, "value": name} | counts)
+        known = np.array([name is not None for name in bins], dtype=bool)
+        if len(names) > 1:
+            p = permutation(diverged[known].astype(float), bins[known], names)
+            tested.append({"setting": dimension.path, "p": p})
+    result: Row = {"diverged": int(diverged.sum()), "n": len(ended), "rows": rows, "fanova": None, "p": None}
     if min(diverged.sum(), (~diverged).sum()) >= MIN_EACH_OUTCOME:
         study = _as_study(ended, dimensions, diverged.astype(float))
-        result["fanova"] = _evaluate(study, _fanova())
+        holm(tested)
+        result |= {"fanova": _evaluate(study, _fanova()), "p": {row["setting"]: row["p"] for row in tested}}
     return result
 
 
@@ -210,13 +196,12 @@ def _boundaries(complete: pd.DataFrame, dimensions: Sequence[Dimension], judge: 
 
 
 def _clipping(tables: StudyTables, search: pd.DataFrame) -> pd.DataFrame:
-    """Per clip norm: trials, share of clipped steps, judged value, divergences, spikes where the traces were read."""
+    """Per clip norm: trials, share of clipped steps, judged value, divergences; spikes where traces were read."""
     if "summary.clipped_share" not in search or "config.optim.clip_norm" not in search:
         return pd.DataFrame()
     rows = search[search["outcome"].isin(list(Outcome))]
     shares = pd.to_numeric(rows["summary.clipped_share"], errors="coerce")
-    spikes = tables.extras.get("spikes")
-    counts = spikes["key"].value_counts().to_dict() if spikes is not None and "key" in spikes else None
+    traced = tables.extras.get("spikes.trainings", pd.DataFrame())
     table = []
     for norm in sorted(rows["config.optim.clip_norm"].map(_as_norm).unique()):
         members = (rows["config.optim.clip_norm"].map(_as_norm) == norm).to_numpy()
@@ -227,8 +212,10 @@ def _clipping(tables: StudyTables, search: pd.DataFrame) -> pd.DataFrame:
             "complete": int(complete.notna().sum()),
             "diverged": int((rows[members]["outcome"] == Outcome.DIVERGED).sum()),
         }  # fmt: skip
-        if counts is not None:
-            row["spikes_per_trial"] = float(np.mean([counts.get(key, 0) for key in rows[members]["key"]]))
+        if len(traced):
+            own = traced[traced["key"].isin(rows[members]["key"])]
+            row["spikes_per_1000_steps"] = 1000 * own["spikes"].sum() / own["steps"].sum() if len(own) else math.nan
+            row["traced"] = len(own)
         table.append(row)
     return pd.DataFrame(table) if len(table) > 1 else pd.DataFrame()
 
@@ -248,11 +235,12 @@ def _skips(complete: pd.DataFrame, dimensions: Sequence[Dimension]) -> pd.DataFr
     return pd.DataFrame(rows).sort_values(["scale", "skip"]) if rows else pd.DataFrame()
 
 
-def _effect_sentences(effects: Sequence[Row], judge: Judge) -> list[str]:
+def _effect_sentences(effects: Sequence[Row], dimensions: Sequence[Dimension], judge: Judge) -> list[str]:
     unit = f" {unit_of(judge.metric)}".rstrip()
     clear = [r for r in effects if r["distinguishable"]]
     sentences = [
-        f"{r['setting']} matters: trials with {r['worst']} are worse in {judge.metric} than with {r['best']} by "
+        f"{r['setting']} matters (a hint, no proof, for the sampler chose the trials): trials with {r['worst']} are "
+        f"worse in {judge.metric} than with {r['best']} by "
         f"{number(r['difference'])}{unit} (95% interval {number(r['low'])} to {number(r['high'])}, "
         f"n = {r['n_worst']} + {r['n_best']} trials)."
         for r in clear
@@ -261,6 +249,10 @@ def _effect_sentences(effects: Sequence[Row], judge: Judge) -> list[str]:
     if unclear:
         n = max(r["n"] for r in effects)
         sentences.append(f"Not distinguishable from no effect (n = {n} complete trials): {', '.join(unclear)}.")
+    asked = [r["setting"] for r in effects]
+    if untested := [d.path for d in dimensions if d.path not in asked]:
+        sentences.append(f"Fewer than two values with {MIN_BIN} complete trials each, so not compared: "
+                         f"{', '.join(untested)}.")  # fmt: skip
     return sentences
 
 
@@ -275,22 +267,26 @@ def _divergence_sentences(divergence: Mapping[str, Any]) -> list[str]:
     count, n = divergence["diverged"], divergence["n"]
     if not n or not count:
         return [f"No trial diverged (n = {n})."] if n else []
-    if not divergence["fanova"]:
-        return [f"{count} of {n} trials diverged: too few to say which setting does it."]
-    first, share = max(divergence["fanova"].items(), key=lambda item: float(item[1]))
+    if divergence["p"] is None:
+        return [f"{count} of {n} trials diverged: too few of either outcome to say which setting does it."]
+    named = [setting for setting, p in divergence["p"].items() if p < ALPHA]
+    if not named:
+        return [f"{count} of {n} trials diverged; which setting does it is not distinguishable from chance."]
+    first = max(named, key=lambda setting: float(divergence["fanova"].get(setting, 0.0)))
     rows = [r for r in divergence["rows"] if r["setting"] == first and r["n"]]
     top = max(rows, key=lambda r: r["diverged"] / r["n"])
     return [
-        f"{count} of {n} trials diverged, most by {first} ({share:.0%} of the explained variance): {top['diverged']} "
-        f"of {top['n']} with {top['value']}."
+        f"{count} of {n} trials diverged, most by {first}: {top['diverged']} of {top['n']} with {top['value']} "
+        f"(permutation test, p = {number(divergence['p'][first])})."
     ]
 
 
 def _clip_sentences(clipping: pd.DataFrame) -> list[str]:
     if not len(clipping):
         return []
-    always = clipping[clipping["clipped_share"] > 0.95]["clip_norm"].tolist()
-    never = clipping[(clipping["clipped_share"] < 0.01) & (clipping["clip_norm"] != "none")]["clip_norm"].tolist()
+    named = clipping["clip_norm"] + " (n = " + clipping["n"].astype(str) + " trials)"
+    always = named[clipping["clipped_share"] > 0.95].tolist()
+    never = named[(clipping["clipped_share"] < 0.01) & (clipping["clip_norm"] != "none")].tolist()
     texts = []
     if always:
         texts.append(

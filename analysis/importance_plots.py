@@ -18,7 +18,7 @@ from matplotlib.figure import Figure as Canvas
 from analysis.dimensions import Dimension, label
 from analysis.plots import BLUE, FAINT, GREY, OUTCOME_COLOUR, OUTCOME_MARKER, VERMILION, empty
 from analysis.section import Figure
-from analysis.selection import unit_of
+from analysis.selection import with_unit
 from analysis.tables import StudyTables
 from study.contract import Judge, Outcome
 
@@ -35,8 +35,7 @@ def figures(
     skips: pd.DataFrame,
 ) -> list[Figure]:
     """The section's figures, only those that have something to show."""
-    unit = unit_of(judge.metric)
-    metric = f"validation {judge.metric}" + (f" ({unit})" if unit else "")
+    metric = f"validation {with_unit(judge.metric)}"
     strongest = [row["setting"] for row in effects] or [d.path for d in dimensions]
     ordered = sorted(dimensions, key=lambda d: strongest.index(d.path) if d.path in strongest else len(strongest))
     where = f"Trials of the search of study {tables.name}, validation split"
@@ -212,8 +211,8 @@ def _parallel(dimensions: Sequence[Dimension], search: pd.DataFrame, judge: Judg
 def _clipping(clipping: pd.DataFrame, metric: str, where: str) -> Figure:
     def draw(canvas: Canvas, data: pd.DataFrame) -> None:
         shown = [("clipped_share", "share of clipped steps"), ("median_value", f"median {metric}")]
-        if "spikes_per_trial" in data:
-            shown.append(("spikes_per_trial", "spikes per trial"))
+        if "spikes_per_1000_steps" in data:
+            shown.append(("spikes_per_1000_steps", "spikes per 1,000 steps"))
         for axes, (column, name) in zip(canvas.subplots(1, len(shown)), shown, strict=True):
             axes.bar(range(len(data)), data[column], color=BLUE, width=0.6)
             axes.set_xticks(
@@ -223,8 +222,10 @@ def _clipping(clipping: pd.DataFrame, metric: str, where: str) -> Figure:
 
     return Figure(
         "importance-clipping", "What a clip norm does",
-        "Share of clipped steps and median judged value by clip norm, with spikes per trial where traces were read.",
-        f"Medians over trials with an outcome; judged value over complete ones. {where}.",
+        "Share of clipped steps and median judged value by clip norm, with spikes per 1,000 steps where traces were "
+        "read.",
+        "Medians over trials with an outcome; judged value over complete ones; spikes over those that left a trace. "
+        f"{where}.",
         draw, clipping, size_in=(7.0, 2.8),
     )  # fmt: skip
 

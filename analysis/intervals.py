@@ -45,6 +45,13 @@ class Estimate:
             return f"{shown} (n = {self.n}, no interval)"
         return f"{shown} (95% interval {number(self.low)} to {number(self.high)}, n = {self.n})"
 
+    def versus(self, unit: str = "") -> str:
+        """A difference with its sign in words, above zero worse: 'better by 0.031 m (95% interval 0.012 to ...)'."""
+        if not self.value < 0:
+            return f"worse by {self.words(unit)}"
+        low, high = (None, None) if self.low is None or self.high is None else (-self.high, -self.low)
+        return f"better by {Estimate(-self.value, low, high, self.n).words(unit)}"
+
     def as_dict(self) -> dict[str, Any]:
         """The estimate as plain JSON."""
         return asdict(self) | {"distinguishable": self.distinguishable}
@@ -84,8 +91,12 @@ def paired(differences: Sequence[float], what: str = "seeds") -> Estimate:
     return Estimate(value, value - half, value + half, f"{n} paired {what}")
 
 
-def unpaired(first: Sequence[float], second: Sequence[float], what: str = "seeds") -> Estimate:
-    """Mean of `first` minus mean of `second` with Welch's t interval."""
+def unpaired(first: Sequence[float], second: Sequence[float], what: str = "seeds", pairs: int = 1) -> Estimate:
+    """Mean of `first` minus mean of `second` with Welch's t interval.
+
+    pairs: of how many pairs of groups these two were picked after a look at the values; the interval is widened so
+    that it holds for whichever pair is picked (Bonferroni).
+    """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     n = f"{len(a)} + {len(b)} {what}"
     value = float(a.mean() - b.mean()) if len(a) and len(b) else math.nan
@@ -96,7 +107,7 @@ def unpaired(first: Sequence[float], second: Sequence[float], what: str = "seeds
     if error == 0:
         return Estimate(value, value, value, n)
     freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * error)
+    half = float(stats.t.ppf(1 - (1 - LEVEL) / (2 * pairs), freedom) * error)
     return Estimate(value, value - half, value + half, n)
 
 

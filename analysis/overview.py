@@ -7,13 +7,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from analysis import plots
+from analysis import pareto, plots
 from analysis.section import Figure, Section, Table, number, plain
+from analysis.selection import unit_of, with_unit
 from analysis.tables import RUNNING, WAITING, StudyTables, configured_phases
 from study.contract import PHASES, Outcome
 
 MOST_CURVES = 400  # more lines are a smear; the best and the worst stay, evenly chosen by rank
-UNIT = {"rmse": " (m)", "sq_rel": " (m)"}
 LISTED_TRIALS = 1200
 
 
@@ -32,11 +32,13 @@ def curves(tables: StudyTables) -> Section:
     shown = _some(trials)
     frame = tables.reports.loc[tables.reports["key"].isin(shown["key"]), ["key", "images", *columns]]
     frame = frame.merge(shown[["key", "phase", "outcome", "group"]], on="key")
-    falling = _still_falling(tables, metric)
-    answers = [
-        f"{len(trials)} trainings reported {len(tables.reports)} times; in {falling[0]} of {falling[1]} complete ones "
-        "the last report was the best, so they were still learning when the budget ended."
-    ]
+    falling, asked = _still_falling(tables, metric)
+    answers = [f"{len(trials)} trainings reported {len(tables.reports)} times."]
+    if asked:
+        answers.append(
+            f"In {falling} of {asked} complete ones with at least two reports the last was better than every one "
+            "before, so they were still learning when the budget ended."
+        )
     left = "" if len(shown) == len(trials) else f" {len(shown)} of {len(trials)} are drawn, evenly chosen by rank."
     figure = Figure(
         "learning-curves",
@@ -59,6 +61,7 @@ def _some(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _still_falling(tables: StudyTables, metric: str) -> tuple[int, int]:
+    """(complete trainings whose last report is strictly the best, those with two reports at least)."""
     complete = tables.trials.loc[tables.trials["outcome"] == Outcome.COMPLETE, "key"]
     column = f"val/{metric}"
     if column not in tables.reports:
@@ -66,8 +69,10 @@ def _still_falling(tables: StudyTables, metric: str) -> tuple[int, int]:
     rows = tables.reports.loc[tables.reports["key"].isin(complete), ["key", "images", column]].dropna()
     sign = 1.0 if tables.judge is None or tables.judge.minimise else -1.0
     rows = rows.assign(signed=sign * rows[column]).sort_values(["key", "images"], kind="stable")
-    groups = rows.groupby("key")["signed"]
-    return int((groups.last() <= groups.min()).sum()), int(groups.ngroups)
+    last = ~rows.duplicated("key", keep="last")
+    before = rows[~last].groupby("key")["signed"].min()
+    final = rows[last].set_index("key")["signed"].reindex(before.index)
+    return int((final < before).sum()), len(before)
 
 
 def _draw_curves(canvas: Canvas, data: pd.DataFrame) -> None:
@@ -84,7 +89,7 @@ def _draw_curves(canvas: Canvas, data: pd.DataFrame) -> None:
             axes.plot(middle.index, middle["median"], color=colour, linewidth=2.2)
         axes.set_yscale("log")
         name = column.split("/")[1]
-        axes.set_ylabel(f"validation {name}{UNIT.get(name, '')}" if column.startswith("val/") else "training loss")
+        axes.set_ylabel(f"validation {with_unit(name)}" if column.startswith("val/") else "training loss")
     grid[-1].set_xlabel("images seen")
     grid[0].legend(ncols=2)
 
@@ -110,12 +115,11 @@ def history(tables: StudyTables) -> Section:
     minimise = tables.judge is None or tables.judge.minimise
     frame["best_so_far"] = (complete.cummin() if minimise else complete.cummax()).ffill()
     answers = [_progress(frame, metric, minimise)]
-    table = frame.rename(columns={c: c.removeprefix("param.") for c in params}).sort_values(
-        "value", ascending=minimise, na_position="last"
-    )
-    note = f"{len(table)} trials, best first; value: the judged validation {metric}."
+    table = _ranked(frame.rename(columns={c: c.removeprefix("param.") for c in params}), minimise)
+    note = f"{len(table)} trials, complete ones first, best first; value: the judged validation {metric} (of the "
+    note += "others: by the reports before they ended)."
     if len(table) > LISTED_TRIALS:
-        note += f" The best {LISTED_TRIALS} are listed; the released table has them all."
+        note += f" The first {LISTED_TRIALS} are listed; the released table has them all."
     figure = Figure(
         "search-history",
         "Search history",
@@ -123,16 +127,27 @@ def history(tables: StudyTables) -> Section:
         f"One mark per trial (n = {len(frame)}) where its training ended, in hours summed over the search; validation "
         "split. A trial without a value stands at the upper edge.",
         _draw_history,
-        _by_time(frame).assign(metric=metric + UNIT.get(metric, "")),
+        _by_time(frame).assign(metric=with_unit(metric)),
     )
-    units = {"seconds": "s", "value": UNIT.get(metric, "").strip(" ()") or metric}
+    two = pareto.found(rows, metric, minimise=minimise)
+    units = {"seconds": "s", "value": unit_of(metric) or metric}
     return Section(
         "history",
         "Search history",
-        answers,
-        [figure],
-        [Table("search-trials", "Search trials", table.drop(columns="best_so_far").head(LISTED_TRIALS), note, units)],
+        answers + [sentence for sentence, _, _ in two],
+        [figure, *(drawn for _, drawn, _ in two)],
+        [
+            *(listed for _, _, listed in two),
+            Table("search-trials", "Search trials", table.drop(columns="best_so_far").head(LISTED_TRIALS), note, units),
+        ],
     )
+
+
+def _ranked(frame: pd.DataFrame, minimise: bool) -> pd.DataFrame:
+    """Complete trials before all others, which did not train to their end; each part best first."""
+    rest = frame["outcome"] != Outcome.COMPLETE
+    order = frame.assign(rest=rest).sort_values(["rest", "value"], ascending=[True, minimise], na_position="last")
+    return order.drop(columns="rest")
 
 
 def _by_time(frame: pd.DataFrame) -> pd.DataFrame:
@@ -145,7 +160,7 @@ def _progress(frame: pd.DataFrame, metric: str, minimise: bool) -> str:
     if complete.empty:
         return f"None of {len(frame)} search trials was completed with a value."
     best = complete.sort_values(["value", "key"], ascending=[minimise, True]).iloc[0]
-    unit = UNIT.get(metric, "").strip(" ()")
+    unit = unit_of(metric)
     first = frame.iloc[0]
     started = f"; the first trial, the recipe's own setting, had {number(first['value'])}"
     return (

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure as Canvas
 
 from analysis import plots
-from analysis.section import Figure, Section, Table, number
+from analysis.section import Figure, Section, Table, missing, number
 
 HERE = Path(__file__).parent
 HIDDEN = [0x061C, 0x200B, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF, *range(0x202A, 0x202F), *range(0x2060, 0x206A)]
@@ -176,19 +176,15 @@ def _numeric(column: pd.Series[Any]) -> bool:
         return False
     if pd.api.types.is_numeric_dtype(column):
         return True
-    known = [v for v in column if not _missing(v)]
+    known = [v for v in column if not missing(v)]
     return bool(known) and all(
         isinstance(v, (int, float, np.number)) and not isinstance(v, (bool, np.bool_)) for v in known
     )
 
 
-def _missing(value: Any) -> bool:
-    return value is None or value is pd.NaT or value is pd.NA or (isinstance(value, float) and math.isnan(value))
-
-
 def cell(value: Any, numeric: bool) -> Cell:
     """One value as a reader sees it."""
-    if _missing(value):
+    if missing(value):
         return Cell(NOTHING, "n" if numeric else "", None)
     if isinstance(value, (bool, np.bool_)):
         return Cell("yes" if value else "no", "s", None)

@@ -116,6 +116,7 @@ def to_png(canvas: Canvas) -> bytes:
     return out.getvalue()
 
 
+_TAG = re.compile(r"<[^>]*>")  # "<" and ">" of a text or an attribute are written as entities
 _STYLE = re.compile(r' style="([^"]*)"')
 _GROUP_ID = re.compile(r'<g id="[^"]*"')
 _FONT = re.compile(r"(?:\w+ )*?([\d.]+)px ")
@@ -131,12 +132,18 @@ def inline_svg(document: str, alt: str) -> str:
     body = re.sub(r"<!--.*?-->", "", body, flags=re.S)
     body = re.sub(r"<style[^>]*>.*?</style>", "", body, flags=re.S)
     body = _GROUP_ID.sub("<g", body)
-    body = _STYLE.sub(lambda match: _attributes(match.group(1)), body)
-    for colour, themed in _THEME.items():
-        body = re.sub(f'(fill|stroke|stop-color)="{colour}"', rf'\1="{themed}"', body, flags=re.I)
+    body = _TAG.sub(lambda match: _themed(match.group()), body)
     body = re.sub(r'(<svg[^>]*?) (?:width|height)="[\d.]+pt"', r"\1", body)
     body = re.sub(r'(<svg[^>]*?) (?:width|height)="[\d.]+pt"', r"\1", body)
     return body.replace("<svg", f'<svg role="img" aria-label="{alt}" fill="#000" stroke-linejoin="round"', 1)
+
+
+def _themed(tag: str) -> str:
+    """A tag with attributes for its style, in the page's colours."""
+    tag = _STYLE.sub(lambda match: _attributes(match.group(1)), tag)
+    for colour, themed in _THEME.items():
+        tag = re.sub(f'(fill|stroke|stop-color)="{colour}"', rf'\1="{themed}"', tag, flags=re.I)
+    return tag
 
 
 def _attributes(css: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 NYU_TEST_FRAMES = 654
 
@@ -21,6 +22,18 @@ class Published:
     metrics: Mapping[str, float]
     source: str
     note: str = ""
+
+
+def comparable(entry: Mapping[str, Any], asked: str) -> tuple[bool, str]:
+    """Whether an entry's row under a protocol may stand beside numbers published under it, and the row's note."""
+    run, against = entry["protocols"][asked], []
+    if entry["source"] == "rooms":
+        against.append("the data are rendered rooms, not NYU Depth v2")
+    elif entry["frames"] != NYU_TEST_FRAMES:
+        against.append(f"the test split has {entry['frames']} frames, that of NYU Depth v2 {NYU_TEST_FRAMES}")
+    if entry["target"] == "relative":
+        against.append("relative depth has no scale, so only affine-aligned scores of it mean anything")
+    return run["comparable"] and not against, "; ".join([*against, *([run["note"]] if run["note"] else [])])
 
 
 def _six(delta1: float, delta2: float, delta3: float, abs_rel: float, rmse: float, log10: float) -> dict[str, float]:

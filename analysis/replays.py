@@ -60,7 +60,9 @@ def _keep(found: Replay, row: pd.Series[Any], path: Path) -> None:
     names = ("first_step", "spike_step", "left_out", "target_min", "target_max", "hole_share")
     facts = {name: getattr(found, name) for name in names}
     losses = {name: [v if math.isfinite(v) else None for v in getattr(found, name)] for name in RUNS.values()}
-    write_json(path, facts | losses | {"usual_loss": float(row["usual_loss"]), "cause": str(row["cause"])})
+    usual = float(row["usual_loss"])  # unknown in the first steps, where only a loss that is not finite is a spike
+    facts |= {"usual_loss": usual if math.isfinite(usual) else None, "cause": str(row["cause"])}
+    write_json(path, facts | losses)
 
 
 def read(tables: StudyTables) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -75,9 +77,10 @@ def read(tables: StudyTables) -> tuple[pd.DataFrame, pd.DataFrame]:
         except ValueError as error:
             raise UserError(f"{path}: is damaged ({error}); remove it, then replay again") from error
         key, spike = path.parent.parent.name, int(kept["spike_step"])
-        peaks = {name: _peak(kept[run], spike - int(kept["first_step"])) for name, run in RUNS.items()}
-        rise = peaks["as it was"] - kept["usual_loss"]
-        gone = (peaks["as it was"] - peaks["without the sample"]) / rise if rise > 0 else math.nan
+        length = max(len(kept[run]) for run in RUNS.values())
+        peaks = {name: _peak(kept[run], spike - int(kept["first_step"]), length) for name, run in RUNS.items()}
+        usual = math.nan if kept["usual_loss"] is None else float(kept["usual_loss"])
+        gone = share_gone(peaks["as it was"], peaks["without the sample"], usual)
         facts = {name: kept[name] for name in ("cause", "usual_loss", "target_min", "target_max", "hole_share")}
         replays.append(
             {"key": key, "step": spike, "sample": kept["left_out"][0]} | peaks | {"share_gone": gone} | facts
@@ -92,10 +95,18 @@ def read(tables: StudyTables) -> tuple[pd.DataFrame, pd.DataFrame]:
     return frames
 
 
-def _peak(losses: list[float | None], place: int) -> float:
-    """The largest loss from the spike on; infinite where one was not finite."""
+def _peak(losses: list[float | None], place: int, length: int) -> float:
+    """The largest loss from the spike on; infinite where the run diverged: not finite, or its end is missing."""
     after = [math.inf if loss is None else loss for loss in losses[place:]]
-    return max(after, default=math.nan)
+    return math.inf if len(losses) < length else max(after, default=math.nan)
+
+
+def share_gone(as_it_was: float, without: float, usual: float) -> float:
+    """The share of the rise above the usual loss that goes with the sample; all where it diverges with it alone."""
+    if math.isinf(as_it_was):
+        return 0.0 if math.isinf(without) else 1.0
+    rise = as_it_was - usual
+    return (as_it_was - without) / rise if rise > 0 else math.nan
 
 
 def sentences(replays: pd.DataFrame) -> list[str]:
@@ -110,11 +121,15 @@ def sentences(replays: pd.DataFrame) -> list[str]:
     )
     if gone:
         text += (
-            f": at step {first['step']} of {first['key']} the loss rises to {number(first['as it was'])} with "
-            f"{first['sample']} and to {number(first['without the sample'])} without it "
+            f": at step {first['step']} of {first['key']} the loss rises to {_written(first['as it was'])} with "
+            f"{first['sample']} and to {_written(first['without the sample'])} without it "
             f"(usual: {number(first['usual_loss'])})"
         )
     return [text + "."]
+
+
+def _written(peak: float) -> str:
+    return "infinity (the training diverges)" if math.isinf(peak) else number(peak)
 
 
 def figures(tables: StudyTables, replays: pd.DataFrame, steps: pd.DataFrame) -> list[Figure]:

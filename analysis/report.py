@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import re
 import shutil
 import sys
 import time
@@ -44,6 +45,7 @@ from trainables.errors import UserError
 from trainables.yamlfile import read_yaml
 
 STUDY_FILE = Path("study.yaml")
+PAGE_FILE, FILES = "report.html", "report"  # the page, and the folder of its figures and tables beside it
 TABLE = "study.parquet"  # the released table, in the report's folder
 RERUN = "quarantine.yaml"  # a study with and without the suspect samples, beside it
 
@@ -100,6 +102,8 @@ def lead(tables: StudyTables, sections: Sequence[Section]) -> list[page.Lead]:
         sentences.append(page.Lead("This study has not begun: its ledger holds no training.", warn=True))
     elif (tables.trials["outcome"] != Outcome.COMPLETE).all():
         sentences.append(page.Lead("No training of this study was completed.", warn=True))
+    if not tables.judge_unchanged and len(tables.trials):
+        sentences.append(page.Lead("The judge's settings are not those hashed before the first training.", warn=True))
     unfinished = tables.unfinished()
     if unfinished:
         sentences.append(page.Lead(f"This study has not ended: {'; '.join(unfinished)}.", warn=True))
@@ -124,7 +128,7 @@ def write(tables: StudyTables, sections: Sequence[Section], folder: Path, links:
             files.update(shown.files)
         for listed in one.tables:
             files.update(listed.files)
-    beside = folder / "report"
+    beside = folder / FILES
     if beside.exists():
         shutil.rmtree(beside)
     for name, content in files.items():
@@ -133,8 +137,20 @@ def write(tables: StudyTables, sections: Sequence[Section], folder: Path, links:
     if rerun is not None:
         write_bytes(beside / RERUN, yaml.safe_dump(rerun, sort_keys=False, allow_unicode=True).encode())
     write_table(tables, beside / TABLE)
-    write_bytes(folder / "report.html", text.encode())
-    return folder / "report.html"
+    write_bytes(folder / PAGE_FILE, text.encode())
+    return folder / PAGE_FILE
+
+
+def _free(folder: Path) -> Path:
+    """The folder itself. Raises UserError where a page or a folder lies in it that no report wrote: writing replaces
+    both.
+    """
+    for name in (FILES, PAGE_FILE):
+        if (folder / name).exists() and not (folder / FILES / TABLE).is_file():
+            raise UserError(
+                f"{folder / name}: is no report of this command, which would replace it; move one of the two"
+            )
+    return folder
 
 
 def default_study() -> str:
@@ -151,7 +167,7 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     """The command's work: its JSON document."""
     started = time.perf_counter()
     if args.from_table is not None:
-        tables, folder = read_table(args.from_table), args.from_table.parent
+        tables, folder = read_table(args.from_table), _free(args.from_table.parent)
     else:
         tables = load(args.study or default_study())
         if tables.layout is None:
@@ -179,8 +195,13 @@ def mirror(tables: StudyTables, sections: Sequence[Section], folder: Path) -> No
     """Put page, figures and a summary on the study's parent run. Raises UserError where the store is away."""
     if tables.layout is None:
         return
-    said = [f"- **{section.title}** {section.answers[0]}" for section in sections if section.answers]
-    log_to_parent(tables, {"": folder / "report.html", "report": folder / "report"}, "\n".join(said))
+    said = [f"- **{section.title}** {_literal(section.answers[0])}" for section in sections if section.answers]
+    log_to_parent(tables, {"": folder / PAGE_FILE, FILES: folder / FILES}, "\n".join(said))
+
+
+def _literal(text: str) -> str:
+    """Text as Markdown shows it: a name in it is no link, picture or HTML."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~!$&@/]|(?<=www)\.)", r"\\\1", " ".join(page.spelled(text).split()))
 
 
 def register(tables: StudyTables) -> str | None:

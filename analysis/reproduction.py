@@ -16,8 +16,9 @@ from matplotlib.figure import Figure as Canvas
 from analysis import runs
 from analysis.explained import edge_figure, explained, structure_table
 from analysis.plots import BLUE, FAINT, VERMILION, empty
-from analysis.published import NYU_TEST_FRAMES, PAPER, ROWS, Published
+from analysis.published import NYU_TEST_FRAMES, PAPER, ROWS, Published, comparable
 from analysis.section import Figure, Section, Table, plain
+from analysis.selection import unit_of
 from analysis.tables import StudyTables
 from study.contract import Outcome
 from trainables.config import flatten
@@ -42,7 +43,10 @@ def analyse(tables: StudyTables) -> Section:
     texts = explained(entries, tables.evaluation.get("champion"))
     answers = [*_headline(tables, rows), *texts]
     frame = pd.DataFrame(rows)
-    parts = [Table("reproduction-verdicts", "Published against reproduced", frame, _note(tables), {"ours_rmse": "m"})]
+    units = {"ours_rmse": "m", "published_rmse": "m"}
+    if tables.judge is not None:
+        units |= dict.fromkeys(("validation", "spread"), unit_of(tables.judge.metric))
+    parts = [Table("reproduction-verdicts", "Published against reproduced", frame, _note(tables), units)]
     parts += [context, structure_table(entries)]
     figures = [_figure(tables, frame), *edge_figure(tables, entries)]
     data = {
@@ -83,7 +87,7 @@ def _compare(tables: StudyTables, group: str, entries: Mapping[str, Row]) -> lis
     rows = []
     against: list[Published | None] = [p for p in ROWS if p.recipe == recipe]
     for published in against or [None]:
-        reasons = _obstacles(trainings.iloc[0], entry, published)
+        reasons = _obstacles(tables, trainings.iloc[0], entry, published)
         ours = _ours(entry, published)
         word, gaps = VERDICTS[3], dict[str, float]()
         if published is not None and ours and tables.judge is not None:
@@ -116,12 +120,15 @@ def _protocol_run(entry: Row | None, published: Published | None) -> str | None:
     return str(entry["protocols"][asked]["name"])
 
 
-def _obstacles(training: Any, entry: Row | None, published: Published | None) -> list[str]:
+def _obstacles(tables: StudyTables, training: Any, entry: Row | None, published: Published | None) -> list[str]:
     """Why this row cannot be compared; empty: it can."""
     if published is None:
         return ["no number was published"]
     if entry is None:
-        return ["its judged checkpoint is not scored (the test is sealed, or no training completed)"]
+        listed = tables.evaluation.get("list", {}).get("entries", [])
+        gone = [e["checkpoint"] for e in listed if f"recipe {training['group']}" in e["roles"]]
+        why = f"it is missing: {gone[0]}" if gone else "the test is sealed, or no training completed"
+        return [f"its judged checkpoint is not scored ({why})"]
     reasons = []
     if published.protocol is None:
         reasons.append(f"its protocol is not stated ({published.note})")
@@ -131,6 +138,8 @@ def _obstacles(training: Any, entry: Row | None, published: Published | None) ->
         reasons.append("the data are rendered rooms, not NYU Depth v2")
     elif entry["frames"] != NYU_TEST_FRAMES:
         reasons.append(f"the test split has {entry['frames']} frames, that of NYU Depth v2 {NYU_TEST_FRAMES}")
+    if entry["target"] == "relative":
+        reasons.append("relative depth has no scale")
     if changed := _changed(training):
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
         reasons.append(f"not trained as published: {', '.join(changed[:4])}{more}")
@@ -208,7 +217,7 @@ def _published_table(entries: Mapping[str, Row], tables: StudyTables) -> Table:
             }
             row |= {m: measured.get(m) for m in metrics}
             data = f"{entry['source']}, {entry['frames']} test frames"
-            rows.append(row | {"source": f"study {tables.name}: {data}", "note": run["note"]})
+            rows.append(row | {"source": f"study {tables.name}: {data}", "note": comparable(entry, asked)[1]})
     note = "Published numbers are on NYU Depth v2. Rows compare only under the same protocol and on the same data."
     return Table("reproduction-published", "Published numbers and ours", pd.DataFrame(rows), note, {"rmse": "m"})
 

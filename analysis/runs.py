@@ -13,6 +13,7 @@ import math
 import os
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,36 +31,70 @@ from analysis.tables import (
     report_frame,
     trial_frame,
 )
-from study.contract import PHASES, RESULTS, Attr, Judge, Layout, Outcome, StudyAttr, masked, store_lock, trial_key
+from study.contract import (
+    DEVICE_SECONDS,
+    PHASES,
+    RESULTS,
+    Attr,
+    Judge,
+    Layout,
+    Outcome,
+    StudyAttr,
+    masked,
+    store_lock,
+    trial_key,
+)
 from trainables import cli
 from trainables.config import flatten
 from trainables.errors import UserError
 from trainables.yamlfile import nearest, read_yaml
 
-__all__ = ["StudyTables", "command", "layout_of", "load", "tracking_store", "tracking_uri"]
+__all__ = ["StudyTables", "answered", "command", "layout_of", "load", "named", "tracking_store", "tracking_uri"]
 
+STUDY_HELP = "a study's name, its results folder, or a released .parquet"
 Trials = list[optuna.trial.FrozenTrial]
 
 
 def command(
-    module: str, purpose: str, analyse: Callable[[StudyTables], Section], argv: Sequence[str] | None = None
+    module: str,
+    purpose: str,
+    analyse: Callable[[StudyTables], Section],
+    argv: Sequence[str] | None = None,
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    before: Callable[[StudyTables, argparse.Namespace], None] | None = None,
+    keys_at_top: bool = False,
 ) -> int:
-    """`python -m analysis.<module> STUDY`: one section alone, as text or, with --json, its data."""
+    """`python -m analysis.<module> STUDY`: one section alone, as text or, with --json, its data.
+
+    options: further arguments, as add_argument takes them; before: what they ask for, done first; keys_at_top: the
+    data's own keys stand at the document's top, too.
+    """
     arguments = cli.parser(f"analysis.{module}", purpose, f"python -m analysis.{module} rooms-quick")
-    arguments.add_argument("study", metavar="STUDY", help="a study's name, its results folder, or a released .parquet")
+    arguments.add_argument("study", metavar="STUDY", help=STUDY_HELP)
+    for name, option in (options or {}).items():
+        arguments.add_argument(name, **option)
 
     def body(args: argparse.Namespace) -> Any:
-        tables = read_table(Path(args.study)) if args.study.endswith(".parquet") else load(args.study)
-        section = analyse(tables)
-        print(section.text())
-        return {
-            "study": tables.name,
-            "answers": plain(section.answers),
-            "data": plain(section.data),
-            "notes": tables.notes,
-        }
+        tables = named(args.study)
+        if before is not None:
+            before(tables, args)
+        document = answered(tables, analyse(tables))
+        return {**document["data"], **document} if keys_at_top else document
 
     return cli.run(arguments, body, None if argv is None else list(argv))
+
+
+def named(study: str) -> StudyTables:
+    """The study that a command names, from its results folder or from a released table."""
+    return read_table(Path(study)) if study.endswith(".parquet") else load(study)
+
+
+def answered(tables: StudyTables, section: Section) -> dict[str, Any]:
+    """Print a section; a command's JSON document of it."""
+    print(section.text())
+    data = {"answers": plain(section.answers), "data": plain(section.data)}
+    return {"study": tables.name, **data, "notes": tables.notes}
 
 
 def layout_of(study: str | Path) -> Layout:
@@ -107,6 +142,7 @@ def load(study: str | Path) -> StudyTables:
         data=attributes.get(StudyAttr.DATA) or {},
         environment=attributes.get(StudyAttr.ENVIRONMENT) or {},
         timings=timings,
+        spent=attributes.get(StudyAttr.SPENT),
         planned={phase: attrs.get(StudyAttr.PLANNED) for phase, (attrs, _) in phases.items()},
         trials=trial_frame(trials),
         reports=report_frame(reports),
@@ -150,7 +186,8 @@ def _trial_row(
     attrs = trial.user_attrs
     config = attrs.get(Attr.CONFIG) or {}
     value = judge.value(history) if judge else None
-    ledger_value = trial.value if trial.state.is_finished() and trial.values else None
+    told = list(trial.values or []) if trial.state.is_finished() else []
+    ledger_value = told[0] if told else None
     last = history[-1] if history else {}
     started, ended = trial.datetime_start, trial.datetime_complete
     elapsed = (ended - started).total_seconds() if started and ended else math.nan
@@ -167,6 +204,7 @@ def _trial_row(
         "origin": attrs.get(Attr.ORIGIN),
         "value": ledger_value if value is None and not history else value,
         "ledger_value": ledger_value,
+        DEVICE_SECONDS: told[1] if len(told) > 1 else None,
         "images": last.get("images"),
         "steps": last.get("step"),
         "seconds": summary.get("seconds", last.get("time/seconds", elapsed)),
@@ -191,17 +229,18 @@ def _outcome(trial: optuna.trial.FrozenTrial) -> str:
 def _judge(settings: Mapping[str, Any] | None) -> Judge | None:
     if not settings:
         return None
-    return Judge(**{name: settings[name] for name in ("metric", "protocol", "report", "margins")})
+    return Judge(**{f.name: settings[f.name] for f in fields(Judge) if f.name in settings})
 
 
 def tracking_uri(tables: StudyTables) -> str | None:
-    """The study's tracking store; a relative SQLite file is looked for here, then beside results/."""
+    """The study's tracking store; a relative SQLite file lies beside results/, else here (a copied results folder)."""
     uri = (tables.study.get("tracking") or {}).get("uri")
     if not uri or not str(uri).startswith("sqlite:///"):
         return uri or None
     path = Path(str(uri).removeprefix("sqlite:///"))
-    if not path.is_absolute() and not path.exists() and tables.layout is not None:
-        path = tables.layout.root.parent.parent / path
+    if not path.is_absolute() and tables.layout is not None:
+        beside = tables.layout.root.parent.parent / path
+        path = path if path.exists() and not beside.exists() else beside
     return f"sqlite:///{path.resolve()}"
 
 

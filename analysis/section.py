@@ -68,29 +68,30 @@ class Section:
         """The section for a terminal."""
         parts = [self.title, "=" * len(self.title), *self.answers]
         for table in self.tables:
-            heads = {c: f"{c} ({u})" for c, u in table.units.items()}
+            heads = {c: f"{c} ({u})" for c, u in table.units.items() if u}
             body = table.frame.rename(columns=heads).to_string(index=False, float_format=number, na_rep="-")
             parts += ["", table.title, body if len(table.frame) else "(no rows)", *([table.note] if table.note else [])]
         return "\n".join(parts)
 
 
 def number(value: float | None) -> str:
-    """A number for a sentence: about three significant digits, never in more places than it deserves."""
+    """A number for a sentence: three significant digits, and whole ones from 100 to 10,000."""
     if value is None or not math.isfinite(value):
         return "-"
     if value == 0:
         return "0"
-    if 0.001 <= abs(value) < 10_000:
-        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 1 else f"{value:.3f}"
-    return f"{value:.3g}"
+    if 0.1 <= abs(value) < 1:
+        return f"{value:.3f}"  # 0.500 beside 0.512
+    return f"{value:.0f}" if 100 <= abs(value) < 10_000 else f"{value:.3g}"
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """A frame's rows as mappings by column name, missing values as None."""
-    return [{str(k): None if _missing(v) else v for k, v in row.items()} for row in frame.to_dict(orient="records")]
+    return [{str(k): None if missing(v) else v for k, v in row.items()} for row in frame.to_dict(orient="records")]
 
 
-def _missing(value: Any) -> bool:
+def missing(value: Any) -> bool:
+    """Whether a cell holds nothing: None, NaN, NaT or NA."""
     return value is None or value is pd.NaT or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 

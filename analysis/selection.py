@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
-from analysis import intervals, runs
+from analysis import intervals, runs, winners_curse
 from analysis.plots import BLUE, VERMILION, empty
-from analysis.section import Figure, Section, Table, number, records
-from analysis.tables import StudyTables
-from study.contract import Judge, Outcome
+from analysis.section import Figure, Section, Table, number, plain, records
+from analysis.tables import StudyTables, configured_phases
+from study.contract import Judge, Outcome, confirm_images
 
 MOST_CANDIDATES = 20
 RELATIVE = "config.target.kind"
@@ -56,6 +56,7 @@ def judged_rows(tables: StudyTables, phase: str, group: str | None = None) -> li
 
     A training that has not ended yet is left out: it is no failure. Relative depth is fitted to each frame before it
     is measured, so its values compare with each other alone: between groups it counts only where nothing else is there.
+    Of confirmations extended to more images only the longest are taken, unless a group is named.
     """
     rows = tables.phase(phase)
     rows = rows[rows["outcome"].isin(list(Outcome))]
@@ -69,12 +70,18 @@ def judged_rows(tables: StudyTables, phase: str, group: str | None = None) -> li
     stage = pd.to_numeric(rows["stage"]).fillna(0)
     last = stage.groupby(rows["group"]).transform("max")
     kept = rows[stage == last]
-    return records(kept[["key", "outcome", "group", "value"]])
+    found = records(kept[["key", "outcome", "group", "value"]])
+    return found if group is not None or tables.judge is None else [dict(row) for row in tables.judge.longest(found)]
 
 
 def unit_of(metric: str) -> str:
     """The unit of a metric for sentences; empty where it has none."""
     return UNITS.get(metric, "")
+
+
+def with_unit(metric: str) -> str:
+    """'rmse (m)', for the axes of a figure."""
+    return f"{metric} ({unit_of(metric)})" if unit_of(metric) else metric
 
 
 def settings_that_differ(tables: StudyTables, key: str, other: str) -> dict[str, tuple[Any, Any]]:
@@ -84,7 +91,7 @@ def settings_that_differ(tables: StudyTables, key: str, other: str) -> dict[str,
         return {}
     paths = [c for c in tables.trials.columns if c.startswith("config.") and c not in ("config.seed",)]
     a, b = by_key.loc[key, paths], by_key.loc[other, paths]
-    return {p.removeprefix("config."): (a[p], b[p]) for p in paths if _shown(a[p]) != _shown(b[p])}
+    return {p.removeprefix("config."): (a[p], b[p]) for p in paths if plain(a[p]) != plain(b[p])}
 
 
 def analyse(tables: StudyTables) -> Section:
@@ -95,14 +102,15 @@ def analyse(tables: StudyTables) -> Section:
         answer = f"No checkpoint can be chosen: none of {ended} ended trainings is complete with a finite judged value."
         return Section("selection", "Which checkpoint?", [answer], [], [_outcomes(tables)], {"champion": None})
     candidates = _candidates(tables, judge, chosen)
-    gaps = _gaps(tables, judge, candidates) if chosen.phase == "confirm" else []
+    gaps = winners_curse.gaps(tables, judge, candidates) if chosen.phase == "confirm" else []
     versus, rivals = _versus(judge, candidates)
     simplest = _simplest(judge, candidates)
     answers = [
         _choice_sentence(tables, judge, candidates, chosen),
+        *_extension_sentence(tables, chosen),
         *_rival_sentences(judge, versus, rivals),
-        *_simplest_sentence(judge, candidates, simplest),
-        *_gap_sentences(judge, gaps),
+        *(_simplest_sentence(judge, candidates, simplest) if chosen.phase != "reproduce" else []),
+        *winners_curse.sentences(gaps, unit_of(judge.metric)),
     ]
     data = {
         "champion": chosen.champion, "group": chosen.group, "phase": chosen.phase, "median": chosen.median,
@@ -113,7 +121,8 @@ def analyse(tables: StudyTables) -> Section:
         "gaps": gaps,
     }  # fmt: skip
     figures = [_seeds_figure(tables, judge, chosen)]  # the search's own history is analysis/overview.py's
-    return Section("selection", "Which checkpoint?", answers, figures, _tables(tables, judge, candidates, gaps), data)
+    parts = _tables(tables, judge, candidates, gaps)
+    return Section("selection", "Which checkpoint?", answers, figures, parts, plain(data))
 
 
 def _candidates(tables: StudyTables, judge: Judge, chosen: Chosen) -> list[Row]:
@@ -151,21 +160,6 @@ def _own_setting(tables: StudyTables) -> str | None:
     return str(search.iloc[0]["key"]) if len(search) else None
 
 
-def _gaps(tables: StudyTables, judge: Judge, candidates: Sequence[Row]) -> list[Row]:
-    """Per confirmed setting: what the search said, what fresh seeds say; gap > 0: the search was too kind."""
-    origins = {str(r["group"]): str(r["origin"]) for r in records(tables.phase("confirm")[["group", "origin"]])}
-    search = {str(r["key"]): r["value"] for r in records(tables.phase("search")[["key", "value"]])}
-    sign = 1.0 if judge.minimise else -1.0
-    rows = []
-    for candidate in candidates:
-        origin = origins[candidate["group"]]
-        if search.get(origin) is not None:
-            gap = sign * (candidate["median"] - search[origin])
-            row = {"group": candidate["group"], "origin": origin, "search": search[origin]}
-            rows.append(row | {"confirm_median": candidate["median"], "gap": gap, "seeds": candidate["seeds"]})
-    return rows
-
-
 def _versus(judge: Judge, candidates: Sequence[Row]) -> tuple[dict[str, intervals.Estimate], list[str]]:
     """How much worse every other group is, and those whose difference cannot be told from none."""
     sign = 1.0 if judge.minimise else -1.0
@@ -181,13 +175,19 @@ def _simplest(judge: Judge, candidates: Sequence[Row]) -> str | None:
     winner, sign = candidates[0], 1.0 if judge.minimise else -1.0
     if winner["standard_error"] is None:
         return None
-    near = [row for row in candidates if abs(row["median"] - winner["median"]) <= winner["standard_error"]]
+    near = [r for r in candidates if r is winner or abs(r["median"] - winner["median"]) <= winner["standard_error"]]
     return str(min(near, key=lambda r: (r["settings_changed"], sign * r["median"], r["group"]))["group"])
 
 
 def _choice_sentence(tables: StudyTables, judge: Judge, candidates: Sequence[Row], chosen: Chosen) -> str:
     unit, row = unit_of(judge.metric), candidates[0]
     said = f"{judge.metric} {number(chosen.median)} {unit}".strip()
+    if chosen.phase == "confirm" and not np.isfinite(chosen.median):
+        return (
+            f"The judge chose the setting of {chosen.group}, but only {row['complete']} of its {row['seeds']} fresh "
+            f"seeds were completed, so it has no median; {chosen.champion} is the champion for want of a better one. "
+            f"Changed from the recipe's own setting: {row['changes']}."
+        )
     if chosen.phase == "confirm":
         return (
             f"The judge chose the setting of {chosen.group}: median validation {said} over {row['seeds']} fresh seeds; "
@@ -195,13 +195,33 @@ def _choice_sentence(tables: StudyTables, judge: Judge, candidates: Sequence[Row
             f"Changed from the recipe's own setting: {row['changes']}."
         )
     where = "the best of the search" if chosen.phase == "search" else "the best reproduced recipe"
-    late = (
-        "the confirmation has not ended" if tables.study.get("confirm", {}).get("top") else "the study confirms nothing"
-    )
     return (
         f"Best so far is {chosen.champion} ({where}, {chosen.group}): validation {said}. It is not confirmed on fresh "
-        f"seeds ({late}), so part of this value is luck."
+        f"seeds ({_unconfirmed(tables)}), so part of this value is luck."
     )
+
+
+def _extension_sentence(tables: StudyTables, chosen: Chosen) -> list[str]:
+    """What the choice rests on where confirmations were extended to more images than the search's."""
+    images = confirm_images(chosen.group)
+    if not images:
+        return []
+    others = int(sum(confirm_images(str(group)) != images for group in tables.phase("confirm")["group"]))
+    fewer = f"; {others} on fewer do not compete" if others else ""
+    return [
+        f"Only confirmations on {images} images, the most there are, were compared{fewer}. The search's values come "
+        "from shorter trainings, so these do not tell how much of them was luck."
+    ]
+
+
+def _unconfirmed(tables: StudyTables) -> str:
+    """Why nothing is confirmed."""
+    if "confirm" not in configured_phases(tables.study):
+        return "the study confirms nothing"
+    outcomes = tables.phase("confirm")["outcome"]
+    if len(outcomes) and not any(sentence.startswith("confirm ") for sentence in tables.unfinished()):
+        return f"none of the {len(outcomes)} trainings of the confirmation was completed with a value"
+    return "the confirmation has not ended"
 
 
 def _rival_sentences(judge: Judge, versus: Mapping[str, intervals.Estimate], rivals: list[str]) -> list[str]:
@@ -209,11 +229,11 @@ def _rival_sentences(judge: Judge, versus: Mapping[str, intervals.Estimate], riv
     if not versus:
         return []
     if rivals:
-        near = f"{rivals[0]}: it is worse by {versus[rivals[0]].words(unit)}"
+        near = f"{rivals[0]}: it is {versus[rivals[0]].versus(unit)}"
         more = f", and {len(rivals) - 1} more" if len(rivals) > 1 else ""
         return [f"The choice is not distinguishable from {near}{more}."]
     nearest = next(iter(versus))
-    return [f"The runner-up {nearest} is worse by {versus[nearest].words(unit)}."]
+    return [f"The runner-up {nearest} is {versus[nearest].versus(unit)}."]
 
 
 def _simplest_sentence(judge: Judge, candidates: Sequence[Row], simplest: str | None) -> list[str]:
@@ -226,18 +246,6 @@ def _simplest_sentence(judge: Judge, candidates: Sequence[Row], simplest: str | 
     return [f"The simplest setting within one standard error ({error}) is {simplest}, which changes: {changes}."]
 
 
-def _gap_sentences(judge: Judge, gaps: Sequence[Row]) -> list[str]:
-    if not gaps:
-        return []
-    unit, worst = unit_of(judge.metric), max(gaps, key=lambda row: float(row["gap"]))
-    mean = intervals.paired([row["gap"] for row in gaps], "settings")
-    said, confirmed = f"{number(worst['search'])} {unit}".strip(), f"{number(worst['confirm_median'])} {unit}".strip()
-    return [
-        f"Winner's curse: fresh seeds are worse than the search said by {mean.words(unit)}; most for "
-        f"{worst['origin']}, which the search put at {said} and its fresh seeds at {confirmed}."
-    ]
-
-
 def _tables(tables: StudyTables, judge: Judge, candidates: Sequence[Row], gaps: Sequence[Row]) -> list[Table]:
     unit = unit_of(judge.metric)
     shown = pd.DataFrame(list(candidates)).drop(columns="values")
@@ -245,11 +253,7 @@ def _tables(tables: StudyTables, judge: Judge, candidates: Sequence[Row], gaps: 
     result = [
         Table("selection-candidates", "Candidates, best first", shown, note, {"median": unit, "standard_error": unit})
     ]
-    if gaps:
-        note = "gap: how much worse the median of the fresh seeds is than the value the search selected by."
-        units = dict.fromkeys(("search", "confirm_median", "gap"), unit)
-        result.append(Table("selection-gap", "Search against fresh seeds", pd.DataFrame(list(gaps)), note, units))
-    return [*result, _outcomes(tables)]
+    return [*result, *winners_curse.table(gaps, unit), _outcomes(tables)]
 
 
 def _outcomes(tables: StudyTables) -> Table:
@@ -258,7 +262,7 @@ def _outcomes(tables: StudyTables) -> Table:
 
 
 def _label(judge: Judge) -> str:
-    return f"validation {judge.metric}" + (f" ({unit_of(judge.metric)})" if unit_of(judge.metric) else "")
+    return f"validation {with_unit(judge.metric)}"
 
 
 def _seeds_figure(tables: StudyTables, judge: Judge, chosen: Chosen) -> Figure:
@@ -274,7 +278,8 @@ def _seeds_figure(tables: StudyTables, judge: Judge, chosen: Chosen) -> Figure:
         groups = list(dict.fromkeys(data["group"]))
         at = data["group"].map({group: i for i, group in enumerate(groups)})
         axes.scatter(at, data["value"], s=22, color=BLUE, label=f"fresh seeds (n = {len(data)})", zorder=3)
-        axes.scatter(at, data["search_value"], s=40, color=VERMILION, marker="_", label="what the search said")
+        if data["search_value"].notna().any():
+            axes.scatter(at, data["search_value"], s=40, color=VERMILION, marker="_", label="what the search said")
         axes.set_xticks(range(len(groups)), groups, rotation=20, ha="right")
         axes.set_xlim(-0.6, len(groups) - 0.4)
         axes.set(ylabel=_label(judge), xlabel="setting (search trial it repeats)")
@@ -283,8 +288,8 @@ def _seeds_figure(tables: StudyTables, judge: Judge, chosen: Chosen) -> Figure:
     return Figure(
         "selection-seeds", "Fresh seeds against what the search said",
         f"{len(rows)} confirmation trainings by setting, beside the value each setting had in the search.",
-        f"One dot per training of the confirmation; the dash is the search's own value. Champion: {chosen.champion}. "
-        f"Study {tables.name}, validation split.",
+        "One dot per training of the confirmation; the dash is the search's own value, where its training saw as many "
+        f"images. Champion: {chosen.champion}. Study {tables.name}, validation split.",
         draw, rows,
     )  # fmt: skip
 

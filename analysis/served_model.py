@@ -78,22 +78,28 @@ def log(folder: Path, run_id: str, name: str, tags: dict[str, str]) -> str:
 
 
 def publish(tables: Any) -> str | None:
-    """Register a study's champion as NAME@champion; 'NAME version N', or None without a tracking store.
+    """Register the champion that the sealed test has seen as NAME@champion; 'NAME version N', or None without a store.
 
-    Raises UserError where nothing is chosen or its checkpoint is missing.
+    Raises UserError where the test is sealed, or the champion's checkpoint is missing or not the one that was scored.
     """
-    from analysis import selection, store
+    from analysis import sealed, store
     from study.contract import Tag
+    from trainables.durable import sha256
     from trainables.errors import UserError
 
-    chosen = selection.choose(tables)
-    if chosen is None or tables.judge is None:
-        raise UserError("nothing can be registered: no training is complete with a judged value")
-    part = checkpoint.BEST if tables.judge.report == "best" else checkpoint.LATEST
-    folder = tables.folder(chosen.champion) / "checkpoints" / part
+    if not (tables.layout.evaluation / sealed.DONE).exists():
+        raise UserError(
+            f"{tables.name}: the sealed test has seen no champion; end the study, then python -m analysis.report"
+        )
+    document, _ = sealed.stored(tables.layout.evaluation)
+    key = document["champion"]
+    frozen = next(entry for entry in document["list"]["entries"] if entry["name"] == key)
+    folder, weights = tables.layout.root / frozen["checkpoint"], frozen["weights_sha256"]
     checkpoint.verify(folder)
-    name, tags = tables.name, {Tag.KEY: chosen.champion, Tag.STUDY: tables.name}
-    made = store.register(tables, name, chosen.champion, lambda run_id: log(folder.resolve(), run_id, name, tags))
+    if sha256(folder / checkpoint.WEIGHTS) != weights:
+        raise UserError(f"{folder}: these are not the weights that the sealed test has seen; restore the checkpoint")
+    name, tags = tables.name, {Tag.KEY: key, Tag.STUDY: tables.name, Tag.WEIGHTS: weights}
+    made = store.register(tables, name, key, weights, lambda run_id: log(folder.resolve(), run_id, name, tags))
     return None if made is None else f"{name} version {made}"
 
 
@@ -108,6 +114,7 @@ def _example() -> bytes:
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m analysis.served_model STUDY`."""
     from analysis import runs
+    from study.contract import masked
     from trainables import cli
 
     purpose = "Register a study's champion as an MLflow model with alias champion."
@@ -120,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         said = f"{registered}, alias champion" if registered else "the study has no tracking store (tracking.uri: null)"
         print(f"registered: {said}" if registered else f"nothing registered: {said}")
         uri = f"models:/{tables.name}@champion" if registered else None
-        return {"study": tables.name, "model": uri, "tracking_uri": runs.tracking_uri(tables)}
+        return {"study": tables.name, "model": uri, "tracking_uri": masked(runs.tracking_uri(tables) or "") or None}
 
     return cli.run(arguments, body, None if argv is None else list(argv))
 

@@ -14,8 +14,8 @@ CAUSES = ("data", "one sample", "optimisation", "numeric")
 
 @dataclass(frozen=True)
 class Findings:
-    """What the traces say. spikes: one row each. suspects: the LISTED most suspicious samples. trainings: one row per
-    trace with its settings and counts. curves: thinned losses of the trainings that are drawn. counts: totals."""
+    """What the traces say. spikes: one row each. suspects: every suspect, among the most suspicious samples.
+    trainings: one row per trace with its settings and counts. curves: thinned losses of the trainings drawn."""
 
     spikes: pd.DataFrame
     suspects: pd.DataFrame
@@ -54,13 +54,16 @@ def judge_cause(found: Findings) -> tuple[str, list[str]]:
 
 def _accusation(suspects: pd.DataFrame, found: Findings) -> str:
     first = suspects.iloc[0]
-    spiked = 0 if found.spikes.empty else int(found.spikes["sample"].isin(suspects["sample"]).sum())
+    spiked = 0 if found.spikes.empty else int((found.spikes["cause"] == "data").sum())
+    blamed = "no spike is put down to them, so they speak of the data and not of a spike"
+    if spiked:
+        blamed = f"{spiked} spike{'s are' if spiked > 1 else ' is'} put down to them"
     hollow = int((suspects["empty_passes"] > 0).sum())
     return (
         f"{len(suspects)} samples are suspect, first {first['sample']} ("
         + ("no valid pixel" if math.isinf(first["suspicion"]) else f"suspicion {number(first['suspicion'])}")
         + f", {first['passes']} passes in {first['trainings']} trainings); "
-        + f"{spiked} spikes begin in one of them"
+        + blamed
         + (f"; {hollow} had passes without any valid pixel" if hollow else "")
         + _shown(suspects)
         + ". The quarantine list below can be pasted into data.exclude; "

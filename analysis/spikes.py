@@ -20,22 +20,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import evidence, replays, spike_pairs, spike_plots
+from analysis import evidence, replays, runs, spike_pairs, spike_plots
 from analysis.plots import thinned
-from analysis.runs import load
 from analysis.section import Figure, Section, Table, plain
+from analysis.selection import unit_of
 from analysis.spike_verdict import CAUSES, Findings, judge_cause
 from analysis.suspects import RULES, Passes, suspicion
 from analysis.tables import StudyTables
 from analysis.traces import THRESHOLDS, Spike, Steps, find_spikes, read_steps, trailing
 from study.contract import Outcome
-from trainables import cli
+from trainables.errors import UserError
 
 MOST_OF = 0.5  # share of a batch's rise that makes it one sample's
 OTHERS_CALM = 3.0  # deviations under which the batch's other samples are as usual
 CURVES = 4  # trainings whose loss is drawn
 CURVE_POINTS = 1200
-LISTED = 200  # suspects and spikes that a table holds
+LISTED = 200  # spikes that a table holds; samples that are kept beside the suspects
 FIRST = (
     "key", "step", "cause", "loss", "usual_loss", "deviations", "term", "term_share", "sample", "sample_share",
     "grad_norm", "usual_grad_norm", "clipped", "lr", "recovery_steps", "damage",
@@ -67,7 +67,7 @@ def collect(tables: StudyTables) -> Findings:
     spikes_frame = _with_causes(pd.DataFrame(found), suspects, tables)
     result = Findings(
         spikes=spikes_frame,
-        suspects=suspects.head(LISTED),
+        suspects=suspects[suspects["suspect"] | (suspects.index < LISTED)].reset_index(drop=True),
         trainings=_with_counts(pd.DataFrame(trainings), spikes_frame),
         curves=_curves(tables, spikes_frame),
     )
@@ -187,7 +187,7 @@ def analyse(tables: StudyTables) -> Section:
             *replays.figures(tables, replayed, steps),
             *_frames(tables, found),
         ],
-        [*_tables(found), *replays.table(replayed), *_paired(pairs)],
+        [*_tables(tables, found), *replays.table(replayed), *_paired(pairs)],
         plain({
             "verdict": verdict,
             "spikes": len(found.spikes),
@@ -202,13 +202,17 @@ def analyse(tables: StudyTables) -> Section:
 
 
 def _frames(tables: StudyTables, found: Findings) -> list[Figure]:
-    """Pictures of suspects, where the frames can still be read."""
+    """Pictures of suspects, where frames and a checkpoint can still be read."""
     accused = found.suspects[found.suspects["suspect"]] if len(found.suspects) else found.suspects
     opened = evidence.training_frames(tables) if len(accused) else None
-    return evidence.pictures(tables, opened[0], accused) if opened is not None else []
+    try:
+        return evidence.pictures(tables, opened[0], accused) if opened is not None else []
+    except UserError as error:  # a damaged checkpoint must not take the report
+        tables.notes.append(f"The suspect samples are not pictured: {error}.")
+        return []
 
 
-def _tables(found: Findings) -> Sequence[Table]:
+def _tables(tables: StudyTables, found: Findings) -> Sequence[Table]:
     listed = found.spikes
     if len(listed):
         order = [*FIRST, *(c for c in listed.columns if c not in (*FIRST, "row", "diverged", "listed"))]
@@ -216,44 +220,43 @@ def _tables(found: Findings) -> Sequence[Table]:
     accused = found.suspects[found.suspects["suspect"]] if len(found.suspects) else found.suspects
     lines = pd.DataFrame({"data.exclude": list(accused["sample"]) if len(accused) else []})
     limits = pd.DataFrame([{"setting": k, "value": v} for k, v in (asdict(THRESHOLDS) | asdict(RULES)).items()])
-    units = {
-        "deviations": "scaled MADs",
-        "grad_norm": "before clipping",
-        "recovery_steps": "steps",
-        "damage": "worse: > 0",
-    }
+    unit = unit_of(tables.judge.metric) if tables.judge is not None else ""
+    units = {"deviations": "scaled MADs", "grad_norm": "before clipping", "recovery_steps": "steps"}
+    units |= dict.fromkeys(("damage", "validation_before", "validation_after"), unit)
+    first = found.suspects.head(2 * SHOWN)
+    note = f"The {min(LISTED, len(listed))} highest of {len(found.spikes)}. damage > 0: the judged metric was worse "
+    note += "after the spike than before."
+    seen = f"The {len(first)} most suspicious; {len(accused)} are suspect. Over all trainings and passes."
+    rates = {"clipped_share": "share of steps", "from_settings_per_1000_steps": "spikes per 1,000 steps"}
     return (
-        Table("spikes", "Spikes", listed, f"The {LISTED} highest of {len(found.spikes)}.", units),
-        Table("spike-suspects", "Samples by suspicion", found.suspects.head(2 * SHOWN), "Over all trainings, passes."),
+        Table("spikes", "Spikes", listed, note, units),
+        Table("spike-suspects", "Samples by suspicion", first, seen, {"suspicion": "scaled MADs"}),
         Table("quarantine", "Quarantine list", lines, "Sample ids, as data.exclude takes them."),
-        Table("spike-trainings", "Spikes by training", found.trainings),
+        Table("spike-trainings", "Spikes by training", found.trainings, "", rates),
         Table("spike-thresholds", "Thresholds", limits),
     )
 
 
 def _paired(pairs: pd.DataFrame) -> list[Table]:
     units = dict.fromkeys(("unflipped", "flipped", "difference", "low", "high"), "spikes per 1,000 steps")
-    note = "Means over pairs of the same seed, and the mean difference with its 95% t interval from three pairs on."
+    note = (
+        "Means over pairs of complete trainings of the same seed, and the mean difference with its 95% t interval from "
+        "three pairs on; left_out: pairs with a training that did not complete, or without a trace."
+    )
     return [Table("spike-pairs", "Spikes of paired trainings", pairs, note, units)] if len(pairs) else []
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`python -m analysis.spikes STUDY`: this section alone."""
-    arguments = cli.parser("analysis.spikes", "Why did the loss spike?", "python -m analysis.spikes rooms-quick")
-    arguments.add_argument("study", help="a study's name or its results folder")
-    arguments.add_argument(
-        "--replay", action="store_true", help="first train each recorded spike again, with and without its worst sample"
-    )
+def _replay(tables: StudyTables, args: argparse.Namespace) -> None:
+    if args.replay:
+        replays.replay_all(tables, collect(tables).spikes, lambda line: print(line, file=sys.stderr, flush=True))
 
-    def body(args: argparse.Namespace) -> object:
-        tables = load(args.study)
-        if args.replay:
-            replays.replay_all(tables, collect(tables).spikes, lambda line: print(line, file=sys.stderr, flush=True))
-        section = analyse(tables)
-        print(section.text())
-        return section.data
 
-    return cli.run(arguments, body, argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m analysis.spikes STUDY [--replay]`: this section alone."""
+    again = "first train each recorded spike again, with and without its worst sample"
+    options = {"--replay": {"action": "store_true", "help": again}}
+    purpose = "Why did the loss spike?"
+    return runs.command("spikes", purpose, analyse, argv, options=options, before=_replay, keys_at_top=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from trainables.errors import UserError
 OPENINGS = "DenseDepth sealed test"  # the experiment whose runs are the openings, of all studies
 UI = "http://127.0.0.1:5000"  # where `make ui` serves a store that is a file
 MOST_RUNS = 10_000
+ALL_RUNS = 3  # mlflow.entities.ViewType.ALL: a run that was deleted in the UI is an opening all the same
 
 
 def openings(tables: StudyTables, fingerprint: str) -> int | None:
@@ -55,10 +56,13 @@ def log_to_parent(tables: StudyTables, files: Mapping[str, Path], summary: str |
         return True
 
 
-def register(tables: StudyTables, name: str, champion: str, make_version: Callable[[str], str]) -> str | None:
+def register(
+    tables: StudyTables, name: str, champion: str, weights: str, make_version: Callable[[str], str]
+) -> str | None:
     """Register a model under alias `champion`; `make_version(run_id)` logs it to the champion's run as a new version.
 
-    Returns the registered version; a version of the same champion is used again. None: no store.
+    Returns the registered version; one of the same champion and weights (their SHA-256), as its tags say, is used
+    again. None: no store.
     """
     with tracking_store(tables) as client:
         if client is None:
@@ -75,7 +79,7 @@ def register(tables: StudyTables, name: str, champion: str, make_version: Callab
                 f"{champion}: its run is not in the tracking store; refill it by study.run --sync, then go on"
             )
         for version in client.search_model_versions(f"name = '{name}'"):
-            if version.tags.get(Tag.KEY) == champion and version.run_id == runs[0].info.run_id:
+            if (version.tags.get(Tag.KEY), version.tags.get(Tag.WEIGHTS)) == (champion, weights):
                 client.set_registered_model_alias(name, "champion", version.version)
                 return str(version.version)
         made = make_version(runs[0].info.run_id)
@@ -86,9 +90,11 @@ def register(tables: StudyTables, name: str, champion: str, make_version: Callab
 
 def run_pages(tables: StudyTables) -> dict[str, str]:
     """The MLflow UI's address of each training's run, by key; of a store that is a file, where `make ui` shows it."""
+    if tables.layout is None:
+        return {}  # a stranger's table must not choose what this machine connects to
     with tracking_store(tables) as client:
         experiment = None if client is None else client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None or tables.layout is None:
+        if experiment is None:
             return {}
         query = f"tags.{Tag.STUDY} = '{tables.layout.name}'"
         uri = str(tracking_uri(tables))
@@ -102,7 +108,8 @@ def run_pages(tables: StudyTables) -> dict[str, str]:
 
 
 def _opened(client: Any, experiment: str, fingerprint: str) -> Sequence[Any]:
-    runs: Sequence[Any] = client.search_runs([experiment], f"tags.test_data = '{fingerprint}'", max_results=MOST_RUNS)
+    query = f"tags.test_data = '{fingerprint}'"
+    runs: Sequence[Any] = client.search_runs([experiment], query, run_view_type=ALL_RUNS, max_results=MOST_RUNS)
     return runs
 
 

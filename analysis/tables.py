@@ -1,12 +1,13 @@
 """A study as tidy tables, and the one Parquet file that holds them (issue "Released results").
 
-Reading a training's folder lives here too: reports.jsonl at once, step traces only when a question asks, and then only
-the columns it names. A running study is normal: its last line may be half written, its trace may still be parts.
+Reading a training's reports lives here too; step traces are read by analysis/traces.py when a question asks. A running
+study is normal: its last line may be half written.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.section import plain
-from study.contract import PHASES, Judge, Layout, Outcome
+from study.contract import DEVICE_SECONDS, PHASES, Judge, Layout, Outcome, judge_hash, masked
 from trainables.durable import sync_file
 from trainables.errors import UserError
 
 RUNNING, WAITING = "running", "waiting"  # states of a training that has no outcome yet
 IDENTITY = ("key", "phase", "number", "group", "recipe", "stage", "variant", "seed")
-ENDING = ("outcome", "reason", "detail", "step", "attempts", "origin", "value", "ledger_value")
+ENDING = ("outcome", "reason", "detail", "step", "attempts", "origin", "value", "ledger_value", DEVICE_SECONDS)
 EXTENT = ("images", "steps", "seconds", "started", "ended")
-FORMAT = "densedepth-study-table-1"
+FORMAT = "densedepth-study-table-2"
+INFINITE = "infinite"  # key of a cell of `extras` that is inf or -inf, which JSON has no number for
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,11 @@ class StudyTables:
     """Everything the analysis knows of a study.
 
     trials: one row per training (IDENTITY, ENDING, EXTENT, then `config.<path>`, `param.<path>`, `summary.<path>`);
-        value is the judge's, NaN where the training has none; ledger_value is what the search was told.
+        value is the judge's, NaN where the training has none; ledger_value is what the search was told,
+        device_seconds what it was told besides, where it has two objectives.
     reports: one row per report: key, step, images, epoch, time_s, then one column per metric (`val/rmse`).
     planned: trainings that each begun phase will hold; None where the ledger does not say.
+    spent: the limit of the budget that ended the study early; None where there was none.
     evaluation: the sealed test's stored document (analysis/final_evaluation.py fills it), empty while it is sealed.
     extras: tables of other questions that a released table must carry (spikes), by name.
     notes: what could not be read, in sentences for the report.
@@ -53,6 +57,7 @@ class StudyTables:
     trials: pd.DataFrame
     reports: pd.DataFrame
     evaluation: dict[str, Any]
+    spent: str | None = None
     extras: dict[str, pd.DataFrame] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -60,24 +65,11 @@ class StudyTables:
         """The trainings of one phase, in order."""
         return self.trials[self.trials["phase"] == name]
 
-    def history(self, key: str) -> pd.DataFrame:
-        """The reports of one training, in order of images."""
-        return self.reports[self.reports["key"] == key]
-
     def folder(self, key: str) -> Path:
         """The folder of one training. Raises UserError for a study read from a released table."""
         if self.layout is None:
             raise UserError(f"{self.name}: a released table holds no folder of {key}; use the results folder")
         return self.layout.trial(key)
-
-    def trace(self, key: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The step trace of one training, only the named columns that it has; empty where there is none.
-
-        A file that cannot be read leaves a note and an empty frame: one damaged trace must not take the report.
-        """
-        if self.layout is None:
-            return pd.DataFrame()
-        return read_trace(self.layout.trial(key), columns, self.notes)
 
     def unfinished(self) -> list[str]:
         """Why the study has not ended, one sentence per phase; empty when every configured phase has."""
@@ -92,7 +84,12 @@ class StudyTables:
                 missing.append(f"{phase} has ended {ended} of {planned} trainings")
             elif ended < len(rows):
                 missing.append(f"{phase} has {len(rows) - ended} trainings without an outcome")
-        return missing
+        return [f"its budget is spent ({self.spent}); raise it", *missing] if missing and self.spent else missing
+
+    @property
+    def judge_unchanged(self) -> bool:
+        """Whether the judge's settings have the hash that was recorded before the first training."""
+        return self.judge is not None and judge_hash(self.judge) == self.judge_hash
 
 
 def configured_phases(study: Mapping[str, Any]) -> list[str]:
@@ -127,21 +124,6 @@ def read_reports(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
     return [rows[images] for images in sorted(rows)]
 
 
-def read_trace(folder: Path, columns: Sequence[str] | None, notes: list[str]) -> pd.DataFrame:
-    """The named columns of a compacted trace, or of its parts while the training runs."""
-    compacted = folder / "trace.parquet"
-    paths = [compacted] if compacted.exists() else sorted((folder / "trace").glob("part-*.parquet"))
-    pieces = []
-    for path in paths:
-        try:
-            file = pq.ParquetFile(path, page_checksum_verification=True)
-            have = set(file.schema_arrow.names)
-            pieces.append(file.read(columns=None if columns is None else [c for c in columns if c in have]))
-        except (pa.ArrowException, OSError) as error:
-            notes.append(f"{folder.name}: {path.name} cannot be read ({str(error).splitlines()[0]}) and is left out.")
-    return pa.concat_tables(pieces, promote_options="default").to_pandas() if pieces else pd.DataFrame()
-
-
 def read_json(path: Path, notes: list[str]) -> dict[str, Any]:
     """A JSON mapping that may not be there yet; a damaged one leaves a note."""
     if not path.exists():
@@ -161,7 +143,7 @@ def trial_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     for column in fixed:
         if column not in frame:
             frame[column] = None
-    for column in ("value", "ledger_value", "images", "steps", "seconds"):
+    for column in ("value", "ledger_value", DEVICE_SECONDS, "images", "steps", "seconds"):
         frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
     for column in ("started", "ended"):
         frame[column] = pd.to_datetime(frame[column])
@@ -196,7 +178,7 @@ def write_table(tables: StudyTables, path: Path) -> None:
     }
     table = pa.Table.from_pandas(frame, preserve_index=False)
     table = table.replace_schema_metadata(
-        {**(table.schema.metadata or {}), b"study": json.dumps(plain(facts)).encode()}
+        {**(table.schema.metadata or {}), b"study": masked(json.dumps(plain(facts))).encode()}
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -205,7 +187,7 @@ def write_table(tables: StudyTables, path: Path) -> None:
     temporary.replace(path)
 
 
-FACTS = ("name", "study", "judge_hash", "data", "environment", "timings", "planned", "evaluation", "notes")
+FACTS = ("name", "study", "judge_hash", "data", "environment", "timings", "planned", "spent", "evaluation", "notes")
 
 
 def read_table(path: Path) -> StudyTables:
@@ -229,7 +211,10 @@ def read_table(path: Path) -> StudyTables:
     for column in facts["encoded"]:
         frame[column] = pd.Series([json.loads(v) for v in frame[column]], index=frame.index, dtype=object)
     judge = facts["facts"].pop("judge")
-    extras = {name: pd.DataFrame(columns) for name, columns in facts["extras"].items()}
+    extras = {
+        name: pd.DataFrame({column: [_cell(v) for v in values] for column, values in columns.items()})
+        for name, columns in facts["extras"].items()
+    }
     return StudyTables(
         **facts["facts"],
         judge=Judge(**judge) if judge else None,
@@ -247,4 +232,13 @@ def _judge_facts(judge: Judge | None) -> dict[str, Any] | None:
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
-    return {str(column): plain(frame[column].tolist()) for column in frame.columns}
+    return {str(column): [_finite(v) for v in frame[column].tolist()] for column in frame.columns}
+
+
+def _finite(value: Any) -> Any:
+    """A cell as strict JSON that tells infinity from nothing; `_cell` reads it."""
+    return {INFINITE: str(value)} if isinstance(value, float) and math.isinf(value) else plain(value)
+
+
+def _cell(value: Any) -> Any:
+    return float(value[INFINITE]) if isinstance(value, dict) and INFINITE in value else value

@@ -76,6 +76,7 @@ class SearchConfig(Section):
     recipe: str
     trials: NonNegativeCount
     sampler: Literal["tpe", "gp", "quasi_random", "random", "grid"]
+    objectives: tuple[str, ...] | None  # null: the judge's metric alone
     pruner: PrunerConfig
     space: dict[str, dict[str, Any]]
     warm_start: str | None
@@ -83,10 +84,11 @@ class SearchConfig(Section):
 
 
 class ConfirmConfig(Section):
-    """The best `top` of the search, trained again on `seeds` fresh seeds."""
+    """The best `top` of the search, trained again on `seeds` fresh seeds; `images`: null is the search's own budget."""
 
     top: NonNegativeCount
     seeds: Count
+    images: Count | None
 
 
 Limit = Annotated[float, Field(gt=0)] | None
@@ -115,6 +117,7 @@ class ResourcesConfig(Section):
 
     gpus_per_trial: Amount
     cpus_per_trial: Amount
+    workers_per_trial: Literal["auto"] | Count
     address: str | None
     silence_limit_s: Annotated[float, Field(gt=0)] | None
 

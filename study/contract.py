@@ -5,6 +5,7 @@ Standard library only; analysis imports this module and nothing else of study (D
     results/NAME/
         study.yaml            the study as it was resolved, with its overrides
         ledger.db             Optuna's storage: one Optuna study per phase, named NAME/PHASE
+        ledger.db.sha256      its SHA-256, once the study has ended by itself; ledger.backup.db: its copy
         study.lock            the owner: pid, host, since
         study.log
         trials/KEY/           what one training leaves behind (trainables/trainer.py); KEY is PHASE-NNNN
@@ -16,10 +17,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from statistics import median
@@ -27,6 +30,7 @@ from typing import Any, Literal
 
 RESULTS = Path("results")
 PHASES = ("reproduce", "ablate", "search", "confirm")
+DEVICE_SECONDS = "device_seconds"  # what a training took: its own seconds times its devices
 
 
 class Outcome(StrEnum):
@@ -48,6 +52,7 @@ class Attr:
 
     KEY = "key"  # PHASE-NNNN
     CONFIG = "config"  # the TrialConfig as a mapping
+    DIGEST = "digest"  # SHA-256 of key, config, group and origin, which never change
     GROUP = "group"  # trainings that differ by seed alone share it
     OUTCOME = "outcome"
     REASON = "reason"  # one sentence
@@ -69,6 +74,7 @@ class StudyAttr:
     ENVIRONMENT = "environment"  # versions, host, devices, git commit
     TIMINGS = "timings"  # seconds of each part of the run
     PLANNED = "planned"  # how many trainings the phase will hold; ended when as many have an outcome
+    SPENT = "spent"  # the limit of the budget that ended the study before all of that; None: it may go on
 
 
 class Tag:
@@ -82,6 +88,7 @@ class Tag:
     RECIPE = "recipe"
     SEED = "seed"
     GROUP = "group"
+    WEIGHTS = "weights_sha256"  # of a registered model
 
 
 EXPERIMENT = "DenseDepth"  # of MLflow, for the runs of every study
@@ -106,8 +113,8 @@ def store_lock(uri: str) -> Iterator[None]:
 
 
 def masked(text: str) -> str:
-    """A URI, or a text with one in it, without user and password."""
-    return re.sub(r"//[^/@]*@", "//***@", text)
+    """A URI, or a text with some in it (JSON and YAML, too), without users and passwords."""
+    return re.sub(r"//[^/\s\"']*@", "//***@", text)
 
 
 @dataclass(frozen=True)
@@ -158,6 +165,17 @@ def trial_key(phase: str, number: int) -> str:
     return f"{phase}-{number:04d}"
 
 
+def confirm_group(key: str, images: int | None) -> str:
+    """The group of a search trial's confirmations; `images`: where they see more than the trial itself did."""
+    return key if images is None else f"{key}@{images}"
+
+
+def confirm_images(group: str) -> int:
+    """The images that a group's confirmations were extended to; 0 for every other group."""
+    extended = re.fullmatch(r"search-\d+@(\d+)", group)
+    return int(extended[1]) if extended else 0
+
+
 @dataclass(frozen=True)
 class Judge:
     """How the best configuration is chosen; hashed into the ledger before trial 1.
@@ -191,15 +209,23 @@ class Judge:
         eligible = [r for r in rows if r["outcome"] == Outcome.COMPLETE and r["value"] is not None]
         return sorted(eligible, key=lambda r: (sign * float(r["value"]), str(r["key"])))
 
+    def longest(self, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The rows that compete: where confirmations were extended to more images, those of the most images on which
+        at least one is complete. Trainings that saw more do not win over others by that alone.
+        """
+        most = max((confirm_images(str(row["group"])) for row in self.rank(rows)), default=0)
+        return [row for row in rows if confirm_images(str(row["group"])) == most]
+
     def choose(self, rows: Sequence[Mapping[str, Any]]) -> Choice | None:
         """The winner of the confirmation: rows {'key', 'outcome', 'value', 'group'} of the confirm phase.
 
         A group with a training that did not complete cannot win over one whose trainings all did: its missing values
-        count as the worst. The champion is the group's median seed (the lower of two middle ones).
+        count as the worst. The champion is the group's median seed (the lower of two middle ones). Only groups of the
+        longest budget compete.
         """
         worst = math.inf if self.minimise else -math.inf
         groups: dict[str, list[Mapping[str, Any]]] = {}
-        for row in rows:
+        for row in self.longest(rows):
             groups.setdefault(str(row["group"]), []).append(row)
         best: Choice | None = None
         for group, members in sorted(groups.items()):
@@ -212,6 +238,11 @@ class Judge:
                 champion = ranked[min((len(members) - 1) // 2, len(ranked) - 1)]
                 best = Choice(group, middle, str(champion["key"]), tuple(str(r["key"]) for r in members))
         return best
+
+
+def judge_hash(judge: Judge) -> str:
+    """SHA-256 of the judge's settings."""
+    return hashlib.sha256(json.dumps(asdict(judge), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

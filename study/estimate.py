@@ -46,15 +46,16 @@ def show_plan(plan: Plan, *, measure: bool) -> dict[str, Any]:
     """Print the phases' trainings and costs. Raises UserError where they cannot fit on this machine."""
     known: dict[str, Cost] = {}
     rows: list[dict[str, Any]] = []
-    concurrency = _concurrency(plan)
+    concurrency, workers = _concurrency(plan)
     for phase, configs in _trainings(plan).items():
         costs = []
         for config in configs:
             key = config.model_copy(update={"seed": 0}).model_dump_json()
             if key not in known:
-                known[key] = _measured(config) if measure else _counted(config)
+                part = config.model_copy(update={"batch_size": config.batch_size // workers})  # of one of its processes
+                known[key] = _measured(part) if measure else _counted(part)
             costs.append(known[key])
-        seconds = sum(c.seconds for c in costs) / concurrency
+        seconds = sum(c.seconds for c in costs) / concurrency / workers
         rows.append(
             {
                 "phase": phase,
@@ -69,7 +70,7 @@ def show_plan(plan: Plan, *, measure: bool) -> dict[str, Any]:
     running = concurrency * RUNNING_BYTES * max((c.parameters for c in known.values()), default=0) / GIB
     disk, memory = sum(r["disk_gib"] for r in rows) + running, max(r["memory_gib"] for r in rows)
     _print(plan, rows, concurrency, measure=measure)
-    _refuse(plan.study, disk, free / GIB, memory, concurrency)
+    _refuse(plan.study, disk, free / GIB, memory, concurrency * workers)
     hours = sum(r["hours"] for r in rows)
     return {
         "study": plan.study.config.name,
@@ -84,21 +85,25 @@ def _trainings(plan: Plan) -> dict[str, list[TrialConfig]]:
     """Each phase's settings; those of search and confirmation that are not known yet count as the recipe's own."""
     base, counts = plan.search_base, plan.counts
     unknown = [base] if base is not None else []
+    more = plan.study.config.confirm.images
+    longer = [c.model_copy(update={"budget_images": more}) for c in unknown] if more else unknown
     return {
         "reproduce": [p.config for p in plan.reproduce],
         "ablate": [p.config for p in plan.ablate],
         "search": unknown * counts["search"],
-        "confirm": unknown * counts["confirm"],
+        "confirm": longer * counts["confirm"],
     }
 
 
-def _concurrency(plan: Plan) -> int:
+def _concurrency(plan: Plan) -> tuple[int, int]:
+    """Trainings at once, and the processes of each."""
     import torch
 
     from study.executor import share_of
 
     resources = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
-    return max(1, share_of(plan, resources).fits(resources))
+    share = share_of(plan, resources)
+    return max(1, share.fits(resources)), share.workers
 
 
 def _counted(config: TrialConfig) -> Cost:

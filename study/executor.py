@@ -17,7 +17,8 @@ from typing import Any
 from study.plan import Plan
 from study.search import NotKept, Session, tune_classes
 from study.watch import watched
-from trainables.errors import UserError
+from trainables.errors import UserError, refused_by_disk
+from trainables.parallel import check_parts
 
 ROOT = Path(__file__).resolve().parent.parent
 CAPACITY_S = 10.0  # how long a count of the cluster's resources is good for
@@ -44,10 +45,17 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Share:
-    """What one training gets."""
+    """What one training gets, all its processes together."""
 
     cpus: int
     gpus: float
+    workers: int = 1
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """What each of its processes gets."""
+        each = {"CPU": self.cpus / self.workers} | ({"GPU": self.gpus / self.workers} if self.gpus else {})
+        return [each] * self.workers
 
     def fits(self, resources: dict[str, float]) -> int:
         """How many trainings fit into resources at once."""
@@ -109,11 +117,11 @@ def share_of(plan: Plan, resources: dict[str, float]) -> Share:
     settings = plan.study.config.resources
     where = plan.study.document.where
     there = {name: resources.get(name, 0.0) for name in ("CPU", "GPU")}
-    needed = max((c.threads or int(there["CPU"])) + c.data.workers for c in plan.configs)
+    workers = workers_of(plan)
+    needed = workers * max((c.threads or int(there["CPU"]) // workers) + c.data.workers for c in plan.configs)
     cpus = needed if settings.cpus_per_trial == "auto" else int(settings.cpus_per_trial)
-    gpus = (1.0 if there["GPU"] else 0.0) if settings.gpus_per_trial == "auto" else float(settings.gpus_per_trial)
-    if any(c.device == "cpu" for c in plan.configs) and settings.gpus_per_trial == "auto":
-        gpus = 0.0
+    on_cpu = not there["GPU"] or any(c.device == "cpu" for c in plan.configs)
+    gpus = (0.0 if on_cpu else float(workers)) if settings.gpus_per_trial == "auto" else float(settings.gpus_per_trial)
     if gpus > there["GPU"]:
         raise UserError(
             f"{where('resources.gpus_per_trial')}: {gpus:g} wanted, {there['GPU']:g} there; lower it or use auto"
@@ -123,7 +131,42 @@ def share_of(plan: Plan, resources: dict[str, float]) -> Share:
     if cpus > there["CPU"]:
         key = "trial.threads" if settings.cpus_per_trial == "auto" else "resources.cpus_per_trial"
         raise UserError(f"{where(key)}: a training needs {cpus} CPUs and there are {there['CPU']:g}; lower {key}")
-    return Share(cpus, gpus)
+    _check_batches(plan, workers)
+    if cpus % workers:
+        raise UserError(f"{where('resources.cpus_per_trial')}: {cpus} cannot be shared equally by {workers} workers")
+    return Share(cpus, gpus, workers)
+
+
+def workers_of(plan: Plan) -> int:
+    """Processes that train one model together, with a whole GPU each or none. Raises UserError where that cannot be."""
+    settings = plan.study.config.resources
+    where = plan.study.document.where
+    gpus = 0.0 if settings.gpus_per_trial == "auto" else settings.gpus_per_trial
+    if settings.workers_per_trial == "auto":
+        return int(gpus) if gpus > 1 and gpus == int(gpus) else 1
+    workers: int = settings.workers_per_trial
+    if gpus and gpus != workers and max(gpus, workers) > 1:
+        raise UserError(
+            f"{where('resources.workers_per_trial')}: {workers}, of which each trains on one GPU, and "
+            f"resources.gpus_per_trial is {gpus:g}; make them equal, or one of them auto"
+        )
+    return workers
+
+
+def _check_batches(plan: Plan, workers: int) -> None:
+    """Refuse a batch size, known or searched, that the workers of a training cannot share equally."""
+    sizes = [("trial.batch_size", config.batch_size) for config in plan.configs]
+    for settings in plan.study.config.search.first:
+        sizes += [("search.first", settings["batch_size"])] if "batch_size" in settings else []
+    for dimension in plan.dimensions:
+        if dimension.path == "batch_size":
+            values = dimension.choices or range(int(dimension.low or 1), int(dimension.high or 1) + 1)
+            sizes += [("search.space.batch_size", value) for value in values]
+    for key, size in sizes:
+        try:
+            check_parts(size, workers)
+        except UserError as error:
+            raise UserError(f"{plan.study.document.where(key)}: {error}") from None
 
 
 def capacity_of(share: Share, *, growing: bool) -> Callable[[], int]:
@@ -153,17 +196,16 @@ def execute(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(session.capacity())
     scratch = session.ledger.layout.root.resolve() / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)
-    bundle = {"CPU": float(share.cpus)} | ({"GPU": share.gpus} if share.gpus else {})
     with _stoppable(session):
         tune.run(
             worker,
             name="tune",
             storage_path=str(scratch),
-            resources_per_trial=PlacementGroupFactory([bundle]),
+            resources_per_trial=PlacementGroupFactory(share.bundles),
             search_alg=searcher,
             scheduler=scheduler_class(session, searcher),
             num_samples=-1,
-            reuse_actors=True,
+            reuse_actors=share.workers == 1,  # of several processes, all end with their training
             callbacks=[ticker],
             stop=stopper,
             trial_name_creator=_trial_id,
@@ -171,6 +213,11 @@ def execute(
             raise_on_failed_trial=False,
             verbose=0,
         )
+    if session.crash is not None:
+        sentence, root = refused_by_disk(session.crash), session.ledger.layout.root
+        if sentence is None:
+            raise session.crash
+        raise UserError(f"{root}: {sentence}; nothing is lost: go on with --resume") from session.crash
     shutil.rmtree(scratch, ignore_errors=True)
 
 

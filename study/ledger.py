@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
-from collections.abc import Mapping
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from study.contract import PHASES, Attr, Judge, Layout, Outcome, StudyAttr, trial_key
+from study import ledger_file
+from study.contract import DEVICE_SECONDS, PHASES, Attr, Judge, Layout, Outcome, StudyAttr, trial_key
 from study.plan import Planned
 from study.space import Dimension, label
 from trainables.config import TrialConfig, as_dict
-from trainables.durable import sync_file, sync_folder
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
+Direction = Literal["minimize", "maximize"]
 STATES = {Outcome.COMPLETE: "COMPLETE", Outcome.PRUNED: "PRUNED"}
 RUNG = "completed_rung_"  # system attributes of Optuna's halving pruners
-BUSY_S = 30.0  # how long a write waits for a reader of the same sqlite file
 
 
 @dataclass
@@ -68,31 +66,37 @@ class Entry:
 
 
 class Ledger:
-    """A study's ledger, opened by its one owner."""
+    """A study's ledger, opened by its one owner. `objectives`: the search's, where there are two."""
 
-    def __init__(self, layout: Layout, url: str | None, judge: Judge, pruner: Any) -> None:
+    def __init__(
+        self, layout: Layout, url: str | None, judge: Judge, pruner: Any, objectives: Sequence[str] = ()
+    ) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.layout, self.judge = layout, judge
-        check_file(layout, url)
-        self.direction: Literal["minimize", "maximize"] = "minimize" if judge.minimise else "maximize"
-        storage = optuna.storages.RDBStorage(
+        if url is None:
+            ledger_file.check(layout)
+        direction: Direction = "minimize" if judge.minimise else "maximize"
+        self.directions: list[Direction] = [direction, "minimize"] if objectives else [direction]  # of the search
+        self.storage = storage = optuna.storages.RDBStorage(
             url or f"sqlite:///{layout.ledger}",
-            engine_kwargs={} if url else {"connect_args": {"timeout": BUSY_S}},
+            engine_kwargs={} if url else {"connect_args": {"timeout": ledger_file.BUSY_S}},
         )
         self.studies: dict[str, optuna.Study] = {
             phase: optuna.create_study(
                 storage=storage,
                 study_name=f"{layout.name}/{phase}",
-                direction=self.direction,
+                directions=self.directions if phase == "search" else [direction],
                 sampler=optuna.samplers.RandomSampler(),
                 pruner=pruner if phase == "search" and pruner is not None else optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
             for phase in PHASES
         }
-        self.sqlite = url is None
+        self.sqlite, self.planned = url is None, dict[str, int]()
+        if objectives:
+            _name_objectives(self.studies["search"], objectives)
         self.entries: dict[str, list[Entry]] = {}
         self.entered: dict[str, dict[tuple[str, int, int], Entry]] = {}
         for phase in PHASES:
@@ -121,6 +125,7 @@ class Ledger:
             Attr.ATTEMPTS: 0,
             Attr.DEATHS: 0,
         }
+        attrs[Attr.DIGEST] = _digest(attrs)
         study.add_trial(
             optuna.trial.create_trial(
                 state=optuna.trial.TrialState.RUNNING,
@@ -155,13 +160,13 @@ class Ledger:
         """Write the judged metric after so many images; False where it is known (a resumed training repeats itself)."""
         if images in entry.history:
             return False
-        self._trial(entry).report(value, step=images)
+        self.storage.set_trial_intermediate_value(entry.trial_id, images, value)  # Trial.report refuses two objectives
         entry.history[images] = value
         return True
 
     def should_prune(self, entry: Entry) -> bool:
         """What the pruner says of the last report."""
-        return bool(self._trial(entry).should_prune())
+        return len(self.directions) == 1 and bool(self._trial(entry).should_prune())
 
     def should_have_pruned(self, entry: Entry) -> bool:
         """What it says when asked again, as after a kill: a halving pruner notes that a report is judged before it
@@ -177,7 +182,7 @@ class Ledger:
         own = trials[entry.number]
         noted = {name for name, value in own.system_attrs.items() if name.startswith(RUNG) and value == last}
         own.system_attrs = {name: value for name, value in own.system_attrs.items() if name not in noted}
-        copy = optuna.create_study(study_name=study.study_name, direction=self.direction, pruner=study.pruner)
+        copy = optuna.create_study(study_name=study.study_name, directions=self.directions, pruner=study.pruner)
         copy.add_trials(trials)
         return study.pruner.prune(copy, copy.get_trials()[entry.number]) or self.should_prune(entry)
 
@@ -191,19 +196,21 @@ class Ledger:
         step: int | None = None,
         summary: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write how a training ended. A complete one without a judged value is a failed one."""
+        """Write how a training ended. A complete one without a value of every objective is a failed one."""
         if entry.outcome is not None:
             return
         entry.value = self.judge.value([{f"val/{self.judge.metric}": v} for _, v in sorted(entry.history.items())])
-        if outcome is Outcome.COMPLETE and entry.value is None:
-            outcome, reason = Outcome.FAILED, f"it ended without a report of {self.judge.metric}"
+        entry.summary = dict(summary or {})
+        missing = [name for name, value in self._objectives(entry).items() if value is None]
+        if outcome is Outcome.COMPLETE and missing:
+            outcome, reason = Outcome.FAILED, f"it ended without a report of {missing[0]}"
         trial = self._trial(entry)
-        known = {Attr.REASON: reason, Attr.DETAIL: detail, Attr.STEP: step, Attr.SUMMARY: dict(summary or {}) or None}
+        known = {Attr.REASON: reason, Attr.DETAIL: detail, Attr.STEP: step, Attr.SUMMARY: entry.summary or None}
         for name, value in known.items():
             if value is not None:
                 trial.set_user_attr(name, value)
         trial.set_user_attr(Attr.OUTCOME, outcome.value)
-        entry.outcome, entry.reason, entry.summary = outcome, reason, dict(summary or {})
+        entry.outcome, entry.reason = outcome, reason
         self._tell(entry)
 
     def rows(self, phase: str) -> list[dict[str, Any]]:
@@ -223,26 +230,22 @@ class Ledger:
 
     def set_planned(self, counts: Mapping[str, int]) -> None:
         """Write how many trainings each phase will hold."""
+        self.planned |= counts
         for phase, count in counts.items():
             if self.studies[phase].user_attrs.get(StudyAttr.PLANNED) != count:
                 self.studies[phase].set_user_attr(StudyAttr.PLANNED, count)
 
     def backup(self) -> None:
-        """Copy a sqlite ledger to ledger.backup.db, whole or not at all."""
-        if not self.sqlite:
-            return
-        final, temporary = backup_file(self.layout), self.layout.root / ".ledger.backup.tmp"
-        temporary.unlink(missing_ok=True)
-        with closing(sqlite3.connect(self.layout.ledger)) as source, closing(sqlite3.connect(temporary)) as target:
-            source.backup(target)
-        sync_file(temporary)
-        temporary.replace(final)
-        sync_folder(self.layout.root)
+        """Copy a sqlite ledger, whole or not at all."""
+        if self.sqlite:
+            ledger_file.backup(self.layout)
 
     def close(self) -> None:
-        """Let go of the storage's connections."""
+        """Let go of the storage's connections, and seal a sqlite ledger."""
         for study in self.studies.values():
             study._storage.remove_session()
+        if self.sqlite:
+            ledger_file.seal(self.layout)
 
     def _trial(self, entry: Entry) -> optuna.Trial:
         import optuna
@@ -254,15 +257,24 @@ class Ledger:
 
         assert entry.outcome is not None
         state = optuna.trial.TrialState[STATES.get(entry.outcome, "FAIL")]
-        complete = entry.outcome is Outcome.COMPLETE
-        self.studies[entry.phase].tell(entry.number, entry.value if complete else None, state)
+        values = [value for value in self._objectives(entry).values() if value is not None]
+        self.studies[entry.phase].tell(entry.number, values if entry.outcome is Outcome.COMPLETE else None, state)
         entry.ended = datetime.now()
+
+    def _objectives(self, entry: Entry) -> dict[str, float | None]:
+        """What Optuna is told of a complete training."""
+        judged = {self.judge.metric: entry.value}
+        alone = len(self.studies[entry.phase].directions) == 1
+        return judged if alone else judged | {DEVICE_SECONDS: entry.summary.get(DEVICE_SECONDS)}
 
     def _read(self, phase: str, frozen: FrozenTrial) -> Entry:
         attrs = frozen.user_attrs
         outcome = attrs.get(Attr.OUTCOME)
         history = dict(frozen.intermediate_values)
-        assert frozen.datetime_start is not None
+        if Attr.DIGEST in attrs and attrs[Attr.DIGEST] != _digest(attrs):
+            raise ValueError(f"what {phase} {frozen.number} is to train has changed")
+        if frozen.datetime_start is None:
+            raise ValueError(f"{phase} {frozen.number} never began")
         return Entry(
             phase=phase,
             number=frozen.number,
@@ -282,39 +294,14 @@ class Ledger:
         )
 
 
-def judge_hash(judge: Judge) -> str:
-    """SHA-256 of the judge's settings."""
-    return hashlib.sha256(json.dumps(asdict(judge), sort_keys=True).encode()).hexdigest()
+def _name_objectives(study: optuna.Study, names: Sequence[str]) -> None:
+    """For those who open the ledger with Optuna's own tools."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # experimental
+        if study.metric_names is None and len(study.directions) == len(names):
+            study.set_metric_names(list(names))
 
 
-def backup_file(layout: Layout) -> Path:
-    """Where the ledger's copy lies."""
-    return layout.root / "ledger.backup.db"
-
-
-def check_file(layout: Layout, url: str | None) -> None:
-    """Raise UserError for a sqlite ledger that is damaged, or missing beside trainings that it should list."""
-    if url is not None:
-        return
-    path, copy = layout.ledger, backup_file(layout)
-    advice = f"put {copy} in its place, then --resume" if copy.exists() else f"move {layout.root} away and start again"
-    begun = layout.trials.is_dir() and any(layout.trials.iterdir())
-    if not path.exists():
-        if begun:
-            raise UserError(f"{path}: the ledger is missing, but there are trainings beside it; {advice}")
-        return
-    try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=BUSY_S)) as connection:
-            found = connection.execute("PRAGMA quick_check").fetchone()[0]
-            tables = connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'alembic_version'").fetchone()[
-                0
-            ]
-    except sqlite3.DatabaseError as error:
-        found, tables = str(error), 0
-    if found == "ok" and not tables:
-        if not begun:  # killed while it was made, before the first training
-            path.unlink()
-            return
-        found = "it is empty"
-    if found != "ok":
-        raise UserError(f"{path}: the ledger is damaged ({found}); {advice}")
+def _digest(attrs: Mapping[str, Any]) -> str:
+    fixed = [attrs[name] for name in (Attr.KEY, Attr.CONFIG, Attr.GROUP, Attr.ORIGIN)]
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,8 @@ REDRAW_S = 0.5
 class Display:
     """A listener of the session that shows its state and logs its events."""
 
-    def __init__(self, ledger: Ledger, planned: Mapping[str, int], *, device_share: float) -> None:
-        self.ledger, self.planned, self.device_share = ledger, dict(planned), device_share
+    def __init__(self, ledger: Ledger, confirm_images: int | None, *, device_share: float) -> None:
+        self.ledger, self.confirm_images, self.device_share = ledger, confirm_images, device_share
         self.running: dict[str, tuple[Entry, float, int, float | None]] = {}
         self.began, self.drawn = time.monotonic(), 0.0
         self.images_before = self._images_done()
@@ -95,7 +94,7 @@ class Display:
         phases = Table(box=None, width=WIDTH, padding=(0, 1))
         for heading in ("phase", "done", "running", "pruned", "diverged", "failed", "of"):
             phases.add_column(heading, justify="left" if heading == "phase" else "right")
-        for phase, count in self.planned.items():
+        for phase, count in self.ledger.planned.items():
             outcomes = [e.outcome for e in self.ledger.entries[phase]]
             failed = sum(o in (Outcome.FAILED, Outcome.OUT_OF_MEMORY) for o in outcomes)
             cells = [outcomes.count(Outcome.COMPLETE), sum(e.phase == phase for e, *_ in self.running.values())]
@@ -132,7 +131,9 @@ class Display:
         known = [e for members in self.ledger.entries.values() for e in members]
         images = sum(int(e.config["budget_images"]) for e in known)
         mean = images / len(known) if known else 0.0
-        return int(images + mean * max(sum(self.planned.values()) - len(known), 0))
+        left = {name: max(count - len(self.ledger.entries[name]), 0) for name, count in self.ledger.planned.items()}
+        longer = left.pop("confirm", 0) * (self.confirm_images or mean)
+        return int(images + mean * sum(left.values()) + longer)
 
     def _device_hours(self) -> float:
         ended = [e for members in self.ledger.entries.values() for e in members if e.ended is not None]
@@ -161,11 +162,18 @@ def _words(outcome: Outcome | None) -> str:
     return "ended" if outcome is None else outcome.value.replace("_", " ")
 
 
+class _Log(logging.FileHandler):
+    """Raises what keeps a line from being written (a full disk), where logging prints a traceback and goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise
+
+
 def _file_log(path: Path) -> logging.Logger:
     log = logging.getLogger(f"study.{path.parent.name}")
     log.setLevel(logging.INFO)
     log.propagate = False
-    handler = logging.FileHandler(path)
+    handler = _Log(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     return log

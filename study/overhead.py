@@ -2,6 +2,7 @@
 
 The same training runs alone and as a study of one, both at once but never both awake: every few seconds one of them is
 stopped, with all the processes it has, and the other goes on. So both see the same machine, however its speed changes.
+A stopped study's other processes wake a second before its training does, because they make up for what they missed.
 Each is timed by the seconds that it was awake between its first report and its last; start-up is reported apart.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import signal
 import statistics
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ from trainables.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = "python -m study.overhead --pairs 5 --set budget_images=960 --set validate_every_images=240"
-SLICE_S = 10.0  # every waking costs Ray what it has missed, so slices must not be short
+SLICE_S = 10.0
+CATCH_UP_S = 1.0  # Ray's timers all fire at once when it wakes, which only this measurement makes it do
 SETTINGS = {
     "data.source": "rooms",
     "data.validation.max_frames": "16",
@@ -46,8 +49,11 @@ SETTINGS = {
 class Contender:
     """A training in processes of its own, started awake."""
 
-    def __init__(self, command: list[str], folder: Path, training: Path) -> None:
-        self.reports, self.slices, self.began = training / "reports.jsonl", list[tuple[float, float]](), time.time()
+    def __init__(
+        self, command: list[str], folder: Path, training: Path, trains: Callable[[psutil.Process], bool]
+    ) -> None:
+        self.trains = trains
+        self.reports, self.slices = training / "reports.jsonl", [(time.time(), math.inf)]
         self.log = folder / f"{training.name}.log"
         with self.log.open("w") as log:
             environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -65,24 +71,35 @@ class Contender:
             raise UserError(f"the training ended with {code}: {self.log.read_text().strip()[-400:]}")
         return code is None
 
-    def signal(self, number: signal.Signals) -> None:
-        """To its processes, the oldest first."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            root = psutil.Process(self.process.pid)
-            for process in (root, *root.children(recursive=True)):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.send_signal(number)
+    def wake(self) -> None:
+        """Let it go on: first what surrounds the training, which makes up for what it has missed, then the training."""
+        around, training = self._processes()
+        _send(around, signal.SIGCONT)
+        time.sleep(CATCH_UP_S if around else 0.0)
+        self.slices.append((time.time(), math.inf))
+        _send(training, signal.SIGCONT)
 
-    @contextlib.contextmanager
-    def awake(self) -> Iterator[None]:
-        """It runs within the block, and only there."""
-        self.signal(signal.SIGCONT)
-        began = time.time()
+    def stop(self) -> None:
+        """Hold it where it is."""
+        around, training = self._processes()
+        _send(training, signal.SIGSTOP)
+        self.slices[-1] = (self.slices[-1][0], time.time())
+        _send(around, signal.SIGSTOP)
+
+    def kill(self) -> None:
+        """End whatever of it is left."""
+        around, training = self._processes()
+        _send(around + training, signal.SIGKILL)
+
+    def _processes(self) -> tuple[list[psutil.Process], list[psutil.Process]]:
+        """(Its processes that do not train, those that do), the oldest first."""
         try:
-            yield
-        finally:
-            self.signal(signal.SIGSTOP)
-            self.slices.append((began, time.time()))
+            root = psutil.Process(self.process.pid)
+            everything = [root, *root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return [], []
+        training = [p for p in everything if self.trains(p)]
+        return [p for p in everything if p not in training], training
 
     def seconds(self) -> tuple[float, float]:
         """(awake between the first and the last report, awake before and after)."""
@@ -134,30 +151,42 @@ def _pair(folder: Path, number: int, settings: dict[str, str]) -> dict[str, tupl
     study = [sys.executable, "-m", "study.run", "study.yaml", "--set", f"name=pair-{number}"]
     for path, value in settings.items():
         study += ["--set", f"{path}={value}" if path.startswith("data.") else f"trial.{path}={value}"]
-    trial = folder / "results" / f"pair-{number}" / "trials" / "reproduce-0000"
-    plans = {"study": (study, trial), "alone": (alone, folder / f"alone-{number}")}
+    plans = {
+        "study": (study, folder / "results" / f"pair-{number}" / "trials" / "reproduce-0000", _is_worker),
+        "alone": (alone, folder / f"alone-{number}", lambda process: True),
+    }
     contenders: dict[str, Contender] = {}
     try:
-        for name, (command, training) in plans.items():  # each alone up to its first report
-            contenders[name] = one = Contender(command, folder, training)
+        for name, (command, training, trains) in plans.items():  # each alone up to its first report
+            contenders[name] = one = Contender(command, folder, training, trains)
             while one.running() and not one.times():
-                with one.awake():
-                    time.sleep(0.2)
-        while any(one.running() for one in contenders.values()):
-            for one in contenders.values():
+                time.sleep(0.2)
+            one.stop()
+        order = list(contenders.values())[:: 1 if number % 2 else -1]
+        while any(one.running() for one in order):
+            for one in order:
                 if one.running():
-                    with one.awake():
-                        _sleep_while(one)
+                    one.wake()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        one.process.wait(SLICE_S)
+                    one.stop()
         return {name: one.seconds() for name, one in contenders.items()}
     finally:
         for one in contenders.values():
-            one.signal(signal.SIGKILL)
+            one.kill()
 
 
-def _sleep_while(one: Contender) -> None:
-    """A slice, or less where the process ends within it."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        one.process.wait(SLICE_S)
+def _is_worker(process: psutil.Process) -> bool:
+    """Whether it is the process of Ray's that trains."""
+    with contextlib.suppress(psutil.Error):
+        return "TrainingWorker" in " ".join(process.cmdline())
+    return False
+
+
+def _send(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 if __name__ == "__main__":

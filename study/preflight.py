@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from study.config import Study
-from study.contract import StudyAttr
-from study.ledger import Ledger, judge_hash
+from study.contract import StudyAttr, judge_hash
+from study.ledger import Ledger
 from study.plan import Plan
 from trainables.config import DataConfig, flatten
 from trainables.errors import UserError
@@ -29,7 +29,8 @@ PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "pytorch
 def prepare(plan: Plan) -> dict[str, Any]:
     """Make the data ready and look at all of it that a training will read: {'train': sha, 'test': sha, 'frames': n}.
 
-    The data of trainings that read something else (a recipe's own source or subset) stand under their recipes' names.
+    The data of trainings that read something else (a recipe's own source or subset) stand under their recipes' names;
+    the second of a recipe under 'NAME, 2'.
     """
     from trainables.data.dataset import fingerprint, open_training, prepare_data
 
@@ -44,7 +45,9 @@ def prepare(plan: Plan) -> dict[str, Any]:
         if not seen:
             found |= prints
         elif any(found.get(name) != value for name, value in prints.items()):
-            found[config.recipe] = prints
+            own = [found[name] for name in found if name.partition(", ")[0] == config.recipe]
+            if prints not in own:
+                found[f"{config.recipe}, {len(own) + 1}" if own else config.recipe] = prints
         seen.append(config.data)
     return found
 
@@ -105,7 +108,8 @@ def record(ledger: Ledger, study: Study, data: Mapping[str, Any], now: Mapping[s
     ]
     history = [*past.get("changes", []), *([{"now": dict(now), "changed": moved}] if moved else [])]
     recorded = dict(now) | {"changes": history} if moved else past
-    ledger.set_attributes({StudyAttr.STUDY: study.resolved, StudyAttr.ENVIRONMENT: recorded})
+    known = dict(data) | (ledger.attribute(StudyAttr.DATA) or {})  # a recipe that was added may have data of its own
+    ledger.set_attributes({StudyAttr.STUDY: study.resolved, StudyAttr.ENVIRONMENT: recorded, StudyAttr.DATA: known})
     return notes + moved
 
 

@@ -52,7 +52,7 @@ def _command(args: argparse.Namespace, worker: type | None) -> Any:
     layout = Layout(RESULTS / study.config.name)
     if args.sync:
         return _sync(study, layout)
-    if layout.ledger.exists() and not args.resume and not args.plan:
+    if (layout.ledger.exists() or layout.trials.exists()) and not args.resume and not args.plan:
         raise UserError(f"{layout.root} holds this study already; go on with --resume, or give it another name")
     began = time.monotonic()
     from study.plan import make_plan
@@ -108,11 +108,11 @@ def _phases(
             mirror = Mirror(uri, ledger.layout, plan.study.resolved, data)
             for entry in (entry for entries in ledger.entries.values() for entry in entries):
                 mirror.reported(entry, 0, {})
-        display = Display(ledger, plan.counts, device_share=share.gpus or 1.0)
+        display = Display(ledger, config.confirm.images, device_share=share.gpus or 1.0)
         capacity = executor.capacity_of(share, growing=config.resources.address is not None)
         listeners: list[Listener] = [display, *([mirror] if mirror else [])]
         budget = limits(config.budget, ledger, share.gpus or 1.0)
-        session = Session(plan, ledger, listeners, capacity, executor.memory_kills, budget)
+        session = Session(plan, ledger, listeners, capacity, executor.memory_kills, budget, share.gpus or 1.0)
 
         def tick() -> None:
             alive()
@@ -122,12 +122,14 @@ def _phases(
         with display:
             executor.execute(session, share, worker or _training_worker(), tick, config.resources.silence_limit_s)
             timings["training_s"] = time.monotonic() - training
-            document, code = _end(session, ledger, timings, display)
+            document, code = _end(session, ledger, timings, display) if session.blocked is None else ({}, 2)
     if mirror is not None:
         missing = mirror.close(MIRROR_WAIT_S, finished=not session.stopping)
         document["mlflow"] = missing or "complete"
         if missing:
             print(missing)
+    if session.blocked is not None:
+        raise UserError(f"{session.blocked}; nothing is lost: go on with --resume")
     ledger.close()
     return document, code
 
@@ -198,10 +200,13 @@ def _answering(url: str | None) -> Iterator[None]:
 
 
 def _open(study: Study, layout: Layout) -> Ledger:
+    from study import ledger_file
     from study.ledger import Ledger
     from study.space import make_pruner
 
-    return Ledger(layout, study.config.ledger, study.judge, make_pruner(study))
+    objectives = study.config.search.objectives or ()
+    with ledger_file.readable(layout):
+        return Ledger(layout, study.config.ledger, study.judge, make_pruner(study), objectives)
 
 
 def _write_study(study: Study, layout: Layout) -> None:

@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from study.contract import Outcome, trial_key
+from study.contract import DEVICE_SECONDS, Outcome, StudyAttr, confirm_group, trial_key
 from study.housekeeping import sweep
 from study.ledger import Entry, Ledger
 from study.plan import Plan, Planned, seed_of
-from study.space import fits, propose
+from study.propose import propose
+from study.space import fits
 from trainables.config import flat
 
 if TYPE_CHECKING:
@@ -32,8 +33,11 @@ if TYPE_CHECKING:
 
 FINISHED = "FINISHED"
 DEATHS_ALLOWED = 1
+GOES_ON = {"stopped", "blocked"}  # how a training ends that goes on with --resume
 STOP_WAIT_S = 25.0  # for trainings to stop at a checkpoint; schedulers of clusters kill after 30 s
 REDRAWS = 20  # settings that ran out of memory are drawn again, at most so often
+
+Answer = TypeVar("Answer")
 
 
 class Listener(Protocol):
@@ -64,9 +68,11 @@ class Session:
         capacity: Callable[[], int],
         memory_kills: Callable[[], int],
         budget: Callable[[], str | None] = lambda: None,
+        devices: float = 1.0,
     ) -> None:
         self.plan, self.ledger, self.listeners = plan, ledger, list(listeners)
         self.capacity, self.memory_kills, self.budget = capacity, memory_kills, budget
+        self.devices = devices  # of one training
         self.spent: str | None = None  # the limit of the budget that was reached
         self.live: dict[str, Live] = {}
         self.again = [e for entries in ledger.entries.values() for e in entries if e.outcome is None]
@@ -74,9 +80,15 @@ class Session:
         self.stop_file.unlink(missing_ok=True)
         self.stopping = False
         self.stop_by = math.inf
+        self.blocked: str | None = None  # what on the disk is in the trainings' way
+        self.crash: Exception | None = None  # raised when Tune has ended
         self.exhausted = False  # a grid with fewer points than trials
         self.kills_before = memory_kills()
-        ledger.set_planned(plan.counts)
+        confirmed = len(ledger.entries["confirm"])  # perhaps of others than will be the best: no fewer may stand there
+        ledger.set_planned(plan.counts | {"confirm": plan.counts["confirm"] + confirmed})
+        ledger.set_attributes({StudyAttr.SPENT: None})
+        if len(ledger.entries["search"]) >= plan.counts["search"]:
+            self._confirmations()
         sweep(ledger, plan)
 
     def next(self, worker: str) -> dict[str, Any] | str | None:
@@ -101,9 +113,17 @@ class Session:
 
     def stopped(self) -> bool:
         """Whether all have stopped that were told to, or had the time for it."""
-        return self.stopping and (
-            all(live.told is not None for live in self.live.values()) or time.monotonic() > self.stop_by
-        )
+        ended = all(live.told is not None for live in self.live.values()) or time.monotonic() > self.stop_by
+        return self.crash is not None or (self.stopping and ended)
+
+    def ask(self, call: Callable[[], Answer], otherwise: Answer) -> Answer:
+        """What a call says. Tune would drop an error of it, or take it for the training's: it is kept, and ends all."""
+        if self.crash is None:
+            try:
+                return call()
+            except Exception as error:
+                self.crash = error
+        return otherwise
 
     def began(self, worker: str) -> None:
         """A worker has its process and begins."""
@@ -118,7 +138,10 @@ class Session:
         live.heard = time.monotonic()
         if "told" in result:
             live.told = json.loads(result["told"])
-            return "stopped" not in live.told  # after an error the worker raises next, so that Tune sees it too
+            if "blocked" in live.told:
+                self.blocked = self.blocked or f"{live.entry.key}: {live.told['blocked']}"
+                self.stop()
+            return not live.told.keys() & GOES_ON  # after an error the worker raises next, so that Tune sees it too
         report = json.loads(result["report"])
         entry, images, metrics = live.entry, int(report["images"]), report["metrics"]
         new = self.ledger.report(entry, images, metrics[f"val/{self.ledger.judge.metric}"])
@@ -138,7 +161,7 @@ class Session:
         if live is None:
             return
         entry, told = live.entry, live.told
-        if told is not None and "stopped" in told:
+        if told is not None and told.keys() & GOES_ON:
             return  # it stays running in the ledger
         if told is None and error:
             told = self._died(entry, detail)
@@ -176,6 +199,8 @@ class Session:
         return {"outcome": Outcome.FAILED, "reason": reason, "detail": detail}
 
     def _finish(self, entry: Entry, told: dict[str, Any], summary: dict[str, Any] | None) -> None:
+        if summary and "seconds" in summary:  # the training's own, which leave out the time between a kill and a resume
+            summary = summary | {DEVICE_SECONDS: summary["seconds"] * self.devices}
         self.ledger.finish(
             entry,
             Outcome(told["outcome"]),
@@ -203,7 +228,8 @@ class Session:
     def _enter_next(self) -> Entry | None:
         self.spent = self.spent or self.budget()
         if self.spent:
-            self.ledger.set_planned({phase: len(entries) for phase, entries in self.ledger.entries.items()})
+            self.ledger.set_attributes({StudyAttr.SPENT: self.spent})
+            self._confirmations()  # how many are still to come
             return None
         for planned in (*self.plan.reproduce, *self.plan.ablate):
             entry = self._enter(planned)
@@ -242,7 +268,7 @@ class Session:
         for redraw in range(REDRAWS):
             seed = plan.study.config.seed + redraw * 1_000_003
             settings = propose(
-                search, plan.dimensions, base, history, plan.earlier, seed=seed, direction=self.ledger.direction
+                search, plan.dimensions, base, history, plan.earlier, seed=seed, directions=self.ledger.directions
             )
             if settings is None:
                 self.exhausted = True
@@ -256,21 +282,32 @@ class Session:
 
     def _confirm(self) -> Entry | None:
         """Enter the next confirmation, once the search has ended."""
-        config = self.plan.study.config
-        searched = self.ledger.entries["search"]
-        if config.confirm.top == 0 or any(e.outcome is None for e in searched):
-            return None
-        best = self.ledger.judge.rank(self.ledger.rows("search"))[: config.confirm.top]
-        self.ledger.set_planned({"confirm": len(best) * config.confirm.seeds})
-        by_key = {e.key: e for e in searched}
-        for row in best:
-            winner = by_key[str(row["key"])]
-            for index in range(config.confirm.seeds):
-                seeded = winner.training.model_copy(update={"seed": seed_of(self.plan.study, "confirm", index)})
-                entry = self._enter(Planned("confirm", winner.key, seeded, winner.key))
-                if entry is not None:
-                    return entry
-        return None
+        missing = self._confirmations()
+        return self._enter(missing[0]) if missing else None
+
+    def _confirmations(self) -> list[Planned]:
+        """The confirmations to come: the best of an ended search on fresh seeds, beside all that there are already, so
+        many of which the ledger then expects.
+        """
+        config, ledger = self.plan.study.config.confirm, self.ledger
+        searched, there = ledger.entries["search"], ledger.entered["confirm"]
+        ended = self.exhausted or len(searched) >= self.plan.study.config.search.trials
+        if config.top == 0 or not ended or any(e.outcome is None for e in searched):
+            return []
+        by_key, wanted = {e.key: e for e in searched}, []
+        for row in ledger.judge.rank(ledger.rows("search"))[: config.top]:
+            own = by_key[str(row["key"])].training
+            more = None if config.images == own.budget_images else config.images
+            for index in range(config.seeds):
+                update = {
+                    "seed": seed_of(self.plan.study, "confirm", index),
+                    "budget_images": more or own.budget_images,
+                }
+                group, training = confirm_group(str(row["key"]), more), own.model_copy(update=update)
+                wanted.append(Planned("confirm", group, training, row["key"]))
+        missing = [planned for planned in wanted if planned.identity not in there]
+        ledger.set_planned({"confirm": len(there) + len(missing)})
+        return missing
 
 
 def _pruned(images: int) -> dict[str, Any]:
@@ -301,10 +338,13 @@ def tune_classes() -> tuple[type[Searcher], type[TrialScheduler]]:
             self.errors: dict[str, str] = {}
 
         def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-            return self.session.next(trial_id)
+            return self.session.ask(lambda: self.session.next(trial_id), None)
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            self.session.ended(trial_id, error=error, detail=self.errors.pop(trial_id, ""), result=result or {})
+            detail = self.errors.pop(trial_id, "")
+            self.session.ask(
+                lambda: self.session.ended(trial_id, error=error, detail=detail, result=result or {}), None
+            )
 
         def save(self, checkpoint_path: str) -> None:
             """Nothing: the ledger is the state."""
@@ -318,7 +358,7 @@ def tune_classes() -> tuple[type[Searcher], type[TrialScheduler]]:
             self.session, self.searcher = session, searcher
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            goes_on = self.session.result(trial.trial_id, result)
+            goes_on = self.session.ask(lambda: self.session.result(trial.trial_id, result), False)
             return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
         def on_trial_error(self, tune_controller: Any, trial: Any) -> None:

@@ -1,29 +1,21 @@
-"""The search space: paths into a training's settings, their ranges, and the next setting to try.
-
-A sampler is made anew for each trial, seeded from (study's seed, trial's number), and asked on a copy of the ledger's
-trials: the number and the history alone decide what is tried next, so a resumed search goes on as if undisturbed, and
-nothing is written before the whole trial is known.
-"""
+"""The search space: paths into a training's settings, their ranges, what may be combined with what, and the pruner."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from study.config import SearchConfig, Study
+from study.config import Study
+from study.contract import DEVICE_SECONDS
 from trainables.errors import UserError
 from trainables.yamlfile import Document, nearest
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.pruners import BasePruner
-    from optuna.trial import FrozenTrial
 
 # Settings that make two trials incomparable, or that the study itself sets.
 FIXED = ("recipe", "stage", "variant", "start_from", "seed", "best_metric", "protocol", "device", "threads", "data")
@@ -112,6 +104,8 @@ def read_space(study: Study, base: Mapping[str, Any]) -> list[Dimension]:
             raise UserError(f"{study.document.where('search.space')}: `when` goes in a circle among {circle}")
         ordered |= {d.path: d for d in ready}
     _combinations(study, list(ordered.values()))
+    _objectives(study)
+    _extended(study, base["budget_images"])
     return list(ordered.values())
 
 
@@ -202,97 +196,39 @@ def _combinations(study: Study, dimensions: Sequence[Dimension]) -> None:
         raise UserError(f"{study.document.where('search.space')} is empty, so every trial would be the same; add one")
 
 
+def _objectives(study: Study) -> None:
+    """A second objective is what a training takes, and nothing is stopped early for it."""
+    search, where, pair = study.config.search, study.document.where, (study.judge.metric, DEVICE_SECONDS)
+    if search.objectives is None:
+        return
+    if search.objectives != pair:
+        raise UserError(
+            f"{where('search.objectives')}: write [{', '.join(pair)}], or null for {pair[0]} alone, not "
+            f"[{', '.join(search.objectives)}]"
+        )
+    if search.pruner.kind != "none":
+        raise UserError(
+            f"{where('search.pruner.kind')}: {search.pruner.kind} cannot weigh two objectives; use none, or "
+            "search.objectives: null"
+        )
+
+
+def _extended(study: Study, budget_images: int) -> None:
+    """Confirmations on more images have a budget to be more than."""
+    images, search, where = study.config.confirm.images, study.config.search, study.document.where("confirm.images")
+    if images is None:
+        return
+    if any("budget_images" in settings for settings in (search.space, *search.first)):
+        raise UserError(f"{where}: the search varies budget_images itself; use null, or search other settings")
+    if images < budget_images:
+        raise UserError(
+            f"{where}: {images} are fewer than the search's budget_images ({budget_images}); write more, or null"
+        )
+
+
 def fits(dimensions: Sequence[Dimension], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that Optuna can keep of given settings: those of active dimensions that hold the setting."""
     return {d.path: settings[d.path] for d in dimensions if d.active(settings) and d.holds(settings.get(d.path))}
-
-
-def propose(
-    search: SearchConfig,
-    dimensions: Sequence[Dimension],
-    base: Mapping[str, Any],
-    history: Sequence[FrozenTrial],
-    earlier: Sequence[FrozenTrial] = (),
-    *,
-    seed: int,
-    direction: Literal["minimize", "maximize"],
-) -> dict[str, Any] | None:
-    """The settings {path: value} of trial number len(history); None when a grid is exhausted.
-
-    The first is the recipe's own setting ({}), then come `search.first`, then the sampler, which knows `earlier`, too.
-    """
-    number = len(history)
-    if number <= len(search.first):
-        return {} if number == 0 else dict(search.first[number - 1])
-    index = number - len(search.first) - 1
-    if search.sampler == "grid":
-        return _grid(dimensions, index)
-    if search.sampler in ("random", "quasi_random"):
-        units = _units(search.sampler, len(dimensions), index, seed)
-        return _active({d.path: d.at(u) for d, u in zip(dimensions, units, strict=True)}, dimensions, base)
-    return _ask(search, dimensions, base, history, earlier, seed, direction)
-
-
-def _units(sampler: str, size: int, index: int, seed: int) -> list[float]:
-    if sampler == "random":
-        return [float(u) for u in np.random.default_rng((seed, index)).random(size)]
-    from scipy.stats import qmc
-
-    engine = qmc.Sobol(size, scramble=True, rng=np.random.default_rng(seed))
-    if index:  # scipy cannot skip none
-        engine.fast_forward(index)
-    return [min(float(u), math.nextafter(1.0, 0.0)) for u in engine.random(1)[0]]
-
-
-def _grid(dimensions: Sequence[Dimension], index: int) -> dict[str, Any] | None:
-    result = {}
-    for dimension in reversed(dimensions):
-        index, place = divmod(index, len(dimension.choices))
-        result[dimension.path] = dimension.choices[place]
-    return result if index == 0 else None
-
-
-def _active(drawn: dict[str, Any], dimensions: Sequence[Dimension], base: Mapping[str, Any]) -> dict[str, Any]:
-    settings, kept = dict(base), {}
-    for dimension in dimensions:
-        if dimension.active(settings):
-            kept[dimension.path] = settings[dimension.path] = drawn[dimension.path]
-    return kept
-
-
-def _shared(trial: FrozenTrial) -> FrozenTrial:
-    """A trial that Optuna takes in as it is: deep copies of all of them would take most of the time of asking."""
-    shared = copy.copy(trial)
-    shared.__dict__["__deepcopy__"] = lambda memo: copy.copy(trial)
-    return shared
-
-
-def _ask(
-    search: SearchConfig,
-    dimensions: Sequence[Dimension],
-    base: Mapping[str, Any],
-    history: Sequence[FrozenTrial],
-    earlier: Sequence[FrozenTrial],
-    seed: int,
-    direction: Literal["minimize", "maximize"],
-) -> dict[str, Any]:
-    import optuna
-
-    seeded = int(np.random.SeedSequence((seed, len(history))).generate_state(1)[0])
-    sampler: optuna.samplers.BaseSampler
-    if search.sampler == "gp":
-        sampler = optuna.samplers.GPSampler(seed=seeded, n_startup_trials=STARTUP_TRIALS)
-    else:
-        sampler = optuna.samplers.TPESampler(seed=seeded, n_startup_trials=STARTUP_TRIALS, multivariate=True)
-    asked = optuna.create_study(direction=direction, sampler=sampler)
-    asked.add_trials([_shared(trial) for trial in (*earlier, *history)])
-    trial = asked.ask()
-    settings, kept = dict(base), {}
-    for dimension in dimensions:
-        if dimension.active(settings):
-            drawn = trial._suggest(dimension.path, dimension.distribution())
-            kept[dimension.path] = settings[dimension.path] = dimension.value(drawn)
-    return kept
 
 
 def make_pruner(study: Study) -> BasePruner | None:

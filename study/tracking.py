@@ -34,6 +34,7 @@ from trainables.errors import UserError
 
 ARTIFACTS = ("trace.parquet", "preview.png", "summary.json", "config.json")
 TIMEOUT_S = 3
+SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens on its pages for language models
 LIMITS = {"param": 6000, "tag": 5000, "batch": 900, "params": 90, "digest": 36}
 
 
@@ -106,10 +107,10 @@ class Client:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         import logging
 
-        logging.getLogger("alembic").setLevel(logging.ERROR)
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        from mlflow import MlflowClient
+        from mlflow import MlflowClient  # sets its loggers anew
 
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # a failed call is told in a sentence, by the mirror
         self.layout, self.study, self.data = layout, study, data
         with store_lock(uri):
             self.client = MlflowClient(tracking_uri=uri)
@@ -146,7 +147,7 @@ class Client:
         """Give the parent its study and, when all phases have ended, its end."""
         for path in (self.layout.study_file, self.layout.log):
             if path.exists():
-                self.client.log_artifact(self.parent, str(path))
+                self.client.log_text(self.parent, masked(path.read_text()), path.name)
         self.client.set_terminated(self.parent, "FINISHED" if finished else "KILLED")
 
     def _experiment(self, uri: str) -> str:
@@ -155,7 +156,7 @@ class Client:
             return str(found.experiment_id)
         file = sqlite_file(uri)
         place = None if file is None else (file.parent / "mlartifacts").as_uri()
-        return str(self.client.create_experiment(EXPERIMENT, artifact_location=place))
+        return str(self.client.create_experiment(EXPERIMENT, artifact_location=place, tags=SHOWN_AS))
 
     def _find(self, **tags: str) -> Any:
         wanted = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())

@@ -58,6 +58,15 @@ def write_tiny(root: Path, *, holes: bool = False) -> Path:
 
 
 @pytest.fixture(scope="session")
+def indoor() -> Path:
+    """The real RGB-D frames in the Kaggle layout, which are not part of the repository."""
+    root = Path(__file__).parents[2] / "shared" / "indoor_rgbd"
+    if not root.is_dir():
+        pytest.skip("../shared/indoor_rgbd is not here; it holds the real RGB-D frames")
+    return root
+
+
+@pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's store before its first run, to be copied: each study of a test would take seconds to make one."""
     from mlflow.tracking import MlflowClient

@@ -1,8 +1,9 @@
 """`python -m trainables.bench`: the speed of a training beside the plain loop a user would otherwise run.
 
-Both run in one process, in turn, and every ratio is taken within a pair; medians and ranges are printed. The plain loop
-restates DenseDepth's published PyTorch port (ialhashim/DenseDepth@2e15107 PyTorch/train.py) with this project's model
-and loss: float32, NCHW, Adam as torch makes it, `.item()` each step, frames decoded by PIL in the main process.
+Both run in turn, the plain loop in a process of its own, and every ratio is taken within a pair; medians and ranges are
+printed. The plain loop restates DenseDepth's published PyTorch port (ialhashim/DenseDepth@2e15107 PyTorch/train.py)
+with this project's model and loss: float32, NCHW, Adam as torch makes it, `.item()` each step, frames decoded by PIL in
+the main process.
 
 Each time is also a share of a limit measured before and after: the step's floating-point operations (torch's counter,
 matrix products and convolutions) over the best matrix rate of device and precision. A share above 1 is an error.
@@ -17,26 +18,31 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from trainables import cli
 from trainables.bench_baseline import PlainLoop, port_loader
+from trainables.bench_limit import matrix_rate, profile, share_of_limit, spread, step_flops, synchronise
 from trainables.errors import UserError
 
 EXAMPLE = (
     "python -m trainables.bench step --set data.source=rooms --set model.weights=null --set input=[240,320] "
     "--set batch_size=4 --set threads=2"
 )
-MATRIX_SIZES = {"cpu": (1024, 2048, 3072), "cuda": (4096, 8192, 12288)}
-MATRIX_SECONDS = 0.5
+RESIDENT = 4  # batches that are kept in memory
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
     parser = cli.parser("trainables.bench", __doc__ or "", EXAMPLE)
-    parser.add_argument("what", nargs="?", choices=sorted(BENCHES), help="one measurement (default: all)")
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=sorted(BENCHES),
+        help="one measurement (default: all but compile, which takes minutes)",
+    )
     parser.add_argument("--recipe", default="densedepth")
     parser.add_argument("--set", metavar="PATH=VALUE", action="append", default=[], dest="assignments")
     parser.add_argument("--pairs", type=int, default=5, help="interleaved pairs that count (default: 5)")
@@ -52,7 +58,7 @@ def _bench(args: argparse.Namespace) -> Any:
         raise UserError("--pairs and --steps must be at least 1")
     config = load_recipe(args.recipe, parse_assignments(args.assignments))[0]
     prepare_data(config.data)
-    chosen = [args.what] if args.what else sorted(BENCHES)
+    chosen = [args.what] if args.what else sorted(set(BENCHES) - {"compile"})
     results = {}
     for name in chosen:
         results[name] = BENCHES[name](config, args.pairs, args.steps)
@@ -64,9 +70,8 @@ def _bench(args: argparse.Namespace) -> Any:
 
 def bench_step(config: Any, pairs: int, steps: int) -> dict[str, Any]:
     """The step on batches already in memory: this trainer's against the plain loop's."""
-    with _training(config) as training:
-        batches = _resident_batches(training, 4)
-        plain = PlainLoop(training, config)
+    with contextlib.closing(PlainLoop(config, RESIDENT)) as plain, _training(config) as training:
+        batches = _resident_batches(training)
         before = matrix_rate(training.device, training.dtype)
 
         def ours() -> None:
@@ -74,16 +79,11 @@ def bench_step(config: Any, pairs: int, steps: int) -> dict[str, Any]:
                 training.train_step(batches)
             training.flush()
 
-        def theirs() -> None:
-            for batch in itertools.islice(plain_batches, steps):
-                plain.step(batch)
-
-        plain_batches = itertools.cycle([plain.to_device(next(batches)) for _ in range(4)])
-        timings = interleave({"ours": ours, "plain": theirs}, pairs, training.device)
+        timings = interleave({"ours": ours, "plain": lambda: plain.run(steps)}, pairs, training.device)
         rate = max(before, matrix_rate(training.device, training.dtype))
         flops = step_flops(training, next(batches))
     images = steps * config.batch_size
-    return _compare(timings, images) | _limit(timings["ours"], flops * steps, rate) | _where(training)
+    return _compare(timings, images) | share_of_limit(timings["ours"], flops * steps, rate) | _where(training)
 
 
 def bench_loader(config: Any, pairs: int, steps: int) -> dict[str, Any]:
@@ -122,9 +122,9 @@ def bench_loader(config: Any, pairs: int, steps: int) -> dict[str, Any]:
             "plain": plain,
         }
         timings = interleave(bodies, pairs, device)
-    result = {f"{name}_frames_per_s": _spread([count / t for t in times]) for name, times in timings.items()}
+    result = {f"{name}_frames_per_s": spread([count / t for t in times]) for name, times in timings.items()}
     for name in ("ours", "cached"):
-        result[f"{name}_over_plain"] = _spread([p / o for p, o in zip(timings["plain"], timings[name], strict=True)])
+        result[f"{name}_over_plain"] = spread([p / o for p, o in zip(timings["plain"], timings[name], strict=True)])
     return result
 
 
@@ -133,7 +133,7 @@ def bench_end_to_end(config: Any, pairs: int, steps: int) -> dict[str, Any]:
     from trainables.data.loader import TrainLoader
 
     with _training(config) as training:
-        resident = _resident_batches(training, 4)
+        resident = _resident_batches(training)
         loaded = iter(TrainLoader(training.data.train, config, 0))
 
         def run(batches: Iterator[Any]) -> Callable[[], None]:
@@ -147,9 +147,9 @@ def bench_end_to_end(config: Any, pairs: int, steps: int) -> dict[str, Any]:
         timings = interleave({"loaded": run(loaded), "resident": run(resident)}, pairs, training.device)
     images = steps * config.batch_size
     return {
-        "loaded_images_per_s": _spread([images / t for t in timings["loaded"]]),
-        "resident_images_per_s": _spread([images / t for t in timings["resident"]]),
-        "loaded_over_resident": _spread([r / t for t, r in zip(timings["loaded"], timings["resident"], strict=True)]),
+        "loaded_images_per_s": spread([images / t for t in timings["loaded"]]),
+        "resident_images_per_s": spread([images / t for t in timings["resident"]]),
+        "loaded_over_resident": spread([r / t for t, r in zip(timings["loaded"], timings["resident"], strict=True)]),
     } | _where(training)
 
 
@@ -159,7 +159,7 @@ def bench_trace(config: Any, pairs: int, steps: int) -> dict[str, Any]:
         _training(config.model_copy(update={"trace": True})) as traced,
         _training(config.model_copy(update={"trace": False})) as bare,
     ):
-        batches = _resident_batches(traced, 4)
+        batches = _resident_batches(traced)
 
         def run(training: Any) -> Callable[[], None]:
             def body() -> None:
@@ -173,7 +173,7 @@ def bench_trace(config: Any, pairs: int, steps: int) -> dict[str, Any]:
 
         timings = interleave({"traced": run(traced), "bare": run(bare)}, pairs, traced.device)
     ratios = [t / b for t, b in zip(timings["traced"], timings["bare"], strict=True)]
-    return {"traced_over_bare": _spread(ratios)} | _where(traced)
+    return {"traced_over_bare": spread(ratios)} | _where(traced)
 
 
 def bench_evaluation(config: Any, pairs: int, steps: int) -> dict[str, Any]:
@@ -190,9 +190,50 @@ def bench_evaluation(config: Any, pairs: int, steps: int) -> dict[str, Any]:
     per_frame = [t / len(frames) for t in timings["ours"]]
     return {
         "frames": len(frames),
-        "seconds": _spread(timings["ours"]),
-        "seconds_per_frame": _spread(per_frame),
+        "seconds": spread(timings["ours"]),
+        "seconds_per_frame": spread(per_frame),
     } | _where(training)
+
+
+def bench_profile(config: Any, pairs: int, steps: int) -> dict[str, Any]:
+    """Where the time of a step goes: each operation's own share, the largest first."""
+    with _training(config) as training:
+        batches = _resident_batches(training)
+
+        def body() -> None:
+            for _ in range(steps):
+                training.train_step(batches)
+            training.flush()
+
+        body()
+        return profile(body, training.device) | _where(training)
+
+
+def bench_compile(config: Any, pairs: int, steps: int) -> dict[str, Any]:
+    """The step with torch.compile and without, and after how many images compiling has paid for itself."""
+    with (
+        _training(config.model_copy(update={"compile": True})) as compiled,
+        _training(config.model_copy(update={"compile": False})) as eager,
+    ):
+        batches = _resident_batches(eager)
+
+        def run(training: Any, count: int) -> Callable[[], None]:
+            def body() -> None:
+                for _ in range(count):
+                    training.train_step(batches)
+                training.flush()
+
+            return body
+
+        first = {name: seconds(run(one, 1), one.device) for name, one in (("compiled", compiled), ("eager", eager))}
+        timings = interleave({"compiled": run(compiled, steps), "eager": run(eager, steps)}, pairs, eager.device)
+    saved = [(e - c) / (steps * config.batch_size) for c, e in zip(timings["compiled"], timings["eager"], strict=True)]
+    compiling, per_image = first["compiled"] - first["eager"], statistics.median(saved)
+    return {
+        "eager_over_compiled": spread([e / c for c, e in zip(timings["compiled"], timings["eager"], strict=True)]),
+        "compiling_s": compiling,
+        "pays_after_images": round(compiling / per_image) if per_image > 0 else "never",
+    } | _where(eager)
 
 
 BENCHES: dict[str, Callable[[Any, int, int], dict[str, Any]]] = {
@@ -201,6 +242,8 @@ BENCHES: dict[str, Callable[[Any, int, int], dict[str, Any]]] = {
     "end_to_end": bench_end_to_end,
     "evaluation": bench_evaluation,
     "trace": bench_trace,
+    "profile": bench_profile,
+    "compile": bench_compile,
 }
 
 
@@ -209,47 +252,19 @@ def interleave(bodies: dict[str, Callable[[], None]], pairs: int, device: Any) -
     timings: dict[str, list[float]] = {name: [] for name in bodies}
     for number in range(pairs + 1):
         for name, body in bodies.items():
-            _synchronise(device)
-            start = time.perf_counter()
-            body()
-            _synchronise(device)
+            took = seconds(body, device)
             if number:
-                timings[name].append(time.perf_counter() - start)
+                timings[name].append(took)
     return timings
 
 
-def matrix_rate(device: Any, dtype: Any) -> float:
-    """The best rate of square matrix products over several sizes, in floating-point operations per second."""
-    import torch
-
-    best = 0.0
-    for size in MATRIX_SIZES[device.type]:
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        a @ b
-        _synchronise(device)
-        count, start = 0, time.perf_counter()
-        while count == 0 or time.perf_counter() - start < MATRIX_SECONDS:
-            for _ in range(5 if device.type == "cuda" else 1):
-                a @ b
-                count += 1
-            _synchronise(device)
-        best = max(best, 2 * size**3 * count / (time.perf_counter() - start))
-    return best
-
-
-def step_flops(training: Any, batch: Any) -> float:
-    """Operations of one forward and backward pass over a batch, by torch's counter, in eager mode."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from trainables.data.loader import augment
-
-    images, _, _ = augment(batch, training.device)
-    autocast = torch.autocast(training.device.type, training.dtype, enabled=training.dtype != torch.float32)
-    with FlopCounterMode(display=False) as counter, autocast:
-        torch.autograd.backward(training.model(images).sum())
-    training.optimiser.zero_grad(set_to_none=True)
-    return float(counter.get_total_flops())
+def seconds(body: Callable[[], None], device: Any) -> float:
+    """What a body takes on the device."""
+    synchronise(device)
+    start = time.perf_counter()
+    body()
+    synchronise(device)
+    return time.perf_counter() - start
 
 
 @contextlib.contextmanager
@@ -260,28 +275,21 @@ def _training(config: Any) -> Iterator[Any]:
         yield training
 
 
-def _resident_batches(training: Any, count: int) -> Iterator[Any]:
+def _resident_batches(training: Any) -> Iterator[Any]:
     """An endless cycle of the first batches, already on the device."""
     from trainables.data.loader import TrainLoader
 
     loader = iter(TrainLoader(training.data.train, training.config, 0))
-    batches = [next(loader).to(training.device) for _ in range(count)]
+    batches = [next(loader).to(training.device) for _ in range(RESIDENT)]
     return itertools.cycle(batches)
 
 
 def _compare(timings: dict[str, list[float]], images: int) -> dict[str, Any]:
     return {
-        "ours_images_per_s": _spread([images / t for t in timings["ours"]]),
-        "plain_images_per_s": _spread([images / t for t in timings["plain"]]),
-        "ours_over_plain": _spread([p / o for o, p in zip(timings["ours"], timings["plain"], strict=True)]),
+        "ours_images_per_s": spread([images / t for t in timings["ours"]]),
+        "plain_images_per_s": spread([images / t for t in timings["plain"]]),
+        "ours_over_plain": spread([p / o for o, p in zip(timings["ours"], timings["plain"], strict=True)]),
     }
-
-
-def _limit(times: Sequence[float], flops: float, rate: float) -> dict[str, Any]:
-    shares = [flops / t / rate for t in times]
-    if max(shares) > 1:
-        raise AssertionError(f"a share of {max(shares):.2f} of the matrix limit: the limit or the count is wrong")
-    return {"tflop_per_step_group": flops / 1e12, "matrix_tflop_per_s": rate / 1e12, "share_of_limit": _spread(shares)}
 
 
 def _where(training: Any) -> dict[str, Any]:
@@ -292,17 +300,6 @@ def _where(training: Any) -> dict[str, Any]:
         "precision": str(training.dtype).removeprefix("torch."),
         "peak_memory_mib": device.peak_memory_mib(training.device),
     }
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
-
-
-def _synchronise(device: Any) -> None:
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize(device)
 
 
 def _show(value: Any) -> str:

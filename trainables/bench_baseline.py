@@ -6,42 +6,68 @@ step, frames decoded, flipped and resized by PIL in the main process. Its loss h
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
 class PlainLoop:
-    """The published port's step on a copy of the model."""
+    """The published port's step, in a process of its own: what this trainer sets for its process does not reach it."""
 
-    def __init__(self, training: Any, config: Any) -> None:
-        import torch
+    def __init__(self, config: Any, batches: int) -> None:
+        from torch import multiprocessing
 
-        from trainables.models import build_model
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(config.model_dump_json(), batches, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._pipe.recv()  # it is ready
 
-        self._config, self._device = config, training.device
-        self._model = build_model(config.model, config.target.kind).to(training.device).train()
-        self._optimiser = torch.optim.Adam(self._model.parameters(), config.optim.lr)
+    def run(self, steps: int) -> None:
+        """Train on so many batches. Raises EOFError where the process has failed; it prints why."""
+        self._pipe.send(steps)
+        self._pipe.recv()
 
-    def to_device(self, batch: Any) -> tuple[Any, Any, Any]:
-        from trainables.data.loader import augment
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join()
 
-        images, target, valid = augment(batch, self._device)
-        return images.contiguous(), target, valid
 
-    def step(self, batch: tuple[Any, Any, Any]) -> float:
-        import torch
+def _serve(settings: str, count: int, pipe: Any) -> None:
+    """The process: batches into memory once, then as many steps as are asked for, until the pipe is closed."""
+    import torch
 
-        from trainables.losses import composite
-        from trainables.target import DATA_RANGE
+    from trainables.config import TrialConfig
+    from trainables.data.dataset import open_training
+    from trainables.data.loader import TrainLoader, augment
+    from trainables.device import choose_device
+    from trainables.losses import composite
+    from trainables.models import build_model
+    from trainables.target import DATA_RANGE
 
-        images, target, valid = batch
-        self._optimiser.zero_grad()
-        pred = self._model(images)
-        loss = composite(pred, target, valid, self._config.loss, DATA_RANGE[self._config.target.kind]).total
-        torch.autograd.backward(loss)
-        self._optimiser.step()
-        return float(loss.item())
+    config = TrialConfig.model_validate_json(settings)
+    device = choose_device(config)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    loader = iter(TrainLoader(open_training(config).train, config, 0))
+    first = [augment(next(loader), device) for _ in range(count)]
+    batches = itertools.cycle([(images.contiguous(), target, valid) for images, target, valid in first])
+    model = build_model(config.model, config.target.kind).to(device).train()
+    optimiser = torch.optim.Adam(model.parameters(), config.optim.lr)
+    pipe.send(count)
+    with contextlib.suppress(EOFError):
+        while True:
+            for images, target, valid in itertools.islice(batches, pipe.recv()):
+                optimiser.zero_grad()
+                pred = model(images)
+                loss = composite(pred, target, valid, config.loss, DATA_RANGE[config.target.kind]).total
+                torch.autograd.backward(loss)
+                optimiser.step()
+                loss.item()
+            pipe.send(count)
 
 
 def port_loader(config: Any) -> Callable[[int], Any]:

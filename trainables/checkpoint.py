@@ -9,6 +9,7 @@ A folder is replaced as a whole. A kill between its two renames leaves NAME.old,
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -21,9 +22,9 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from trainables.config import TrialConfig, as_dict
-from trainables.durable import replace_folder, sha256
-from trainables.errors import UserError
+from trainables.config import TrialConfig, as_dict, flat
+from trainables.durable import naming, replace_folder, sha256
+from trainables.errors import Blocked, UserError
 from trainables.models import DepthModel, build_model
 
 LATEST, BEST, SPIKES = "latest", "best", "spikes"
@@ -34,6 +35,7 @@ WEIGHTS, OPTIMISER, STATE, CONFIG, HASHES = (
     "config.json",
     "SHA256.json",
 )
+ADVICE = "restore it from a copy, or remove the training's folder to train it again"
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,11 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, config: TrialConfig) -> N
     }
     if snapshot.optimiser is not None:
         files[OPTIMISER] = save_safetensors(snapshot.optimiser)
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    files[HASHES] = json.dumps(hashes, indent=1).encode()
     for name, content in files.items():
-        (temporary / name).write_bytes(content)
-    hashes = {name: sha256(temporary / name) for name in files}
-    (temporary / HASHES).write_text(json.dumps(hashes, indent=1))
+        with naming(folder / name):
+            (temporary / name).write_bytes(content)
     replace_folder(temporary, folder)
 
 
@@ -90,20 +93,19 @@ def heal(folder: Path) -> bool:
 
 
 def verify(folder: Path) -> None:
-    """Raise UserError unless every file of a checkpoint is there and unchanged."""
-    advice = "restore it from a copy, or remove the training's folder to train it again"
+    """Raise Blocked unless every file of a checkpoint is there and unchanged."""
     try:
         hashes = json.loads((folder / HASHES).read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / HASHES}: the checkpoint's hashes cannot be read ({error}); {advice}") from error
+        raise Blocked(f"{folder / HASHES}: the checkpoint's hashes cannot be read ({error}); {ADVICE}") from error
     if not isinstance(hashes, dict) or not {WEIGHTS, STATE, CONFIG} <= hashes.keys():
-        raise UserError(f"{folder / HASHES}: does not list the checkpoint's files; {advice}")
+        raise Blocked(f"{folder / HASHES}: does not list the checkpoint's files; {ADVICE}")
     for name, expected in hashes.items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
-            raise UserError(f"{path}: is missing from the checkpoint; {advice}")
+            raise Blocked(f"{path}: is missing from the checkpoint; {ADVICE}")
         if sha256(path) != expected:
-            raise UserError(f"{path}: has changed since it was written (SHA-256 differs); {advice}")
+            raise Blocked(f"{path}: has changed since it was written (SHA-256 differs); {ADVICE}")
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -141,6 +143,26 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     verify(folder)
     weights: dict[str, Tensor] = load_safetensors((folder / WEIGHTS).read_bytes())
     return weights
+
+
+def start_from(model: nn.Module, folder: Path) -> None:
+    """Load the verified weights of a checkpoint into a model to be trained. Raises UserError for a misfit."""
+    try:
+        model.load_state_dict(read_weights(folder))
+    except RuntimeError as error:
+        problem = str(error).splitlines()[1].strip()
+        raise UserError(f"start_from: the weights of {folder} do not fit this model ({problem})") from error
+
+
+def check_settings(folder: Path, config: TrialConfig) -> None:
+    """Refuse a checkpoint that was trained with other settings than these."""
+    old, new = flat(read_config(folder)), flat(config)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            raise UserError(
+                f"{folder}: was trained with {key} = {old.get(key)}, not {new.get(key)}; "
+                "use another folder, or put the setting back"
+            )
 
 
 def load_model(folder: Path) -> tuple[DepthModel, TrialConfig]:

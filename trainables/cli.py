@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import json
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from trainables.errors import UserError
+from trainables.errors import UserError, refused_by_disk
 
 Body = Callable[[argparse.Namespace], Any]
 
@@ -40,11 +38,11 @@ def run(arguments: argparse.ArgumentParser, body: Body, argv: list[str] | None =
             result = body(args)
     except UserError as error:
         return _refuse(arguments, args, str(error))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    except Exception as error:
+        sentence = refused_by_disk(error)
+        if sentence is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        return _refuse(arguments, args, f"{where}{os.strerror(error.errno)}; make room or choose another folder")
+        return _refuse(arguments, args, sentence)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in an error of writing it, which Python does only in one of opening it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -15,7 +27,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -41,7 +53,7 @@ def sync_folder(folder: Path) -> None:
 
 def sync_file(path: Path) -> None:
     """Flush a file that something else wrote."""
-    with path.open("rb+") as file:
+    with naming(path), path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
@@ -59,6 +71,15 @@ def replace_folder(temporary: Path, final: Path) -> None:
     sync_folder(final.parent)
     if old.exists():
         shutil.rmtree(old)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writes that a kill ended have left under a folder that nobody else writes to."""
+    for path in list(folder.rglob(".*.tmp")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

@@ -5,9 +5,19 @@ A bug is none of these and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
+import os
+import sqlite3
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
 
 class UserError(Exception):
     """A mistake the user can mend; its text is one sentence naming file and key and what to do (exit code 2)."""
+
+
+class Blocked(UserError):
+    """Something on the disk is in the way of a training that is not at fault; mended, it goes on where it was."""
 
 
 class Diverged(Exception):
@@ -23,5 +33,24 @@ class Stopped(Exception):
     """The training was told to stop, and did at a checkpoint from which it goes on."""
 
 
+class PeerLost(Exception):
+    """One of the processes that train together has ended; its own error says why, if it had the time to tell one."""
+
+
 class OutOfMemory(Exception):
     """The device or the host had no memory left for the training."""
+
+
+def refused_by_disk(error: BaseException | None) -> str | None:
+    """One sentence where the disk (full, or not to be written to) is behind an error, None where something else is.
+    The first of several errors that name a file counts, which is the last in their chain.
+    """
+    sentence = None
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in NO_ROOM and (error.filename or sentence is None):
+            where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+            sentence = f"{where}{os.strerror(error.errno)}; make room or choose another folder"
+        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            sentence = f"{error}; make room or choose another folder"
+        error = error.__cause__ or error.__context__
+    return sentence

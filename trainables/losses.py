@@ -36,8 +36,22 @@ LOG_FLOOR = 1e-3  # share of the data range below which the logarithm goes on as
 
 
 @dataclass(frozen=True)
+class Pool:
+    """How a number of a part of a batch becomes the whole batch's, where processes hold a part each."""
+
+    total: Callable[[Tensor], Tensor]
+    largest: Callable[[Tensor], Tensor]
+
+
+ALONE = Pool(lambda values: values, lambda values: values)  # the part is the whole
+
+
+@dataclass(frozen=True)
 class LossResult:
-    """The weighted total (scalar), each active term's unweighted value (scalars), and each sample's own total (N,)."""
+    """The weighted total (scalar), each active term's unweighted value (scalars), and each sample's own total (N,).
+
+    Of a part of a batch: what the part contributes to total and terms; the parts' contributions add up.
+    """
 
     total: Tensor
     terms: dict[str, Tensor]
@@ -54,13 +68,13 @@ def mse(pred: Tensor, target: Tensor, valid: Tensor, data_range: float) -> Sums:
     return _total(_error(pred, target, valid).square()), _total(valid)
 
 
-def berhu(pred: Tensor, target: Tensor, valid: Tensor, data_range: float) -> Sums:
+def berhu(pred: Tensor, target: Tensor, valid: Tensor, data_range: float, pool: Pool = ALONE) -> Sums:
     """Mean of berHu with c = BERHU_SHARE * max |pred - target| over the batch's valid pixels.
 
     c is a constant to the gradient: differentiating it would push the batch's worst pixel further away.
     """
     error = _error(pred, target, valid).abs()
-    return _total(berhu_of(error, BERHU_SHARE * error.detach().amax())), _total(valid)
+    return _total(berhu_of(error, BERHU_SHARE * pool.largest(error.detach().amax()))), _total(valid)
 
 
 def berhu_of(error: Tensor, c: Tensor) -> Tensor:
@@ -158,25 +172,31 @@ TERMS: dict[str, Term] = {
 
 
 def composite(
-    pred: Tensor, target: Tensor, valid: Tensor, weights: Mapping[str, float], data_range: float
+    pred: Tensor, target: Tensor, valid: Tensor, weights: Mapping[str, float], data_range: float, pool: Pool = ALONE
 ) -> LossResult:
     """The weighted sum of TERMS, in float32 whatever autocast says (float64 stays); terms of weight 0 are left out.
 
-    pred, target: N x 1 x H x W in target space; valid: same shape, bool; data_range: trainables.target.DATA_RANGE.
+    pred, target: N x 1 x H x W in target space; valid: same shape, bool; data_range: trainables.target.DATA_RANGE;
+    pool: of processes that hold a part of the batch each.
     """
     with torch.autocast(pred.device.type, enabled=False):
         dtype = torch.promote_types(pred.dtype, torch.float32)
         pred, target = pred.to(dtype), target.to(dtype)
         total, per_sample = pred.new_zeros(()), pred.new_zeros(pred.shape[0])
+        parts = {name: _sums(name, pred, target, valid, data_range, pool) for name, w in weights.items() if w != 0}
+        wholes = pool.total(torch.stack([counts.sum() for _, counts in parts.values()])).clamp_min(1).unbind()
         terms = {}
-        for name, weight in weights.items():
-            if weight == 0:
-                continue
-            sums, counts = TERMS[name](pred, target, valid, data_range)
-            terms[name] = sums.sum() / counts.sum().clamp_min(1)
-            total = total + weight * terms[name]
-            per_sample = per_sample + weight * (sums / counts.clamp_min(1))
+        for (name, (sums, counts)), whole in zip(parts.items(), wholes, strict=True):
+            terms[name] = sums.sum() / whole
+            total = total + weights[name] * terms[name]
+            per_sample = per_sample + weights[name] * (sums / counts.clamp_min(1))
     return LossResult(total, terms, per_sample)
+
+
+def _sums(name: str, pred: Tensor, target: Tensor, valid: Tensor, data_range: float, pool: Pool) -> Sums:
+    if name == "berhu":  # the one term that has to know its whole batch before it can add up
+        return berhu(pred, target, valid, data_range, pool)
+    return TERMS[name](pred, target, valid, data_range)
 
 
 def _filled(values: Tensor, valid: Tensor, value: float) -> Tensor:

@@ -191,4 +191,3 @@ METRICS: dict[str, Metric] = {
 DEPTH_METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "delta1", "delta2", "delta3", "silog")
 STRUCTURE_METRICS = tuple(name for name in METRICS if name not in DEPTH_METRICS)
 ROOT_OF_MEAN = frozenset({"rmse", "rmse_log"})  # pooled over pixels: the root of the pooled mean of squares
-HIGHER_IS_BETTER = frozenset({"delta1", "delta2", "delta3", *STRUCTURE_METRICS})

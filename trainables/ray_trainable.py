@@ -3,11 +3,18 @@
 How a training ended reaches the driver as one more result (`told`), and then the error is raised, so that Tune, too,
 sees it and never gives this worker to another training. Nothing durable passes through Ray: the training's folder holds
 its checkpoints, and a lock in it keeps an orphaned worker and its successor from writing together.
+
+A trial whose placement group has several bundles trains in several processes: the trial's own leads, each further
+bundle holds an actor of it. They are plain actors, not Ray Train's: a TorchTrainer reserves a placement group of its
+own beside the trial's, so that Tune does not count its workers, and they outlive a killed trial by seconds. An actor in
+the trial's group is counted there, and Ray ends it with the process that made it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import importlib
 import json
 import math
 import os
@@ -16,14 +23,21 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
+import ray
 from ray import tune
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from trainables.errors import Diverged, OutOfMemory, Stopped, UserError
+from trainables.errors import Blocked, Diverged, OutOfMemory, PeerLost, Stopped, UserError, refused_by_disk
+
+if TYPE_CHECKING:
+    from trainables.config import TrialConfig
 
 LOCK_WAIT_S = 20.0  # an orphaned worker lives a few seconds, one of a hung node as long as that hangs
 OWNER_S = 0.5
+LAST_WORDS_S = 20.0  # for the other processes of a training to say why one of them has ended
 
 
 class TrainingWorker(tune.Trainable):
@@ -63,6 +77,8 @@ class TrainingWorker(tune.Trainable):
             raise self._error
         try:
             report = next(self._open(), None)
+        except (RayActorError, PeerLost):
+            raise  # one of its processes died without a word, and so it does
         except (Exception, SystemExit) as error:  # told to the driver here, raised in the next step: nothing is caught
             self._error = error if isinstance(error, Exception) else RuntimeError(f"the training called exit ({error})")
             return {"told": json.dumps(_told(error))}
@@ -83,8 +99,10 @@ class TrainingWorker(tune.Trainable):
         from trainables.config import TrialConfig
         from trainables.trainer import fit
 
-        for report in fit(TrialConfig.model_validate_json(config), folder, stop=self.told_to_stop):
-            yield asdict(report)
+        settings = TrialConfig.model_validate_json(config)
+        with _company(self._spec, settings):
+            for report in fit(settings, folder, stop=self.told_to_stop):
+                yield asdict(report)
 
     def told_to_stop(self) -> bool:
         """Whether the driver wants every training to stop at a checkpoint."""
@@ -97,6 +115,76 @@ class TrainingWorker(tune.Trainable):
             self._lock = _locked(folder)
             self._iterator = self.reports(self._spec["config"], folder)
         return self._iterator
+
+
+class Peer:
+    """A further process of a training, in a bundle of its trial's placement group; it ends with the trial's process."""
+
+    def ready(self) -> None:
+        """Import what training needs, so that nothing but the meeting is left to fail."""
+        importlib.import_module("trainables.trainer")
+
+    def train(self, spec: dict[str, Any], meeting: tuple[str, int], rank: int, size: int) -> None:
+        """Take part in the training, to its end."""
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        from trainables import parallel
+        from trainables.config import TrialConfig
+        from trainables.device import choose_device
+        from trainables.trainer import fit
+
+        os.chdir(spec["cwd"])
+        settings = TrialConfig.model_validate_json(spec["config"])
+        store = TCPStore(*meeting, is_master=False)
+        with parallel.joined(store, rank, size, choose_device(settings)):
+            for _ in fit(settings, Path(spec["folder"])):
+                pass
+
+
+@contextlib.contextmanager
+def _company(spec: dict[str, Any], settings: TrialConfig) -> Iterator[None]:
+    """The other processes of a training, one in each further bundle of the trial's placement group."""
+    group = ray.util.get_current_placement_group()
+    bundles = group.bundle_specs if group is not None else [{}]
+    if len(bundles) == 1:
+        yield
+        return
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    from trainables import parallel
+    from trainables.device import choose_device
+
+    size, peers = len(bundles), []
+    try:
+        for rank, bundle in enumerate(bundles[1:], start=1):
+            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+            needs = {"num_cpus": bundle.get("CPU", 0), "num_gpus": bundle.get("GPU", 0)}
+            peers.append(ray.remote(Peer).options(scheduling_strategy=place, **needs).remote())
+        ray.get([peer.ready.remote() for peer in peers])
+        host = ray.util.get_node_ip_address()
+        store = TCPStore(host, 0, is_master=True)  # 0: a port that is free
+        ends = [p.train.remote(spec, (host, store.port), rank, size) for rank, p in enumerate(peers, start=1)]
+        try:
+            with parallel.joined(store, 0, size, choose_device(settings)):
+                yield
+                ray.get(ends)
+        except PeerLost:
+            _last_words(ends)
+            raise
+    finally:
+        for peer in peers:
+            ray.kill(peer)
+
+
+def _last_words(ends: list[Any]) -> None:
+    """Raise the error of the process that ended first: another's is only that it has lost that one."""
+    ended, _ = ray.wait(ends, num_returns=len(ends), timeout=LAST_WORDS_S)
+    for end in ended:
+        try:
+            ray.get(end)
+        except RayTaskError as error:
+            if not isinstance(error.cause, PeerLost):
+                raise error.cause from error
 
 
 def _locked(folder: Path) -> IO[str]:
@@ -136,6 +224,9 @@ def _told(error: BaseException) -> dict[str, Any]:
     """How a training ended, for the ledger."""
     if isinstance(error, Stopped):
         return {"stopped": True}
+    blocked = str(error) if isinstance(error, Blocked) else refused_by_disk(error)
+    if blocked:
+        return {"blocked": blocked}
     detail = "".join(traceback.format_exception(error))[-8000:]
     if isinstance(error, Diverged):
         return {"outcome": "diverged", "step": error.step, "reason": error.reason}

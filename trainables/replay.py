@@ -83,7 +83,8 @@ def _resumed(snapshot: Path, data: TrainingData | None) -> Iterator[Training]:
     """The training as it stood at the snapshot, in a folder of its own that is thrown away."""
     with tempfile.TemporaryDirectory(prefix="replay-") as scratch:
         shutil.copytree(snapshot, Path(scratch) / "checkpoints" / checkpoint.LATEST)
-        with contextlib.closing(Training(checkpoint.read_config(snapshot), Path(scratch), data)) as training:
+        config = checkpoint.read_config(snapshot)
+        with contextlib.closing(Training(config, Path(scratch), data, replay=True)) as training:
             yield training
 
 

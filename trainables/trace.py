@@ -1,7 +1,9 @@
 """The step trace: one row per optimiser step, in closed Parquet parts that a kill cannot lose.
 
-A part is written at each checkpoint (temporary file, fsync, rename; page checksums) and all are compacted at the end.
-On resume the parts that begin at or after the checkpoint's step are dropped, since their steps are trained again.
+A part is written at each checkpoint (temporary file, fsync, rename; page checksums for readers, and its SHA-256 beside
+it, because pages leave their headers out) and all are compacted at the end.
+On resume the parts that begin at or after the checkpoint's step are dropped, since their steps are trained again, and
+those that are kept must hold every step before it, whole.
 Columns: step, images (seen after it), epoch, loss, one per active loss term, lr, grad_norm (before clipping), clipped,
 target_min and target_max (in target space, valid pixels), hole_share, seconds (since the training began, downtime
 excluded), samples (ids) and sample_losses (each sample's own total).
@@ -9,16 +11,20 @@ excluded), samples (ids) and sample_losses (each sample's own total).
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trainables.durable import sync_file, sync_folder
+from trainables.durable import naming, sha256, sync_file, sync_folder, write_bytes
+from trainables.errors import Blocked
 
 COMPACTED = "trace.parquet"
 PARTS = "trace"
+ADVICE = "restore it from a copy, or remove the training's folder to train it again"
 
 
 def trace_schema(terms: tuple[str, ...]) -> pa.Schema:
@@ -46,7 +52,8 @@ class TraceWriter:
             self._reopen(first_step)
         for part in self._parts.glob("part-*.parquet"):
             if int(part.stem.split("-")[1]) >= first_step:
-                part.unlink()
+                _remove(part)
+        self._check(first_step)
 
     def append(self, row: dict[str, Any]) -> None:
         """Keep one row until the next part."""
@@ -64,24 +71,59 @@ class TraceWriter:
         self.flush()
         parts = sorted(self._parts.glob("part-*.parquet"))
         if parts:
-            _write(pa.concat_tables([pq.read_table(p, schema=self._schema) for p in parts]), self._folder / COMPACTED)
-        for part in parts:
-            part.unlink()
-        self._parts.rmdir()
+            _write(pa.concat_tables([_read(part, self._schema) for part in parts]), self._folder / COMPACTED)
+        shutil.rmtree(self._parts)
 
     def _reopen(self, first_step: int) -> None:
         compacted = self._folder / COMPACTED
+        table = _read(compacted, self._schema).filter(pc.field("step") < first_step) if first_step else None
         for part in self._parts.glob("part-*.parquet"):  # a kill between compaction and clearing: it holds them all
-            part.unlink()
-        table = pq.read_table(compacted, schema=self._schema, filters=[("step", "<", first_step)])
-        if table.num_rows:
+            _remove(part)
+        if table is not None and table.num_rows:
             _write(table, self._parts / f"part-{table['step'][0].as_py():012d}.parquet")
-        compacted.unlink()
+        _remove(compacted)
+
+    def _check(self, first_step: int) -> None:
+        steps = [step for part in sorted(self._parts.glob("part-*.parquet")) for step in _steps(part, self._schema)]
+        if steps != list(range(first_step)):
+            raise Blocked(f"{self._parts}: lacks steps before step {first_step} of the checkpoint; {ADVICE}")
+
+
+def _steps(part: Path, schema: pa.Schema) -> list[int]:
+    steps: list[int] = _read(part, schema)["step"].to_pylist()
+    return steps
+
+
+def _read(path: Path, schema: pa.Schema) -> pa.Table:
+    """A part as it was written. Raises Blocked for a damaged one."""
+    digest = _digest(path)
+    if digest.exists() and digest.read_bytes() != sha256(path).encode():
+        raise Blocked(f"{path}: has changed since it was written (SHA-256 differs); {ADVICE}")
+    try:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        problem = str(error).splitlines()[0]
+        raise Blocked(f"{path}: the step trace is damaged ({problem}); {ADVICE}") from error
+    if table.schema != schema or any(column.null_count for column in table.columns):
+        raise Blocked(f"{path}: the step trace is damaged (its columns are not as they were written); {ADVICE}")
+    return table
 
 
 def _write(table: pa.Table, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    with naming(path):
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
     sync_file(temporary)
+    write_bytes(_digest(path), sha256(temporary).encode())  # first: a kill in between leaves a digest of nothing
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def _remove(path: Path) -> None:
+    _digest(path).unlink(missing_ok=True)
+    path.unlink()
+
+
+def _digest(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")

@@ -9,6 +9,9 @@
 
 A call on a folder with a checkpoint goes on from it: reports of before are yielded again, then the training continues
 bit for bit (on CPU, with the same number of threads). Source: the paper's section 3; DESIGN.md "A training".
+
+In a process group, `fit` is one of several that train one model (trainables/parallel.py): all take every step and
+yield every report, the leading one alone validates and writes.
 """
 
 from __future__ import annotations
@@ -25,13 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainables import checkpoint, device
-from trainables.config import TrialConfig, as_dict, flat
+from trainables import checkpoint, device, parallel
+from trainables.config import TrialConfig, as_dict
 from trainables.data.dataset import TrainingData, open_training
 from trainables.data.loader import Batch, TrainLoader, augment
-from trainables.durable import write_bytes, write_json
-from trainables.errors import Diverged, OutOfMemory, Stopped, UserError
-from trainables.losses import composite
+from trainables.durable import remove_unfinished, write_bytes, write_json
+from trainables.errors import Blocked, Diverged, OutOfMemory, Stopped, UserError
+from trainables.losses import Pool, composite
 from trainables.models import build_model, parameter_counts
 from trainables.optim import GuardedStep, build_optimiser, scheduled_lr
 from trainables.preview import write_preview
@@ -45,6 +48,7 @@ from trainables.validation import validate
 PREVIEW = "preview.png"
 NAMED_FRAMES = 200  # skipped frames that the summary names; all are counted
 FLUSH_STEPS = 50  # steps between two looks at the device: how late a divergence is noticed
+POOL = Pool(parallel.total, parallel.largest)
 
 
 def fit(
@@ -68,8 +72,11 @@ def fit(
 
 
 class Training:
-    def __init__(self, config: TrialConfig, folder: Path, data: TrainingData | None) -> None:
+    def __init__(self, config: TrialConfig, folder: Path, data: TrainingData | None, *, replay: bool = False) -> None:
+        """`replay`: the folder has a checkpoint and nothing of what came before it, and no trace is written."""
         self.config, self.folder, self.checkpoints = config, folder, folder / "checkpoints"
+        self.leads, processes = parallel.rank() == 0, parallel.size()
+        parallel.check_parts(config.batch_size, processes)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.device = device.choose_device(config)
@@ -81,20 +88,25 @@ class Training:
         torch.manual_seed(config.seed)
         model = build_model(config.model, config.target.kind)
         if config.start_from is not None:
-            _start_from(model, Path(config.start_from))
+            checkpoint.start_from(model, Path(config.start_from))
         self.taps = dict(model.taps)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.optimiser = build_optimiser(config.optim, self.model.parameters())
         self.guarded = GuardedStep(self.optimiser, config.optim.clip_norm, self.device)
         self.forward = torch.compile(self.model) if config.compile else self.model
-        self.progress = self._resume()
+        if self.leads:
+            remove_unfinished(folder)
+        self.progress = self._resume(replay)
+        parallel.start_alike(self.model)
         self.skipped = dict(self.data.skipped)  # bad frames met so far, id -> reason
-        self.loader = TrainLoader(self.data.train, config, self.progress.images)
+        self.loader = TrainLoader(self.data.train, config, self.progress.images, rank=parallel.rank(), size=processes)
         self.log = StepLog(self.terms)
         self.recorder = SpikeRecorder(config, self.checkpoints)
-        self.trace = TraceWriter(folder, self.terms, self.progress.step) if config.trace else None
-        write_json(folder / "config.json", as_dict(config))
-        self._write_reports()
+        self.trace: TraceWriter | None = None
+        if self.leads:
+            self.trace = TraceWriter(folder, self.terms, self.progress.step) if config.trace and not replay else None
+            write_json(folder / "config.json", as_dict(config))
+            self._write_reports()
         self.wait_s, self.reported = 0.0, time.perf_counter()
 
     def run(self, stop: Callable[[], bool]) -> Iterator[Report]:
@@ -103,7 +115,7 @@ class Training:
         yield from progress.history
         batches = iter(self.loader)
         while progress.images < config.budget_images:
-            if stop():
+            if parallel.any_of(stop()):
                 self.flush()
                 self._save_latest()
                 raise Stopped(f"stopped after {progress.images} of {config.budget_images} images")
@@ -119,7 +131,7 @@ class Training:
             elif save:
                 self._save_latest()
         self._close_trace()
-        if not (self.folder / PREVIEW).exists():
+        if self.leads and not (self.folder / PREVIEW).exists():
             write_preview(self.folder / PREVIEW, self.model, self.data.validation, config, self.device)
 
     def close(self) -> None:
@@ -132,22 +144,24 @@ class Training:
         config, progress, waiting = self.config, self.progress, time.perf_counter()
         group = [next(batches) for _ in range(config.accumulate)]
         self.wait_s += time.perf_counter() - waiting
-        self.recorder.before_step(progress.step, self._snapshot)
+        if self.leads:
+            self.recorder.before_step(progress.step, self._snapshot)
         self._set_mode()
-        count = sum(len(batch.ids) for batch in group)
+        count = sum(batch.whole for batch in group)
         scalars: dict[str, Tensor] = {name: torch.zeros((), device=self.device) for name in ("loss", *self.terms)}
         sample_losses, targets = [], []
         for batch in group:
             images, target, valid = augment(batch, self.device)
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 pred = self.forward(images)
-            result = composite(pred, target, valid, config.loss, DATA_RANGE[config.target.kind])
-            share = len(batch.ids) / count
+            result = composite(pred, target, valid, config.loss, DATA_RANGE[config.target.kind], POOL)
+            share = batch.whole / count
             torch.autograd.backward(result.total * share)
             for name, value in {"loss": result.total, **result.terms}.items():
                 scalars[name] = scalars[name] + share * value.detach()
-            sample_losses.append(result.per_sample.detach())
-            targets.append((target, valid))
+            sample_losses.append(result.per_sample.detach()[: len(batch.ids)])
+            targets.append((target, valid, len(batch.ids)))
+        parallel.sum_step(self.model, list(scalars.values()))
         lr = scheduled_lr(config.optim, progress.images / config.budget_images) * progress.plateau.scale
         norm, clipped = self.guarded(scalars["loss"], lr)
         scalars |= {"grad_norm": norm, "clipped": clipped, "failed": self.guarded.failed}
@@ -161,6 +175,7 @@ class Training:
         }
         row |= {"epoch": progress.images // len(self.data.train)}
         row |= {"samples": [name for batch in group for name in batch.ids]}
+        row |= {"places": [batch.position + batch.first + k for batch in group for k in range(len(batch.ids))]}
         self.log.add(row, scalars, sample_losses)
         progress.step += 1
         progress.images += count
@@ -174,14 +189,17 @@ class Training:
         if divergence is not None:
             raise divergence
         self.progress.add(rows, self.terms)
-        self.recorder.observe(rows)
+        if self.leads:
+            self.recorder.observe(rows)
 
     def _report(self) -> Report:
         """Validate, checkpoint, then report: a checkpoint is written before its report is told."""
         config, progress = self.config, self.progress
         metrics = progress.training_metrics(self.terms) | self._device_metrics()
         validating = time.perf_counter()
-        metrics |= validate(self.model, self.data.validation, config, self.device, self.dtype, self.skipped)
+        if self.leads:
+            metrics |= validate(self.model, self.data.validation, config, self.device, self.dtype, self.skipped)
+        metrics = parallel.from_first(metrics)
         metrics |= {"time/validation_s": time.perf_counter() - validating, "time/seconds": progress.seconds}
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if broken:
@@ -192,12 +210,15 @@ class Training:
         report = Report(progress.step, progress.images, epoch, time.time(), metrics, final)
         progress.history.append(report)
         progress.sums, self.wait_s = {}, 0.0
-        if progress.is_best(config.best_metric, metrics[f"val/{config.best_metric}"]):
+        if progress.is_best(config.best_metric, metrics[f"val/{config.best_metric}"]) and self.leads:
             best = checkpoint.take_snapshot(self.model, None, {"report": asdict(report)})
             checkpoint.write_checkpoint(self.checkpoints / checkpoint.BEST, best, config)
         self._save_latest()
-        self._write_reports()
-        write_json(self.folder / "summary.json", self._summary())
+        for skipped in parallel.gather(self.loader.skipped):
+            self.skipped |= skipped
+        if self.leads:
+            self._write_reports()
+            write_json(self.folder / "summary.json", self._summary())
         self.reported = time.perf_counter()
         return report
 
@@ -215,18 +236,26 @@ class Training:
         return checkpoint.take_snapshot(self.model, self.optimiser, state)
 
     def _save_latest(self) -> None:
+        if not self.leads:
+            return
         if self.trace is not None:
             self.trace.flush()
         checkpoint.write_checkpoint(self.checkpoints / checkpoint.LATEST, self._snapshot(), self.config)
 
-    def _resume(self) -> Progress:
+    def _resume(self, replay: bool) -> Progress:
         latest = self.checkpoints / checkpoint.LATEST
-        for folder in (latest, self.checkpoints / checkpoint.BEST):
-            checkpoint.heal(folder)
-        if not latest.exists():
+        if self.leads:
+            for folder in (latest, self.checkpoints / checkpoint.BEST):
+                checkpoint.heal(folder)
+            reports = self.folder / "reports.jsonl"
+            if not latest.exists() and reports.exists() and reports.stat().st_size:
+                raise Blocked(f"{latest}: is missing, but there are reports beside it; {checkpoint.ADVICE}")
+        if not parallel.from_first(latest.exists()):
             return Progress()
-        _same_settings(checkpoint.read_config(latest), self.config, latest)
+        checkpoint.check_settings(latest, self.config)
         state = checkpoint.restore(latest, self.model, self.optimiser)
+        if state["best"] is not None and not replay:
+            checkpoint.verify(self.checkpoints / checkpoint.BEST)
         if state["threads"] != torch.get_num_threads() and self.device.type == "cpu":
             raise UserError(
                 f"{latest}: was trained with {state['threads']} threads and this process has "
@@ -240,13 +269,14 @@ class Training:
 
     def _summary(self) -> dict[str, Any]:
         progress, seconds = self.progress, self.progress.seconds
-        skipped = sorted((self.skipped | self.loader.skipped).items())
+        skipped = sorted(self.skipped.items())
         return {
             **{f"parameters_{name}": count for name, count in parameter_counts(self.model).items()},
             "taps": self.taps,
             "device": device.describe(self.device),
             "precision": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
+            "processes": parallel.size(),
             "steps": progress.step,
             "images": progress.images,
             "epochs": progress.images / len(self.data.train),
@@ -274,21 +304,3 @@ class Training:
 
 def _crossed(before: int, now: int, every: int) -> bool:
     return before // every < now // every
-
-
-def _start_from(model: torch.nn.Module, folder: Path) -> None:
-    try:
-        model.load_state_dict(checkpoint.read_weights(folder))
-    except RuntimeError as error:
-        problem = str(error).splitlines()[1].strip()
-        raise UserError(f"start_from: the weights of {folder} do not fit this model ({problem})") from error
-
-
-def _same_settings(then: TrialConfig, now: TrialConfig, folder: Path) -> None:
-    old, new = flat(then), flat(now)
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            raise UserError(
-                f"{folder}: was trained with {key} = {old.get(key)}, not {new.get(key)}; "
-                "use another folder, or put the setting back"
-            )

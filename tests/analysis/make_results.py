@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from study.contract import OPTUNA_STATE, Attr, Layout, Outcome, StudyAttr, trial_key
+from study.contract import OPTUNA_STATE, Attr, Judge, Layout, Outcome, StudyAttr, judge_hash, trial_key
 from trainables.config import as_dict
 from trainables.durable import write_json
 from trainables.recipe import load_recipe, set_path
@@ -105,7 +105,7 @@ def make_results(
         for name, value in {
             StudyAttr.STUDY: settings,
             StudyAttr.JUDGE: dict(judge),
-            StudyAttr.JUDGE_HASH: "0" * 64,
+            StudyAttr.JUDGE_HASH: judge_hash(Judge(**judge)),
             StudyAttr.DATA: dict(data or {"train": "a" * 64, "test": "b" * 64, "frames": 480}),
             StudyAttr.ENVIRONMENT: {"python": "3.12.0", "torch": "2.14.1", "host": "planted", "commit": "c" * 40},
             StudyAttr.TIMINGS: {phase: 60.0 * len(members)},

@@ -32,7 +32,14 @@ def test_pairs_that_did_not_complete_and_few_pairs_are_said(tmp_path: Path) -> N
     rows = [arm("base", 1, 0.5), arm("a", 1, 0.7), arm("b", 1, 0.5, Outcome.DIVERGED)]
     section = ablation.analyse(runs.load(make_results(tmp_path / "s", rows).root))
     assert "0.200 m (n = 1 paired seeds, no interval)" in section.answers[0]
-    assert "no pair of complete trainings (1 diverged of 1 seeds)" in section.answers[1]
+    assert "no pair of complete trainings (with the flip 1 diverged, without it 1 complete)" in section.answers[1]
+    rows = [
+        arm(name, s, 0.5, Outcome.DIVERGED if name == "base" else Outcome.COMPLETE)
+        for s in (1, 2)
+        for name in ("base", "a")
+    ]
+    section = ablation.analyse(runs.load(make_results(tmp_path / "base diverges", rows).root))
+    assert "(with the flip 2 complete, without it 2 diverged)" in section.answers[0]
 
 
 def test_the_checkerboard_stands_beside_the_judged_metric(tmp_path: Path) -> None:

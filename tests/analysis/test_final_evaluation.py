@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis import evaluation_section, final_evaluation, intervals, reproduction, runs
+from analysis import cost, evaluation_section, final_evaluation, intervals, reproduction, runs, sealed, store
 from study.contract import Layout
 from tests.analysis.make_results import Training, make_results
 from trainables import checkpoint
@@ -35,6 +35,7 @@ def study(tmp_path: Path, tiny_config: Callable[..., TrialConfig]) -> Layout:
 
 
 def write_study(root: Path, config: TrialConfig, tracking: str | None) -> Layout:
+    """The study with untrained weights of its trainings' numbers."""
     trainings = [Training("reproduce", 0.7, group="densedepth"), *(Training("search", v[0]) for v in GROUPS.values())]
     trainings += [
         Training("confirm", value, group=group, origin=group, seed=10 + i)
@@ -151,7 +152,16 @@ def test_deleting_the_results_folder_does_not_reset_the_count(
         section = final_evaluation.analyse(runs.load(layout.root))
         assert section.data["openings"][-1]["count"] == expected
         assert section.data["openings"][-1]["counted_in"] == "tracking store"
-        shutil.rmtree(layout.root)
+        if expected == 1:
+            shutil.rmtree(layout.root)
+    tables = runs.load(layout.root)
+    digest = section.data["openings"][-1]["test_data"]
+    assert store.record_opening(tables, digest, {"reason": "another study"}) == 3
+    with runs.tracking_store(tables) as client:
+        experiment = client.get_experiment_by_name(store.OPENINGS).experiment_id
+        client.delete_run(client.search_runs([experiment])[0].info.run_id)  # as the UI does
+    again = final_evaluation.analyse(tables)
+    assert any("opened 3 times, counted in the tracking store" in answer for answer in again.answers)
 
 
 def test_the_opening_is_recorded_before_anything_is_scored(study: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +177,85 @@ def test_the_opening_is_recorded_before_anything_is_scored(study: Layout, monkey
     assert [o["count"] for o in section.data["openings"]] == [1, 2]  # the torn opening counts
 
 
+def test_a_torn_opening_is_in_the_count_and_those_of_other_data_are_not(
+    study: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final_evaluation.analyse(runs.load(study.root))
+
+    def torn(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(final_evaluation, "score_test", torn)
+    with pytest.raises(KeyboardInterrupt):
+        final_evaluation.open_once(runs.load(study.root), "a new crop")
+    path = study.evaluation / sealed.OPENINGS
+    other = {"test_data": "a recipe's own", "at": "", "reason": "", "count": 7, "counted_in": "", "list_sha256": ""}
+    path.write_text(json.dumps([*json.loads(path.read_text()), other]))
+    section = final_evaluation.analyse(runs.load(study.root))
+    assert section.data["opened"] and section.data["times_opened"] == 2 and len(section.data["openings"]) == 3
+
+
+def test_damaged_and_mixed_files_are_a_sentence(study: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    final_evaluation.analyse(runs.load(study.root))
+    done, scores = study.evaluation / sealed.DONE, study.evaluation / sealed.SCORES
+    whole = {path: path.read_bytes() for path in (done, scores)}
+    pd.read_parquet(scores).head(3).to_parquet(scores)  # as after a kill between the writes of another opening
+    section = final_evaluation.analyse(runs.load(study.root))
+    assert not section.data["opened"] and "not of one opening" in section.answers[0]
+    scores.unlink()
+    assert final_evaluation.main([str(study.root)]) == 2 and "--again REASON" in capsys.readouterr().err
+    scores.write_bytes(whole[scores])
+    done.write_bytes(whole[done][:-9])
+    assert final_evaluation.main([str(study.root)]) == 2 and "damaged" in capsys.readouterr().err
+    assert len(stored(study, sealed.OPENINGS)) == 1
+
+
+def test_frames_without_a_finite_prediction_are_failures(study: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    predicted = final_evaluation._predicted
+
+    def broken(tables: Any, entry: Any, *rest: Any) -> Any:
+        for indices, pred, truth in predicted(tables, entry, *rest):
+            lost = torch.zeros(len(pred)).index_fill(0, torch.tensor([0]), torch.nan)[:, None, None]
+            yield indices, pred + lost if entry["name"] == "confirm-0001" else pred, truth
+
+    monkeypatch.setattr(final_evaluation, "_predicted", broken)
+    section = final_evaluation.analyse(runs.load(study.root))
+    batches = section.data["failed"]["confirm-0001"]
+    assert 0 < batches < 6 and section.data["measured"] == 6 - batches
+    assert section.answers[0].startswith(f"On {6 - batches} of 6 test frames the champion")
+    assert section.answers[1].endswith(f"left out of the means over frames: confirm-0001 on {batches} of 6 frames.")
+
+
+def test_an_edited_judge_is_seen_and_keeps_the_test_sealed(study: Layout) -> None:
+    import optuna
+
+    assert "were hashed before" in cost.provenance(runs.load(study.root), {}).answers[0]
+    storage = optuna.storages.RDBStorage(f"sqlite:///{study.ledger}")
+    for frozen in storage.get_all_studies():
+        edited = frozen.user_attrs["judge"] | {"metric": "abs_rel"}
+        storage.set_study_user_attr(storage.get_study_id_from_name(frozen.study_name), "judge", edited)
+    tables = runs.load(study.root)
+    section = final_evaluation.analyse(tables)
+    assert not section.data["opened"] and "not those hashed before the first training" in section.answers[0]
+    assert "not those hashed" in cost.provenance(tables, {}).answers[0]
+
+
+def test_relative_depth_is_headlined_by_its_own_protocol_and_never_comparable(
+    tmp_path: Path, tiny_config: Callable[..., TrialConfig]
+) -> None:
+    config = tiny_config(**{"target.kind": "relative", "protocol": "densedepth_affine"})
+    layout = write_study(tmp_path, config, None)
+    shutil.rmtree(layout.trial("reproduce-0000") / "checkpoints")
+    tables = runs.load(layout.root)
+    section = final_evaluation.analyse(tables)
+    assert (
+        "under protocol densedepth_affine" in section.answers[0] and "relative depth has no scale" in section.answers[0]
+    )
+    assert not section.tables[0].frame["comparable"].any()
+    assert any("checkpoint is missing: recipe densedepth (trials/reproduce-0000" in said for said in section.answers)
+    assert "it is missing: trials/reproduce-0000" in reproduction.analyse(tables).data["verdicts"][0]["why"]
+
+
 def test_a_store_that_does_not_answer_keeps_the_test_sealed(study: Layout) -> None:
     give_tracking(study, "http://127.0.0.1:9")
     section = final_evaluation.analyse(runs.load(study.root))
@@ -176,13 +265,13 @@ def test_a_store_that_does_not_answer_keeps_the_test_sealed(study: Layout) -> No
 
 def test_changed_weights_and_changed_data_are_refused(study: Layout) -> None:
     tables = runs.load(study.root)
-    frozen = final_evaluation.freeze(tables, study.evaluation)
+    frozen = sealed.freeze(tables, study.evaluation)
     entry = dict(frozen["entries"][0]) | {"weights_sha256": "0" * 64}
     config = checkpoint.read_config(study.root / entry["checkpoint"])
     with pytest.raises(UserError, match="changed after the list was frozen"):
         final_evaluation.score_test(tables, entry, {entry["name"]: config}, config)
     with pytest.raises(UserError, match="test data changed"):
-        final_evaluation._same_data(tables, "0" * 64)
+        final_evaluation._same_data(tables, [str(tables.data["test"]), "0" * 64])
 
 
 def test_only_the_sealed_file_opens_the_test_split() -> None:
@@ -190,11 +279,17 @@ def test_only_the_sealed_file_opens_the_test_split() -> None:
     allowed = {"analysis/final_evaluation.py", "trainables/data/dataset.py", "trainables/data/doctor.py"}
     callers = set()
     for path in (p for folder in ("analysis", "study", "trainables") for p in (ROOT / folder).rglob("*.py")):
-        names = {n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)}
-        names |= {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
-        if "open_test" in names:
+        if "open_test" in named(path.read_text()):
             callers.add(str(path.relative_to(ROOT)))
     assert "analysis/final_evaluation.py" in callers and callers <= allowed
+    assert "open_test" in named("from trainables.data.dataset import open_test as innocent")
+
+
+def named(source: str) -> set[str]:
+    """Every name that a source uses or imports, under its own name."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {n.id for n in nodes if isinstance(n, ast.Name)} | {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+    return names | {alias.name for n in nodes if isinstance(n, ast.ImportFrom) for alias in n.names}
 
 
 def test_scene_intervals_cover_and_small_ones_are_refused() -> None:

@@ -6,11 +6,14 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from analysis import importance, runs
-from study.contract import Outcome
-from tests.analysis.make_results import PAPER, Training, make_results, planted_study
+from analysis import dimensions, effects, importance, runs, spikes
+from study.contract import Judge, Outcome
+from tests.analysis.make_results import PAPER, Training, make_results, planted_study, planted_trace
+
+LR = dimensions.Dimension("optim.lr", 1e-5, 1e-3, True, ())
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -44,6 +47,27 @@ def test_a_search_of_noise_finds_nothing(tmp_path: Path) -> None:
     assert found <= 1
 
 
+def test_the_interval_of_a_setting_without_an_effect_rarely_leaves_out_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Picked after a look, best and worst bin differ in 19% of such studies for an interval that does not know."""
+    monkeypatch.setattr(effects, "PERMUTATIONS", 1)
+    rng, judge = np.random.default_rng(7), Judge("rmse", "densedepth", "best", {})
+    studies = (
+        pd.DataFrame({"value": rng.standard_normal(30), "config.optim.lr": 10 ** rng.uniform(-5, -3, 30)})
+        for _ in range(400)
+    )
+    found = [effects.effect(study, LR, judge) for study in studies]
+    assert 0.01 <= np.mean([row is not None and row["low"] > 0 for row in found]) <= 0.08
+    few = pd.DataFrame({"value": [0.1, 0.2, 0.8, 0.9], "config.optim.lr": [1e-5, 2e-5, 5e-4, 6e-4]})
+    assert effects.effect(few, LR, judge) is None
+
+
+def test_bins_have_names_of_their_own() -> None:
+    rates = [0.001 + 1e-7 * place for place in range(9)]
+    names = LR.binned(pd.DataFrame({"config.optim.lr": rates}))
+    assert [list(names).count(name) for name in dict.fromkeys(names)] == [3, 3, 3]
+    assert LR.binned(pd.DataFrame({"config.optim.lr": [0.0014, 0.0018, 0.0094]}))[0] == "0.0014 to 0.0014"
+
+
 def test_too_few_trials_are_called_that(tmp_path: Path) -> None:
     trainings = [Training("search", 0.5 + 0.1 * i, PAPER | {"optim.lr": 1e-4 * (i + 1)}) for i in range(8)]
     section = importance.analyse(runs.load(make_results(tmp_path / "s", trainings).root))
@@ -65,6 +89,40 @@ def test_divergence_is_an_outcome_of_its_own(tmp_path: Path) -> None:
     fanova = section.data["divergence"]["fanova"]
     assert max(fanova, key=fanova.get) == "optim.lr"
     assert any("diverged, most by optim.lr" in answer for answer in section.answers)
+    assert section.data["divergence"]["p"]["optim.lr"] < 0.01 < 0.05 < section.data["divergence"]["p"]["batch_size"]
+
+
+def test_divergences_by_chance_name_no_setting(tmp_path: Path) -> None:
+    """3 of 20, one in each third of the learning rates."""
+    trainings = [
+        Training("search", 0.5, PAPER | {"optim.lr": 1e-5 * 1.3**i},
+                 outcome=Outcome.DIVERGED if i in (2, 9, 16) else Outcome.COMPLETE)
+        for i in range(20)
+    ]  # fmt: skip
+    section = importance.analyse(runs.load(make_results(tmp_path / "s", trainings).root))
+    (said,) = [answer for answer in section.answers if "diverged" in answer]
+    assert said == "3 of 20 trials diverged; which setting does it is not distinguishable from chance."
+
+
+def test_spikes_by_clip_norm_are_rates_of_the_trials_that_left_a_trace(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def clipped(clip: float | None, spiked: dict[int, float], steps: int) -> Training:
+        trace = planted_trace(rng, steps=steps, batch_size=4, samples=[f"s/{i}.jpg" for i in range(40)],
+                              noise=0.1, spikes=spiked)  # fmt: skip
+        return Training("search", 0.5, PAPER | {"optim.clip_norm": clip}, trace=trace)
+
+    trainings = [clipped(None, {250: 20.0, 350: 20.0}, 400), clipped(None, {}, 600), clipped(0.1, {}, 400)]
+    trainings.append(Training("search", 0.5, PAPER))  # without a trace
+    tables = runs.load(make_results(tmp_path / "s", trainings).root)
+    spikes.collect(tables)
+    section = importance.analyse(tables)
+    rows = {
+        row["clip_norm"]: (row["spikes_per_1000_steps"], row["traced"], row["n"]) for row in section.data["clipping"]
+    }
+    assert rows == {"none": (pytest.approx(2.0), 2, 3), "0.1": (0.0, 1, 1)}
+    (figure,) = [figure for figure in section.figures if figure.name == "importance-clipping"]
+    assert figure.render().axes[-1].get_ylabel() == "spikes per 1,000 steps"
 
 
 def test_the_end_of_a_range_is_warned_of_and_clipping_is_described(tmp_path: Path) -> None:
@@ -76,7 +134,7 @@ def test_the_end_of_a_range_is_warned_of_and_clipping_is_described(tmp_path: Pat
     section = importance.analyse(runs.load(make_results(tmp_path / "s", trainings).root))
     assert any("upper end of optim.lr" in warning for warning in section.data["boundaries"])
     assert [row["clip_norm"] for row in section.data["clipping"]] == ["0.1", "10", "none"]
-    assert any("Clip norm 0.1 clips nearly every step" in answer for answer in section.answers)
+    assert any("Clip norm 0.1 (n = 5 trials) clips nearly every step" in answer for answer in section.answers)
 
 
 def test_empty_and_all_failed_searches_are_answered(tmp_path: Path) -> None:

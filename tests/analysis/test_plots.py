@@ -40,6 +40,16 @@ def test_inline_svg_has_no_style_and_keeps_names_as_text() -> None:
     assert pd.read_csv(io.BytesIO(made.files["name.csv"]))["y"].tolist() == FRAME["y"].tolist()
 
 
+def test_a_name_that_looks_like_an_attribute_is_not_rewritten() -> None:
+    name = f'a style="fill:red" fill="{plots.BLUE}"'
+
+    def titled(canvas: Canvas, data: pd.DataFrame) -> None:
+        canvas.add_subplot().set_title(name)
+
+    element = str(page.picture(Figure("name", "title", "alt", "caption", titled, FRAME)).picture)
+    assert f">{name}</text>" in element
+
+
 @pytest.mark.parametrize("value", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
 def test_a_formula_in_a_csv_is_defused(value: str) -> None:
     text = plots.csv_text(pd.DataFrame({value: [value, "x"], "n": [-1.5, 2.0]}))

@@ -10,12 +10,14 @@ import pytest
 import yaml
 
 from analysis import replays, report, runs, spike_pairs, spikes
-from analysis.tables import read_table
+from analysis.tables import read_table, write_table
 from study.config import load_study
+from study.contract import Outcome
 from study.plan import make_plan
 from tests.analysis.make_results import Training, make_results
 from tests.trainables.test_replay import spiked
 from trainables.config import TrialConfig, as_dict
+from trainables.durable import write_json
 from trainables.errors import UserError
 
 
@@ -48,6 +50,56 @@ def test_a_study_is_replayed_and_its_report_shows_it(
     next(folder.glob("replays/*.json")).write_text("{")
     with pytest.raises(UserError, match="is damaged"):
         replays.read(runs.load(layout.root))
+
+
+def test_a_replay_that_diverges_counts(tmp_path: Path) -> None:
+    """As it was it diverges: by its loss, with and without the sample alike, or by a gradient, which ends it early."""
+    layout = make_results(tmp_path / "s", [Training("search", 0.5)])
+    facts = {"first_step": 40, "spike_step": 41, "left_out": ["a"], "target_min": 1.0, "target_max": 2.0,
+             "hole_share": 0.0, "usual_loss": 0.2, "cause": "numeric"}  # fmt: skip
+    runs_of = {41: ([0.2, None], [0.2, 0.3]), 42: ([0.2, None], [0.2, None]), 43: ([0.2, 0.3], [0.2, 0.3, 0.2])}
+    for step, (as_it_was, without) in runs_of.items():
+        kept = facts | {"spike_step": step, "first_step": step - 1, "as_it_was": as_it_was, "without": without}
+        write_json(layout.trial("search-0000") / "replays" / f"step-{step}.json", kept)
+    tables = runs.load(layout.root)
+    found, _ = replays.read(tables)
+    assert dict(zip(found["step"], found["share_gone"], strict=True)) == {41: 1.0, 42: 0.0, 43: 1.0}
+    (said,) = replays.sentences(found)
+    assert "2 of 3 spikes lose" in said and "to infinity (the training diverges) with a and to 0.300 without it" in said
+    write_table(tables, tmp_path / "released.parquet")
+    assert replays.sentences(replays.read(read_table(tmp_path / "released.parquet"))[0]) == [said]
+
+
+def test_only_pairs_of_complete_trainings_say_what_a_flip_does_to_spikes(tmp_path: Path) -> None:
+    """Planted: the flipped training of the second seed crashed before it could spike."""
+    trainings = [
+        Training("ablate", 0.5, seed=seed,
+                 outcome=Outcome.FAILED if (arm, seed) == ("flipped", 1) else Outcome.COMPLETE,
+                 origin={"question": "base" if arm == "base" else "x", "arm": arm, "recipe": "densedepth"})
+        for seed in range(2) for arm in ("base", "flipped")
+    ]  # fmt: skip
+    tables = runs.load(make_results(tmp_path / "s", trainings).root)
+    counted = tables.trials[["key"]].assign(steps=[1000, 1000, 1000, 20], spikes=[4, 4, 8, 0])
+    pairs = spike_pairs.by_question(tables, counted)
+    (row,) = pairs.to_dict("records")
+    assert (row["pairs"], row["left_out"], row["unflipped"], row["flipped"]) == (1, 1, 4.0, 4.0)
+    assert spike_pairs.sentences(pairs)[0].endswith("; left out of 2 pairs, as not complete or without a trace: 1.")
+    tables.trials.loc[tables.trials["seed"] == 0, "outcome"] = Outcome.DIVERGED
+    (said,) = spike_pairs.sentences(spike_pairs.by_question(tables, counted))
+    assert said.endswith("no pair to count spikes in; left out of 2 pairs, as not complete or without a trace: 2.")
+
+
+def test_the_quarantine_keeps_what_the_study_left_out_and_its_variant(tmp_path: Path) -> None:
+    out = {"data.exclude": ["old"], "variant": "batch_8"}
+    trainings = [
+        Training("reproduce", 0.5, overrides=out),
+        Training("reproduce", 0.5, overrides=out | {"data.exclude": ["old", "x"]}),
+    ]
+    tables = runs.load(make_results(tmp_path / "s", trainings).root)
+    asked = spike_pairs.rerun(tables, ["x", "new"])
+    assert asked is not None and asked["ablate"]["settings"] == [{"data.exclude": ["old", "x", "new"]}]
+    assert asked["ablate"]["recipe"] == "densedepth+batch_8"
+    assert spike_pairs.rerun(tables, ["old"]) is None
 
 
 def test_the_quarantine_list_becomes_a_study_that_says_what_leaving_out_does(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import compare, page, report, runs
+from analysis import compare, cost, overview, page, report, runs, store, tables
 from analysis.section import Section, Table
 from study.contract import Outcome
 from tests.analysis.make_results import JUDGE, Training, make_results, planted_study, planted_trace, settings_of
@@ -195,18 +196,65 @@ def test_a_released_table_makes_the_same_page(planted: Path, tmp_path: Path) -> 
     assert sections(again) == sections(first) and len(sections(first)) >= 6
 
 
+def test_a_strangers_table_writes_and_connects_nowhere_else(
+    planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No store that the table names is opened or made, and nobody's own folder is replaced."""
+    loaded = tables.read_table(planted.parent / "report" / "study.parquet")
+    loaded = replace(loaded, study=dict(loaded.study) | {"tracking": {"uri": f"sqlite:///{tmp_path / 'made.db'}"}})
+    released = tmp_path / "paper" / "study.parquet"
+    tables.write_table(loaded, released)
+    thesis = tmp_path / "paper" / "report" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("mine")
+    assert report.main(["--from-table", str(released)]) == 2 and thesis.read_text() == "mine"
+    assert "is no report of this command" in capsys.readouterr().err
+    assert store.run_pages(loaded) == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["paper"]
+
+
+def test_names_are_no_markdown() -> None:
+    text = report._literal("[a](http://x) <b>*c* `d`\n# www.e.f \u202eg 0.123 m.")
+    assert text == r"\[a\](http:\/\/x) \<b\>\*c\* \`d\` \# www\.e.f \[U+202E\]g 0.123 m."
+
+
 def test_two_studies_are_set_side_by_side_and_obstacles_are_named(tmp_path: Path) -> None:
     one = make_results(tmp_path / "one", [Training("search", 0.5)])
     same = make_results(tmp_path / "same", [Training("search", 0.6)])
     other = make_results(tmp_path / "other", [Training("search", 0.6)], budget_images=4800)
-    tables = {layout.name: runs.load(layout.root) for layout in (one, same, other)}
-    assert compare.analyse(tables["one"], tables["same"]).data["comparable"] is True
-    section = compare.analyse(tables["one"], tables["other"])
+    loaded = {layout.name: runs.load(layout.root) for layout in (one, same, other)}
+    assert compare.analyse(loaded["one"], loaded["same"]).data["comparable"] is True
+    section = compare.analyse(loaded["one"], loaded["other"])
     assert section.data["obstacles"] == ["budget_images is 2400 and 4800"]
     assert "cannot be compared" in section.answers[0]
     assert report.main([str(one.root), str(other.root)]) == 0
     text = one.report.read_text(encoding="utf-8")
     assert '<section id="compare"' in text and "budget_images is 2400 and 4800" in text
+
+
+def test_trials_that_did_not_complete_stand_behind_those_that_did(tmp_path: Path) -> None:
+    trainings = [
+        Training("search", 0.5, history=[0.6, 0.5]),
+        Training("search", 0.2, outcome=Outcome.DIVERGED, history=[0.2]),
+        Training("search", 0.7, history=[0.7, 0.7]),
+        Training("search", 0.4, history=[0.4]),
+    ]
+    tables = runs.load(make_results(tmp_path / "s", trainings).root)
+    (table,) = overview.history(tables).tables
+    assert table.frame["key"].tolist() == ["search-0003", "search-0000", "search-0002", "search-0001"]
+    assert any(answer.startswith("In 1 of 2 complete ones") for answer in overview.curves(tables).answers)
+
+
+def test_device_hours_are_those_of_all_devices_of_a_training(tmp_path: Path) -> None:
+    """50 s each on two devices; the pruned one had seen a quarter of its images."""
+    trainings = [Training("search", 0.5), Training("search", 0.9, outcome=Outcome.PRUNED)]
+    study = settings_of("s", trainings, JUDGE) | {"resources": {"gpus_per_trial": 2}}
+    section = cost.cost(runs.load(make_results(tmp_path / "s", trainings, study=study).root))
+    by_name = {table.name: table.frame for table in section.tables}
+    assert by_name["cost-phases"]["device_hours"].tolist() == [pytest.approx(2 * 100 / 3600)]
+    assert by_name["cost-trainings"]["device_hours"].tolist() == [pytest.approx(2 * 50 / 3600)] * 2
+    assert section.data["pruning_saved_device_hours"] == pytest.approx(2 * 150 / 3600)
+    assert "0.0556 device-hours" in section.answers[0] and "(0.0833 device-hours)" in section.answers[1]
 
 
 def test_a_missing_study_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

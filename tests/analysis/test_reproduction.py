@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from analysis import reproduction, runs
-from analysis.published import PAPER, ROWS
+from analysis.published import PAPER, ROWS, comparable
 from tests.analysis.make_results import JUDGE, Training, make_results
 from trainables.config import as_dict
 from trainables.evaluate import PROTOCOLS
@@ -41,6 +41,7 @@ def entry(metrics: dict[str, float], **changes: Any) -> dict[str, Any]:
         "key": "reproduce-0000",
         "source": "kaggle",
         "frames": 654,
+        "target": "inverse",
         "same_test_data": True,
         "edges": [],
         "summary": {name: dict(metrics) for name in PROTOCOLS},
@@ -81,6 +82,13 @@ def test_what_stands_in_the_way_is_said(
 ) -> None:
     row = verdicts(tmp_path / "s", entry(dict(PAPER.metrics), **changes), **overrides)[PAPER.who]
     assert row["verdict"] == "cannot be compared" and reason in row["why"]
+
+
+@pytest.mark.parametrize("changes", [{"frames": 653}, {"source": "rooms"}, {"target": "relative"}])
+def test_only_the_654_frames_and_absolute_depth_are_comparable(changes: dict[str, Any]) -> None:
+    assert comparable(entry({}), "densedepth") == (True, "")
+    can, why = comparable(entry({}, **changes), "densedepth")
+    assert not can and why
 
 
 def test_published_rows_state_source_and_a_protocol_that_exists() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import runs, tables
+from analysis import compare, cost, runs, spike_pairs, tables
+from analysis.traces import read_steps
 from study.contract import Outcome
 from tests.analysis.make_results import Training, make_results, planted_study, planted_trace, write_trace
 from trainables.durable import sha256
@@ -65,35 +67,67 @@ def test_unknown_and_damaged_studies_are_refused_in_one_sentence(tmp_path: Path)
         runs.load(tmp_path / "torn")
 
 
-def test_traces_are_read_by_column_and_a_flipped_byte_is_found(tmp_path: Path) -> None:
+def test_a_trace_is_read_whole_or_in_parts_and_a_flipped_byte_is_found(tmp_path: Path) -> None:
     trace = planted_trace(np.random.default_rng(3), steps=50, batch_size=2, samples=["a", "b", "c"])
     layout = make_results(tmp_path / "s", [Training("search", 0.5, trace=trace)])
-    loaded = runs.load(layout.root)
-    assert list(loaded.trace("search-0000", ["step", "loss", "no such column"]).columns) == ["step", "loss"]
-    ids = loaded.trace("search-0000", ["samples"])["samples"]
-    assert list(ids[0]) == [["a", "b", "c"][i] for i in trace["order"][:2]]
+    folder, notes = layout.trial("search-0000"), list[str]()
+    steps = read_steps(folder, notes)
+    assert steps is not None and steps.loss == pytest.approx(trace["loss"], rel=1e-6)
+    assert [steps.names[i] for i in steps.sample[:2]] == [["a", "b", "c"][i] for i in trace["order"][:2]]
     path = layout.trial("search-0000") / "trace.parquet"
     content = bytearray(path.read_bytes())
     content[200] ^= 0xFF
     path.write_bytes(content)
-    assert loaded.trace("search-0000").empty and "trace.parquet cannot be read" in loaded.notes[0]
+    assert read_steps(folder, notes) is None and "trace.parquet cannot be read" in notes[0]
     parts = layout.trial("search-0000") / "trace"
     write_trace(parts, trace)
     (parts / "trace.parquet").rename(parts / "part-000000000000.parquet")
     path.unlink()
-    assert len(loaded.trace("search-0000", ["loss"])) == 50
+    again = read_steps(folder, notes)
+    assert again is not None and len(again.loss) == 50
 
 
 def test_the_released_table_gives_the_same_study(tmp_path: Path) -> None:
     layout, _ = planted_study(tmp_path / "planted", 2)
     loaded = runs.load(layout.root)
-    loaded.extras["spikes"] = pd.DataFrame({"key": ["a"], "size": [float("nan")]})
+    loaded.extras["spikes.spikes"] = pd.DataFrame(
+        {"key": ["a"] * 3, "size": [float("nan"), float("inf"), -float("inf")]}
+    )
     tables.write_table(loaded, tmp_path / "study.parquet")
     again = tables.read_table(tmp_path / "study.parquet")
     pd.testing.assert_frame_equal(loaded.trials, again.trials, check_dtype=False)
     pd.testing.assert_frame_equal(loaded.reports.reset_index(drop=True), again.reports, check_dtype=False)
-    assert (
-        again.judge == loaded.judge and again.study == loaded.study and again.extras["spikes"]["key"].tolist() == ["a"]
-    )
+    assert again.judge == loaded.judge and again.study == loaded.study
+    pd.testing.assert_frame_equal(again.extras["spikes.spikes"], loaded.extras["spikes.spikes"])
     with pytest.raises(UserError, match="no released table"):
         tables.read_table(layout.study_file)
+
+
+def test_the_tracking_file_is_the_one_beside_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever folder the command is started from: openings are counted there."""
+    layout = make_results(tmp_path / "results" / "s", [Training("search", 0.5)])
+    loaded = replace(runs.load(layout.root), study={"tracking": {"uri": "sqlite:///mlflow.db"}})
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    (elsewhere / "mlflow.db").touch()
+    assert runs.tracking_uri(loaded) == f"sqlite:///{elsewhere / 'mlflow.db'}"  # a results folder that was copied here
+    (tmp_path / "mlflow.db").touch()
+    assert runs.tracking_uri(loaded) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def test_passwords_stay_at_home(tmp_path: Path) -> None:
+    uri = "postgresql://me:se@cret@host/db"
+    layout = make_results(tmp_path / "s", [Training("search", 0.5)])
+    loaded = replace(
+        runs.load(layout.root),
+        study={"ledger": uri, "tracking": {"uri": uri}},
+        environment={"command": f"study.run --set ledger={uri}", "changes": [{"now": {"command": f"--set a={uri}"}}]},
+    )
+    tables.write_table(loaded, tmp_path / "study.parquet")
+    again = tables.read_table(tmp_path / "study.parquet")
+    shown = [table.frame.to_csv() for table in cost.provenance(loaded, {}).tables]
+    shown.append(compare.analyse(loaded, runs.load(layout.root)).tables[1].frame.to_csv())
+    shown += [str(spike_pairs.rerun(loaded, ["a sample"])), str(again.study), str(again.environment)]
+    for text in shown:
+        assert "***@host/db" in text and "cret" not in text and "//me" not in text

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis import runs, selection
+from analysis.section import Section, number
 from study.contract import Outcome
 from tests.analysis.make_results import Training, make_results, planted_study
 
@@ -65,6 +66,48 @@ def test_a_setting_with_a_failed_seed_does_not_win(tmp_path: Path) -> None:
     ]
     section = selection.analyse(runs.load(make_results(tmp_path / "s", rows).root))
     assert section.data["champion"] == "confirm-0004"
+
+
+def confirmed(root: Path, search: dict[str, float], fresh: dict[str, list[float | None]]) -> Section:
+    """The section on a search and its confirmation; None: that fresh seed failed."""
+    rows = [Training("search", value) for value in search.values()]
+    rows += [
+        Training("confirm", value or 0.0, group=key, seed=seed, origin=key,
+                 outcome=Outcome.FAILED if value is None else Outcome.COMPLETE)
+        for key, values in fresh.items() for seed, value in enumerate(values)
+    ]  # fmt: skip
+    return selection.analyse(runs.load(make_results(root, rows).root))
+
+
+def test_the_gap_to_the_search_has_its_sign_in_words(tmp_path: Path) -> None:
+    kept = confirmed(tmp_path / "s", {"a": 0.5}, {"search-0000": [0.48, 0.48, 0.48]})
+    (said,) = [answer for answer in kept.answers if "Winner's curse" in answer]
+    assert "fresh seeds are better by 0.02 m (n = 1 paired settings, no interval)" in said and "most for" not in said
+    values = {f"search-000{i}": [0.5 + gap] * 3 for i, gap in enumerate((0.05, -0.06, 0.02))}
+    unclear = confirmed(tmp_path / "unclear", dict.fromkeys("abc", 0.5), dict(values))
+    assert any("not distinguishable from none; most for search-0000" in answer for answer in unclear.answers)
+
+
+def test_failed_confirmations_are_no_number_and_no_waiting(tmp_path: Path) -> None:
+    half = confirmed(tmp_path / "half", {"a": 0.5, "b": 0.5},
+                     {"search-0000": [0.5, 0.5, 0.5], "search-0001": [0.4, None, None]})  # fmt: skip
+    assert any("Too few fresh seeds of search-0001 were completed" in answer for answer in half.answers)
+    assert not any("- m" in answer or "nan" in answer for answer in half.answers)
+    json.dumps(half.data, allow_nan=False)
+    worse = confirmed(tmp_path / "worse", {"a": 0.5}, {"search-0000": [0.4, 0.5, None, None, None]})
+    assert "only 2 of its 5 fresh seeds were completed, so it has no median" in worse.answers[0]
+    none = confirmed(tmp_path / "none", {"a": 0.5}, {"search-0000": [None, None, None]})
+    assert "(none of the 3 trainings of the confirmation was completed with a value)" in none.answers[0]
+
+
+def test_close_settings_are_two_and_recipes_are_no_simpler_settings(tmp_path: Path) -> None:
+    rows = [Training("search", 0.5, {"optim.lr": lr}) for lr in (0.0014, 0.0010)]
+    tables = runs.load(make_results(tmp_path / "s", rows).root)
+    assert selection.settings_that_differ(tables, "search-0000", "search-0001") == {"optim.lr": (0.0014, 0.0010)}
+    assert [number(0.0014), number(0.5), number(2400.0)] == ["0.0014", "0.500", "2400"]
+    recipes = [Training("reproduce", 0.5 + 0.01 * seed, group=g, seed=seed) for g in ("a", "b") for seed in range(3)]
+    section = selection.analyse(runs.load(make_results(tmp_path / "reproduced", recipes).root))
+    assert not any("simple" in answer for answer in section.answers)
 
 
 def test_nothing_to_choose_is_said_and_the_command_answers_in_json(

@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,14 @@ import pytest
 import torch
 from PIL import Image
 
-from analysis import page, report, runs, store
+from analysis import final_evaluation, page, report, runs, selection, store
 from analysis.section import Section, Table
 from study.contract import EXPERIMENT, Layout, Tag
 from tests.analysis.test_final_evaluation import write_study
 from trainables import checkpoint
 from trainables.config import TrialConfig
 from trainables.errors import UserError
+from trainables.models import build_model
 from trainables.predict import predict_picture
 
 CHAMPION = "confirm-0001"
@@ -46,6 +48,10 @@ def registered(tmp_path: Path, tiny_config: Callable[..., TrialConfig], empty_st
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     layout = write_study(tmp_path, tiny_config(), uri)
     tables = runs.load(layout.root)
+    assert report.register(tables) is None
+    with pytest.raises(UserError, match="the sealed test has seen no champion"):
+        served_model.publish(tables)
+    final_evaluation.open_once(tables, None)
     with pytest.raises(UserError, match="is not in the tracking store"):
         served_model.publish(tables)
     client = mlflow.MlflowClient(tracking_uri=uri)
@@ -86,16 +92,48 @@ def test_the_registered_champion_predicts_as_the_command_does(registered: tuple[
 
 def test_a_report_registers_what_the_sealed_test_has_seen_and_links_its_run(registered: tuple[Layout, str]) -> None:
     tables = runs.load(registered[0].root)
-    assert report.register(tables) is None  # nothing was opened
-    tables.evaluation["sha256"] = "0" * 64
     assert report.register(tables) == "s version 1"
     ((key, address),) = store.run_pages(tables).items()
-    assert key == CHAMPION and re.fullmatch(r"http://127\.0\.0\.1:5000/#/experiments/1/runs/[0-9a-f]{32}", address)
+    assert key == CHAMPION and re.fullmatch(r"http://127\.0\.0\.1:5000/#/experiments/2/runs/[0-9a-f]{32}", address)
     table = Table("t", "T", pd.DataFrame({"key": [CHAMPION, "search-0000"], "n": [1, 2]}))
     cells = [row[0].href for row in page.grid(table, {CHAMPION: address}).rows]
     assert cells == [address, None]
     text = page.render("t", [], [page.part(Section("k", "K", ["a"], (), [table]), {CHAMPION: '"><script>'})], "")
     assert 'href="&#34;&gt;&lt;script&gt;"' in text
+
+
+def test_what_is_registered_is_what_the_sealed_test_has_seen(
+    registered: tuple[Layout, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge that would choose another by now changes nothing; other weights under the same key are refused, and, once
+    they are scored, are another version.
+    """
+    import mlflow
+
+    from analysis import served_model
+
+    layout, uri = registered
+    tables = runs.load(layout.root)
+    chosen = selection.choose(tables)
+    assert chosen is not None and chosen.champion == CHAMPION
+    monkeypatch.setattr(selection, "choose", lambda _: replace(chosen, champion="confirm-0002"))
+    assert served_model.publish(tables) == "s version 1"
+    monkeypatch.undo()
+    config = checkpoint.read_config(layout.trial(CHAMPION) / "checkpoints" / "best")
+    torch.manual_seed(99)
+    other = checkpoint.take_snapshot(build_model(config.model, config.target.kind), None, {})
+    checkpoint.write_checkpoint(layout.trial(CHAMPION) / "checkpoints" / "best", other, config)
+    with pytest.raises(UserError, match="not the weights that the sealed test has seen"):
+        served_model.publish(tables)
+    final_evaluation.open_once(tables, "trained again")
+    client = mlflow.MlflowClient(tracking_uri=uri)
+
+    def version(folder: Path, run_id: str, name: str, tags: dict[str, str]) -> str:
+        return str(client.create_model_version(name, folder.as_uri(), tags=tags).version)
+
+    monkeypatch.setattr(served_model, "log", version)
+    assert served_model.publish(tables) == "s version 2" == served_model.publish(tables)
+    assert str(client.get_model_version_by_alias("s", "champion").version) == "2"
 
 
 @pytest.mark.slow

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from analysis import evidence, runs, spikes
+from analysis import evidence, runs, spike_verdict, spikes
 from analysis.tables import read_table, write_table
 from analysis.traces import THRESHOLDS, Steps, find_spikes, read_steps, trailing
 from tests.analysis.make_results import Training, make_results, planted_trace, write_trace
+from trainables import checkpoint
+from trainables.config import TrialConfig, as_dict
+from trainables.data.dataset import open_training
 
 IDS = [f"data/nyu2_train/room{i // 12}_out/{i % 12}.jpg" for i in range(240)]
 WEIGHTS = {"ssim": 1.0, "gradient": 1.0, "depth": 0.1}
@@ -103,6 +107,80 @@ def test_a_sample_without_valid_pixels_is_suspect(tmp_path: Path) -> None:
     section = spikes.analyse(study(tmp_path / "s", [columns]))
     assert section.data["quarantine"] == [IDS[hollow]]
     assert section.data["suspects"][0]["empty_passes"] == section.data["suspects"][0]["passes"]
+    tables = runs.load(tmp_path / "s")
+    assert any("(no valid pixel, " in answer for answer in spikes.analyse(tables).answers)
+    write_table(tables, tmp_path / "table.parquet")
+    again = spikes.analyse(read_table(tmp_path / "table.parquet"))
+    assert list(again.answers) == list(section.answers)
+    (figure,) = [figure for figure in again.figures if figure.name == "spike-suspects"]
+    assert np.isinf(figure.data["suspicion"]).sum() == 1  # which draws the arrow
+
+
+def findings(causes: list[str], accused: int) -> spike_verdict.Findings:
+    """Spikes of these causes, each at a suspect, in one training; so many suspects."""
+    trainings = {"key": ["a"], "steps": 1000, "samples": 240, "lr": 1e-4, "clip_norm": np.nan}
+    trainings |= {f"spikes ({cause})": causes.count(cause) for cause in spike_verdict.CAUSES}
+    spikes_frame = {"key": "a", "cause": causes, "sample": IDS[0], "listed": False}
+    suspects = {
+        "sample": IDS[:accused],
+        "suspicion": 9.0,
+        "suspect": True,
+        "passes": 4,
+        "trainings": 1,
+        "empty_passes": 0,
+    }
+    frames = [pd.DataFrame(columns) for columns in (spikes_frame, suspects, trainings)]
+    return spike_verdict.Findings(frames[0] if causes else pd.DataFrame(), frames[1], frames[2], pd.DataFrame())
+
+
+def test_the_verdict_says_where_no_spike_begins_in_a_suspect() -> None:
+    verdict, said = spike_verdict.judge_cause(findings([], 1))
+    assert verdict == "data" and "no spike is put down to them, so they speak of the data" in said[1]
+    verdict, said = spike_verdict.judge_cause(findings(["numeric", "optimisation", "optimisation"], 1))
+    assert verdict == "optimisation" and "no spike is put down to them" in said[1]
+    assert "1 spike is put down to them" in spike_verdict.judge_cause(findings(["data", "numeric"], 1))[1][1]
+
+
+def test_every_suspect_reaches_the_quarantine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spikes, "LISTED", 3)
+    rng = seeded()
+    columns = trace(rng, steps=400)
+    own = columns["sample_losses"]
+    own[columns["order"].reshape(own.shape) < 5] = 0.0
+    section = spikes.analyse(study(tmp_path / "s", [columns]))
+    assert set(IDS[:5]) <= set(section.data["quarantine"])
+    assert section.data["rerun"]["ablate"]["settings"][0]["data.exclude"] == section.data["quarantine"]
+
+
+def test_a_damaged_checkpoint_costs_the_pictures_not_the_section(
+    tmp_path: Path, tiny_config: Callable[..., TrialConfig]
+) -> None:
+    config = tiny_config()
+    ids = open_training(config).train.ids
+    columns = planted_trace(seeded(), steps=300, batch_size=4, samples=ids)
+    own = columns["sample_losses"]
+    own[columns["order"].reshape(own.shape) == 0] = 0.0
+    layout = make_results(tmp_path / "s", [Training("search", 0.5, trace=columns)], base=as_dict(config))
+    best = layout.trial("search-0000") / "checkpoints" / checkpoint.BEST
+    best.mkdir(parents=True)
+    (best / checkpoint.WEIGHTS).write_bytes(b"torn")
+    tables = runs.load(layout.root)
+    section = spikes.analyse(tables)
+    assert ids[0] in section.data["quarantine"] and "spike-frames" not in [figure.name for figure in section.figures]
+    assert any(note.startswith("The suspect samples are not pictured: ") for note in tables.notes)
+
+
+def test_the_command_answers_as_the_others_do_and_keeps_its_own_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = study(tmp_path / "s", [trace(seeded(), steps=100)])
+    write_table(tables, tmp_path / "released.parquet")
+    capsys.readouterr()
+    for name in (tmp_path / "s", tmp_path / "released.parquet"):
+        assert spikes.main([str(name), "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert {"study", "answers", "data", "notes", "verdict", "quarantine"} <= document.keys()
+        assert document["verdict"] == document["data"]["verdict"] and document["answers"]
 
 
 def test_five_clean_studies_have_no_data_verdict(tmp_path: Path) -> None:

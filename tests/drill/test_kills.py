@@ -20,40 +20,13 @@ import pytest
 
 from tests.drill import judge
 from tests.drill.table import record
-from tests.study.conftest import STUDY, Workplace, wait_until
+from tests.study.conftest import REAL, STUDY, Workplace, command, wait_until
 from tests.study.standin import value_of
 from tests.study.test_run import params, undisturbed
 from trainables.checkpoint import read_weights
 
 KINDS = ("driver", "worker", "raylet", "gcs_server", "mlflow")
 ENDED_S = 60.0  # by then a study whose Ray has gone has said so
-REAL = """
-name: tiny
-data: {{source: kaggle, root: {root}}}
-trial:
-  model.family: unet
-  model.encoder: null
-  model.weights: null
-  model.unet_channels: 8
-  model.unet_levels: 2
-  model.skips: {{s1: pre_pool, s2: pre_pool, s4: none, s8: none, s16: none, s32: none}}
-  input: [48, 64]
-  batch_size: 4
-  budget_images: 240
-  validate_every_images: 48
-  checkpoint_every_images: 16
-  snapshot_every_steps: 0
-  optim.schedule: one_cycle
-  threads: {threads}
-reproduce: {{recipes: [densedepth], seeds: 1}}
-search:
-  trials: 5
-  pruner: {{kind: successive_halving, min_images: 48, reduction: 3}}
-  space:
-    optim.lr: {{low: 1e-5, high: 1e-2, scale: log}}
-    optim.clip_norm: {{choices: [null, 0.1]}}
-confirm: {{top: 1, seeds: 1}}
-"""
 LASTING = STUDY.replace("trials: 6", "trials: 24") + "confirm: {top: 2, seeds: 2}\n"
 
 
@@ -305,12 +278,6 @@ def test_five_kills_of_the_driver_with_the_real_trainer(tiny_root: Path, workpla
             f"{key} (seed {seed})"
         )
     record("kills of the driver, real trainer", seed, kills, "nothing wrong", time.monotonic() - began)
-
-
-def command(place: Workplace, *words: str) -> subprocess.Popen[bytes]:
-    arguments = [sys.executable, "-m", "study.run", "study.yaml", *words]
-    with (place.root / "driver.log").open("ab") as log:
-        return subprocess.Popen(arguments, cwd=place.root, env=place.environment, stdout=log, stderr=log)
 
 
 def ended(folder: Path) -> bool:

@@ -34,6 +34,36 @@ search:
 """
 
 
+# A study of the real trainer on tiny frames, to be formatted with their root and the threads of a training.
+REAL = """
+name: tiny
+data: {{source: kaggle, root: {root}}}
+trial:
+  model.family: unet
+  model.encoder: null
+  model.weights: null
+  model.unet_channels: 8
+  model.unet_levels: 2
+  model.skips: {{s1: pre_pool, s2: pre_pool, s4: none, s8: none, s16: none, s32: none}}
+  input: [48, 64]
+  batch_size: 4
+  budget_images: 240
+  validate_every_images: 48
+  checkpoint_every_images: 16
+  snapshot_every_steps: 0
+  optim.schedule: one_cycle
+  threads: {threads}
+reproduce: {{recipes: [densedepth], seeds: 1}}
+search:
+  trials: 5
+  pruner: {{kind: successive_halving, min_images: 48, reduction: 3}}
+  space:
+    optim.lr: {{low: 1e-5, high: 1e-2, scale: log}}
+    optim.clip_norm: {{choices: [null, 0.1]}}
+confirm: {{top: 1, seeds: 1}}
+"""
+
+
 class Workplace:
     """A folder in which studies run with stand-in trainings."""
 
@@ -100,6 +130,13 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[Any], what: 
         assert process.poll() is None, (what, process.communicate())
         assert time.monotonic() - began < limit_s, what
         time.sleep(0.05)
+
+
+def command(place: Workplace, *words: str) -> subprocess.Popen[bytes]:
+    """A study with the real trainer, what it says in driver.log."""
+    arguments = [sys.executable, "-m", "study.run", "study.yaml", *words]
+    with (place.root / "driver.log").open("ab") as log:
+        return subprocess.Popen(arguments, cwd=place.root, env=place.environment, stdout=log, stderr=log)
 
 
 @pytest.fixture(scope="session")

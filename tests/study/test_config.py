@@ -8,7 +8,8 @@ import pytest
 
 from study.config import Study, load_study
 from study.plan import Plan, make_plan, seed_of
-from study.space import fits, label, make_pruner, propose, read_space
+from study.propose import propose
+from study.space import fits, label, make_pruner, read_space
 from trainables.config import flat
 from trainables.errors import UserError
 
@@ -82,7 +83,7 @@ def test_proposals_are_valid_and_depend_on_number_and_history_alone(tmp_path: Pa
         history: list[optuna.trial.FrozenTrial] = []
         conditional = set()
         for number in range(16):
-            drawn = [propose(search, plan.dimensions, base, history, seed=3, direction="minimize") for _ in range(2)]
+            drawn = [propose(search, plan.dimensions, base, history, seed=3, directions=["minimize"]) for _ in range(2)]
             assert drawn[0] == drawn[1] is not None
             config = flat(plan.trial(drawn[0]))
             conditional.add(("loss.sobel" in drawn[0], config["loss.gradient"] == 0.0))
@@ -92,7 +93,7 @@ def test_proposals_are_valid_and_depend_on_number_and_history_alone(tmp_path: Pa
             made = optuna.trial.create_trial(params=labels, distributions=spaces, value=float(number % 5))
             made.number = number
             history.append(made)
-        assert propose(search, plan.dimensions, base, [], seed=3, direction="minimize") == {}
+        assert propose(search, plan.dimensions, base, [], seed=3, directions=["minimize"]) == {}
         assert (True, False) not in conditional and (True, True) in conditional
 
 
@@ -104,10 +105,10 @@ def test_grid_and_quasi_random_cover_the_space(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, text)
     assert plan.search_base is not None
     base, search = flat(plan.search_base), plan.study.config.search
-    points = [propose(search, plan.dimensions, base, [None] * n, seed=0, direction="minimize") for n in range(9)]  # type: ignore[list-item]
+    points = [propose(search, plan.dimensions, base, [None] * n, seed=0, directions=["minimize"]) for n in range(9)]  # type: ignore[list-item]
     assert points[0] == {} and len({str(p) for p in points[1:7]}) == 6 and points[7:] == [None, None]
     sobol = search.model_copy(update={"sampler": "quasi_random"})
-    drawn = [propose(sobol, plan.dimensions, base, [None] * n, seed=0, direction="minimize") for n in range(1, 9)]  # type: ignore[list-item]
+    drawn = [propose(sobol, plan.dimensions, base, [None] * n, seed=0, directions=["minimize"]) for n in range(1, 9)]  # type: ignore[list-item]
     assert [sum(p["batch_size"] == b for p in drawn if p) for b in (2, 4)] == [4, 4]
 
 
@@ -156,6 +157,16 @@ def test_pruner_counts_images(tmp_path: Path) -> None:
         ("when: {loss.gradient: [0.0]}", "when: {loss.sobel: [0.0]}", "cannot depend on itself"),
         ("trials: 8", "trials: 8\n  sampler: grid", "study.yaml:8: search.sampler: a grid needs choices"),
         ("trials: 8", "trials: 8\n  sampler: gp", "gp cannot search loss.sobel, which has `when`"),
+        (
+            "trials: 8",
+            "trials: 8\n  objectives: [device_seconds, rmse]",
+            "study.yaml:8: search.objectives: write [rmse, device_seconds], or null for rmse alone",
+        ),
+        (
+            "trials: 8",
+            "trials: 8\n  objectives: [rmse, device_seconds]\n  pruner: {kind: median}",
+            "study.yaml:9: search.pruner.kind: median cannot weigh two objectives; use none",
+        ),
         ("trials: 8", "trials: 0", "study.yaml:16: confirm.top: there is no search to confirm"),
         ("confirm:", "judge: {metric: mse}\nconfirm:", "study.yaml:16: judge.metric: input should be 'rmse'"),
         (

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from analysis import runs
 from study.budget import limits
 from study.contract import Layout, Outcome, StudyAttr
 from study.ledger import Ledger
+from study.propose import propose
 from study.search import FINISHED, Session
-from study.space import make_pruner, propose
+from study.space import make_pruner
 from tests.study.conftest import STUDY
 from tests.study.test_config import plan_of
 from trainables.config import flat
@@ -86,13 +88,14 @@ def test_a_training_fails_when_two_workers_die_without_anything_new_between_them
 
 
 def test_a_spent_budget_begins_nothing_more_and_a_raised_one_goes_on(tmp_path: Path) -> None:
-    """Images counted over all phases; what runs is finished, and the phases then hold what was begun."""
+    """Images counted over all phases; what runs is finished. The study has not ended, and its reader is told why."""
     layout = Layout(tmp_path / "results" / "tiny")
     layout.root.mkdir(parents=True)
 
     def session(images: int) -> Session:
         plan = plan_of(tmp_path, STUDY + f"budget: {{images: {images}}}\n")
         ledger = Ledger(layout, None, plan.study.judge, None)
+        ledger.set_attributes({StudyAttr.STUDY: plan.study.resolved})
         return Session(plan, ledger, [], lambda: 2, lambda: 0, limits(plan.study.config.budget, ledger, 1.0))
 
     def end(running: Session, worker: str) -> None:
@@ -108,11 +111,42 @@ def test_a_spent_budget_begins_nothing_more_and_a_raised_one_goes_on(tmp_path: P
     assert first.next("d") is None and first.spent == "budget.images is 150, and 200 are spent"
     end(first, "c")
     assert first.next("d") == FINISHED
-    assert first.ledger.studies["search"].user_attrs[StudyAttr.PLANNED] == 3
     first.ledger.close()
+    assert runs.load(layout.root).unfinished()[:2] == [
+        "its budget is spent (budget.images is 150, and 200 are spent); raise it",
+        "search has ended 3 of 6 trainings",
+    ]
     raised = session(1000)
-    assert raised.ledger.studies["search"].user_attrs[StudyAttr.PLANNED] == 6
     assert isinstance(raised.next("e"), dict) and raised.live["e"].entry.number == 3
+    assert runs.load(layout.root).unfinished()[0] == "search has ended 3 of 6 trainings"
+
+
+def test_old_confirmations_do_not_stand_for_those_of_a_search_that_went_on(tmp_path: Path) -> None:
+    """One setting confirmed on two seeds, then a longer search finds a better one: four trainings, not two, are due."""
+    layout = Layout(tmp_path / "results" / "tiny")
+    layout.root.mkdir(parents=True)
+    values = iter([1.0, 0.9, 0.8, 0.8, 0.5, 0.6, 0.6])
+
+    def go_on(trials: int, trainings: int) -> Ledger:
+        text = STUDY.replace("trials: 6", f"trials: {trials}") + "confirm: {top: 1, seeds: 2}\n"
+        plan = plan_of(tmp_path, text)
+        ledger = Ledger(layout, None, plan.study.judge, None)
+        ledger.set_attributes({StudyAttr.STUDY: plan.study.resolved})
+        session = Session(plan, ledger, [], lambda: 1, lambda: 0)
+        for _ in range(trainings):
+            assert isinstance(session.next("w"), dict)
+            entry = session.live.pop("w").entry
+            ledger.report(entry, 100, next(values))
+            session._finish(entry, {"outcome": Outcome.COMPLETE}, None)
+        ledger.close()
+        return ledger
+
+    go_on(2, 4)
+    assert runs.load(layout.root).unfinished() == []
+    go_on(3, 1)
+    assert runs.load(layout.root).unfinished() == ["confirm has ended 2 of 4 trainings"]
+    assert [e.group for e in go_on(3, 2).entries["confirm"]] == 2 * ["search-0001"] + 2 * ["search-0002"]
+    assert runs.load(layout.root).unfinished() == []
 
 
 def test_a_search_starts_from_an_earlier_ones_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +170,13 @@ def test_a_search_starts_from_an_earlier_ones_trials(tmp_path: Path, monkeypatch
         base, search = flat(other.search_base), other.study.config.search
         drawn = [
             propose(
-                search, other.dimensions, base, ledger.frozen("search")[:1], other.earlier, seed=s, direction="minimize"
+                search,
+                other.dimensions,
+                base,
+                ledger.frozen("search")[:1],
+                other.earlier,
+                seed=s,
+                directions=["minimize"],
             )
             for s in range(9)
         ]

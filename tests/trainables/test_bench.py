@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainables import bench
+from trainables import bench, bench_limit
 
 TINY = {
     "data.source": "kaggle", "model.family": "unet", "model.encoder": "null", "model.weights": "null",
@@ -20,14 +20,15 @@ TINY = {
 def test_every_measurement_gives_its_ratio(
     tiny_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(bench.MATRIX_SIZES, "cpu", (256,))
+    monkeypatch.setitem(bench_limit.MATRIX_SIZES, "cpu", (256,))
     arguments = ["--json", "--pairs", "2", "--steps", "2", "--set", f"data.root={tiny_root}"]
     arguments += [part for path, value in TINY.items() for part in ("--set", f"{path}={value}")]
     assert bench.main(arguments) == 0
     results = json.loads(capsys.readouterr().out)
-    assert set(results) == {"step", "loader", "end_to_end", "evaluation", "trace"}
+    assert set(results) == {"step", "loader", "end_to_end", "evaluation", "trace", "profile"}
     assert 0 < results["step"]["share_of_limit"]["max"] <= 1
     assert results["evaluation"]["frames"] == 6
+    assert any("convolution" in name and share > 0 for name, share in results["profile"].items() if "::" in name)
     for name, key in (("step", "ours_over_plain"), ("loader", "cached_over_plain"), ("trace", "traced_over_bare")):
         spread = results[name][key]
         assert 0 < spread["min"] <= spread["median"] <= spread["max"]
@@ -36,10 +37,10 @@ def test_every_measurement_gives_its_ratio(
 
 def test_a_share_above_the_limit_is_an_error() -> None:
     with pytest.raises(AssertionError, match="the limit or the count is wrong"):
-        bench._limit([1.0], flops=2e9, rate=1e9)
+        bench_limit.share_of_limit([1.0], flops=2e9, rate=1e9)
 
 
 def test_matrix_rate_counts_two_operations_per_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(bench.MATRIX_SIZES, "cpu", (64,))
-    monkeypatch.setattr(bench, "MATRIX_SECONDS", 0.02)
-    assert 1e6 < bench.matrix_rate(torch.device("cpu"), torch.float32) < 1e14
+    monkeypatch.setitem(bench_limit.MATRIX_SIZES, "cpu", (64,))
+    monkeypatch.setattr(bench_limit, "MATRIX_SECONDS", 0.02)
+    assert 1e6 < bench_limit.matrix_rate(torch.device("cpu"), torch.float32) < 1e14

@@ -16,9 +16,15 @@ TENSORS: Final = ("images", "target", "valid", "flip", "swap")  # of a Batch
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples before augmentation. `skipped`: (id, reason) of bad frames that others stand in for."""
+    """Samples before augmentation. `skipped`: (id, reason) of bad frames that others stand in for.
 
-    position: int  # images seen before it
+    Where several processes train together it holds a part: `first` is where it begins in the whole batch. An empty part
+    has no ids and one sample that is a hole everywhere, so that every process does the same and nothing counts twice.
+    """
+
+    position: int  # images seen before the whole batch
+    first: int
+    whole: int  # samples of the whole batch
     ids: tuple[str, ...]
     index: list[int]  # positions in the frame list
     images: torch.Tensor  # uint8 (N, 3, h, w), channels last
@@ -52,7 +58,7 @@ def augment(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Ten
 
 def augment_at_once(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """By a few operations on the whole batch; the host needs no value of the device."""
-    numbers = torch.arange(len(batch.ids), device=batch.images.device)[:, None]
+    numbers = torch.arange(len(batch.images), device=batch.images.device)[:, None]
     orders = torch.tensor(CHANNEL_ORDERS).to(batch.images.device, non_blocking=True)[batch.swap]
     images, flip = batch.images[numbers, orders], batch.flip[:, None, None, None]
     flipped = (torch.where(flip, tensor.flip(-1), tensor) for tensor in (images, batch.target, batch.valid))

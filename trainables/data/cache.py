@@ -27,7 +27,7 @@ from trainables.config import TrialConfig, as_dict
 from trainables.data.frames import FrameList, Reader
 from trainables.data.samples import Sample
 from trainables.durable import write_json
-from trainables.errors import UserError
+from trainables.errors import Blocked
 from trainables.models import output_size
 
 VERSION: Final = 1  # of samples.prepare: a change of its numbers must raise it
@@ -85,7 +85,7 @@ class SampleCache:
         return True
 
     def put(self, slot: int, sample: Sample) -> None:
-        """Write a sample. Raises UserError on a full disk."""
+        """Write a sample. Raises Blocked on a full disk."""
         if slot >= self.slots:
             return
         parts = (sample.target, sample.rgb.permute(1, 2, 0), sample.valid)
@@ -113,7 +113,7 @@ class SampleCache:
 
 def open_cache(frames: FrameList, config: TrialConfig) -> SampleCache | None:
     """The cache of these settings, made where needed; null without `data.cache`, or where not one sample fits in
-    `data.cache_gb`. Raises UserError where the folder cannot be made or the disk cannot hold the samples.
+    `data.cache_gb`. Raises Blocked where the folder cannot be made or the disk cannot hold the samples.
     """
     data = config.data
     if data.cache is None:
@@ -166,8 +166,8 @@ def _grow(path: Path, size: int) -> int:
         return status.st_blocks * 512
 
 
-def _refused(folder: Path, error: OSError) -> UserError:
-    return UserError(f"data.cache {folder} cannot be written ({error.strerror}); free space, or lower data.cache_gb")
+def _refused(folder: Path, error: OSError) -> Blocked:
+    return Blocked(f"data.cache {folder} cannot be written ({error.strerror}); free space, or lower data.cache_gb")
 
 
 def _sha(value: Any) -> str:

@@ -11,13 +11,14 @@ import os
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from trainables.data.frames import BadFrame
+from trainables.durable import sha256
 from trainables.errors import UserError
 
 MAX_BYTES: Final = 1 << 27  # of one unpacked file in an archive, lists included
@@ -38,8 +39,10 @@ class Files(Protocol):
     def where(self, name: str) -> str:
         """The name to show to the user."""
 
-    def digest(self, names: Iterable[str]) -> tuple[str, str]:
-        """SHA-256 over these files and what it was made of."""
+    def digest(self, names: Iterable[str], *, content: bool) -> tuple[str, str]:
+        """SHA-256 over these files and what it was made of. `content`: every byte, whatever their size, so that packed
+        and unpacked files give the same. Raises BadFrame.
+        """
 
 
 def safe_name(name: str, where: str) -> str:
@@ -98,12 +101,18 @@ class FolderFiles:
     def where(self, name: str) -> str:
         return str(self.root / name)
 
-    def digest(self, names: Iterable[str]) -> tuple[str, str]:
+    def digest(self, names: Iterable[str], *, content: bool) -> tuple[str, str]:
         present = [name for name in names if self.has(name)]
         sizes = [(self.root / name).stat().st_size for name in present]
-        if sum(sizes) > CONTENT_LIMIT:
+        if sum(sizes) > CONTENT_LIMIT and not content:
             return _sha(f"{name} {size}" for name, size in zip(present, sizes, strict=True)), "names and sizes"
-        return _sha(f"{name} {hashlib.sha256(self.read(name)).hexdigest()}" for name in present), "content"
+        return _sha(f"{name} {self._sha256(name)}" for name in present), "content"
+
+    def _sha256(self, name: str) -> str:
+        try:
+            return sha256(self.root / name)
+        except OSError as error:
+            raise BadFrame(f"{self.root / name} cannot be read ({error.strerror}); restore or exclude it") from None
 
 
 class Entry(NamedTuple):
@@ -168,9 +177,25 @@ class ZipFiles:
     def where(self, name: str) -> str:
         return f"{self.path}:{self.prefix}{name}"
 
-    def digest(self, names: Iterable[str]) -> tuple[str, str]:
+    def digest(self, names: Iterable[str], *, content: bool) -> tuple[str, str]:
+        if content:
+            return self._content([name for name in names if self.has(name)]), "content"
         found = ((name, self.entries.get(self.prefix + name)) for name in names)
         return _sha(f"{name} {e.size} {e.crc}" for name, e in found if e), "names, sizes and checksums of the archive"
+
+    def _content(self, names: Sequence[str]) -> str:
+        lines = []
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                for name in names:
+                    digest = hashlib.sha256()
+                    with archive.open(self.prefix + name) as file:
+                        while block := file.read(1 << 20):
+                            digest.update(block)
+                    lines.append(f"{name} {digest.hexdigest()}")
+        except (OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise BadFrame(f"{self.path} is damaged ({error}); download the archive again") from None
+        return _sha(lines)
 
 
 @lru_cache(maxsize=2)

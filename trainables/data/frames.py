@@ -56,8 +56,11 @@ class Reader(Protocol):
     def check(self, index: int, *, thorough: bool) -> None:
         """Raise BadFrame for what shows without decoding: by name alone or, `thorough`, from the files' headers."""
 
-    def digest(self, indices: Sequence[int]) -> tuple[str, str]:
-        """Hex SHA-256 that changes when these frames change, and what it was made of ("content", "names and sizes")."""
+    def digest(self, indices: Sequence[int], *, content: bool = False) -> tuple[str, str]:
+        """Hex SHA-256 that changes when these frames change, and what it was made of ("content", "names and sizes").
+
+        `content`: made of every byte of the files, however many; a packed set then gives what the unpacked one gives.
+        """
 
 
 @dataclass(frozen=True)

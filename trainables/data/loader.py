@@ -24,6 +24,7 @@ from trainables.data.frames import BadFrame, Depth, FrameList
 from trainables.data.samples import cropped, prepare, resize_rgb
 from trainables.errors import UserError
 from trainables.models import output_size
+from trainables.parallel import part_of
 
 __all__ = ["Batch", "EvalLoader", "TrainLoader", "augment"]
 _ORDER, _AUGMENT = 0, 1  # streams of random numbers
@@ -37,13 +38,16 @@ class TrainLoader:
     `skipped` collects the bad frames met so far, id -> reason.
     """
 
-    def __init__(self, data: FrameList, config: TrialConfig, start_position: int) -> None:
+    def __init__(
+        self, data: FrameList, config: TrialConfig, start_position: int, *, rank: int = 0, size: int = 1
+    ) -> None:
+        """`rank` of `size` processes that train together makes its part of each batch."""
         if not len(data):
             raise UserError("there are no training frames; check data.root, data.subset and data.exclude")
         self._start = start_position
         self._config = config
         self._frames = len(data)
-        self._source = _Source(data, config, open_cache(data, config))
+        self._source = _Source(data, config, open_cache(data, config), rank, size)
         self.skipped: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Batch]:
@@ -80,11 +84,13 @@ class EvalLoader:
 
 @dataclass
 class _Source:
-    """Makes the batch at a position."""
+    """Makes the batch at a position, or a process's part of it."""
 
     frames: FrameList
     config: TrialConfig
     cache: SampleCache | None
+    rank: int
+    size: int
 
     def __post_init__(self) -> None:
         self._order: tuple[int, npt.NDArray[np.int64]] | None = None  # of the last epoch asked for
@@ -92,16 +98,22 @@ class _Source:
     def __call__(self, position: int) -> Batch:
         config, total = self.config, len(self.frames)
         epoch, offset = divmod(position, total)
-        order = self._order_of(epoch)[offset : offset + config.batch_size]
+        whole = self._order_of(epoch)[offset : offset + config.batch_size]
+        part = part_of(len(whole), self.rank, self.size)
+        order = whole[part.start : part.stop] if part else whole[:1]
         rows, columns = output_size(config.model, config.input)
         images = np.empty((len(order), *config.input, 3), np.uint8)
         target = np.empty((len(order), 1, rows, columns), np.float32)
         valid = np.empty((len(order), 1, rows, columns), np.bool_)
         skipped: dict[str, str] = {}
         index = [self._fill(int(i), images[k], target[k], valid[k], skipped) for k, i in enumerate(order)]
-        draws = [self._draw(position + k) for k in range(len(order))]
+        draws = [self._draw(position + part.start + k) for k in range(len(order))]
+        if not part:
+            valid[...], index = False, []
         return Batch(
             position=position,
+            first=part.start,
+            whole=len(whole),
             ids=tuple(self.frames.ids[i] for i in index),
             index=index,
             images=torch.from_numpy(images).permute(0, 3, 1, 2),

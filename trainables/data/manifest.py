@@ -190,8 +190,8 @@ class CheckedFiles:
     def where(self, name: str) -> str:
         return self.files.where(name)
 
-    def digest(self, names: Iterable[str]) -> tuple[str, str]:
-        return self.files.digest(names)
+    def digest(self, names: Iterable[str], *, content: bool) -> tuple[str, str]:
+        return self.files.digest(names, content=content)
 
     def read(self, name: str) -> bytes:
         content = self.files.read(name)
@@ -229,8 +229,8 @@ class CheckedReader:
     def check(self, index: int, *, thorough: bool) -> None:
         self.reader.check(index, thorough=thorough)
 
-    def digest(self, indices: Sequence[int]) -> tuple[str, str]:
-        return self.reader.digest(indices)
+    def digest(self, indices: Sequence[int], *, content: bool = False) -> tuple[str, str]:
+        return self.reader.digest(indices, content=content)
 
 
 def _sentence(where: str, known: bool, manifest: str) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from trainables.config import DataConfig, TrialConfig
-from trainables.data.dataset import open_test, open_training
+from trainables.data.dataset import fingerprint, open_test, open_training
 from trainables.data.forms import forms
 from trainables.data.frames import BadFrame
 from trainables.errors import UserError
@@ -167,6 +167,25 @@ def test_forms_agree(name: str, tmp_path: Path, settings: Callable[..., TrialCon
         frame = train.read(k)
         assert np.abs(frame.rgb.astype(int) - picture(i)).max() <= (4 if source == "kaggle" else 0)
         np.testing.assert_allclose(frame.depth_m, depth_m(i), atol=5.001 / 255 if source == "kaggle" else 0)
+
+
+def test_packing_makes_no_other_test_set(
+    tmp_path: Path, settings: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Openings are counted by this digest: of content, however large, zipped or unpacked."""
+    monkeypatch.setattr("trainables.data.files.CONTENT_LIMIT", 0)
+    roots = [WRITERS[name][1](tmp_path / name) for name in ("folder", "zip", "kaggle's own zip", "zip in a folder")]
+    prints = [fingerprint(settings("kaggle", root).data) for root in roots]
+    assert len({p["test"] for p in prints}) == 1 and {p["test_of"] for p in prints} == {"content"}
+    assert {p["train_of"] for p in prints} == {"names and sizes", "names, sizes and checksums of the archive"}
+    packed = write_eigen(tmp_path)
+    with zipfile.ZipFile(packed) as archive:
+        archive.extractall(tmp_path / "eigen")
+    digests = []
+    for root in (packed, tmp_path / "eigen"):
+        frames = open_test(settings("eigen", root).data)
+        digests.append(frames.reader.digest(frames.rgb_of, content=True))
+    assert digests[0] == digests[1]
 
 
 def test_labeled_filled_depth_and_seeded_splits(tmp_path: Path, settings: Callable[..., TrialConfig]) -> None:

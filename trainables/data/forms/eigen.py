@@ -147,8 +147,8 @@ class EigenReader:
             self.rgb(index)
             self.depth_m(index)
 
-    def digest(self, indices: Sequence[int]) -> tuple[str, str]:
-        return self.files.digest((RGB, DEPTH))
+    def digest(self, indices: Sequence[int], *, content: bool = False) -> tuple[str, str]:
+        return self.files.digest((RGB, DEPTH), content=content)
 
 
 def _first_line(error: Exception) -> str:

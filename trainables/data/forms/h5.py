@@ -72,8 +72,8 @@ class H5Reader:
             self.rgb(index)
             self.depth_m(index)
 
-    def digest(self, indices: Sequence[int]) -> tuple[str, str]:
-        return self.files.digest(self.names[index] for index in indices)
+    def digest(self, indices: Sequence[int], *, content: bool = False) -> tuple[str, str]:
+        return self.files.digest((self.names[index] for index in indices), content=content)
 
     def _path(self, index: int) -> Path:
         return self.files.root / self.names[index]

@@ -127,8 +127,8 @@ class KaggleReader:
             rgb, depth = (self.files.where(name) for name in self.pairs[index])
             raise BadFrame(f"{rgb} is {sizes[0]} pixels but {depth} is {sizes[1]}; they must be registered")
 
-    def digest(self, indices: Sequence[int]) -> tuple[str, str]:
-        return self.files.digest(name for index in indices for name in self.pairs[index])
+    def digest(self, indices: Sequence[int], *, content: bool = False) -> tuple[str, str]:
+        return self.files.digest((name for index in indices for name in self.pairs[index]), content=content)
 
 
 def _read_rows(files: Files, name: str) -> list[tuple[str, str]]:

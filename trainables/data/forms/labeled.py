@@ -98,10 +98,11 @@ class LabeledReader:
         if thorough and self.path.stat().st_size <= CONTENT_LIMIT:
             self.depth_m(index)
 
-    def digest(self, indices: Sequence[int]) -> tuple[str, str]:
+    def digest(self, indices: Sequence[int], *, content: bool = False) -> tuple[str, str]:
         size = self.path.stat().st_size
-        content, made_of = (sha256(self.path), "content") if size <= CONTENT_LIMIT else (str(size), "names and sizes")
-        text = repr((FILE, content, self.depths, tuple(indices)))
+        whole = content or size <= CONTENT_LIMIT
+        known, made_of = (sha256(self.path), "content") if whole else (str(size), "names and sizes")
+        text = repr((FILE, known, self.depths, tuple(indices)))
         return hashlib.sha256(text.encode()).hexdigest(), made_of
 
 

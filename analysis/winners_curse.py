@@ -1,0 +1,62 @@
+"""How much of the search's best values was luck: what the search said of a setting against its fresh seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import intervals
+from analysis.section import Table, number, records
+from analysis.tables import StudyTables
+from study.contract import Judge, confirm_images
+
+Row = dict[str, Any]
+
+
+def gaps(tables: StudyTables, judge: Judge, candidates: Sequence[Row]) -> list[Row]:
+    """Per confirmed setting: what the search said, what fresh seeds say; gap > 0: the search was too kind.
+
+    Confirmations on more images than the search's trainings saw are left out: they differ by more than luck. The median
+    counts seeds without a value as the worst: where they are the half, it is infinite, and so is the gap.
+    """
+    origins = {str(r["group"]): str(r["origin"]) for r in records(tables.phase("confirm")[["group", "origin"]])}
+    search = {str(r["key"]): r["value"] for r in records(tables.phase("search")[["key", "value"]])}
+    sign = 1.0 if judge.minimise else -1.0
+    rows = []
+    for candidate in candidates:
+        origin = origins[candidate["group"]]
+        if search.get(origin) is not None and not confirm_images(candidate["group"]):
+            gap = sign * (candidate["median"] - search[origin])
+            row = {"group": candidate["group"], "origin": origin, "search": search[origin]}
+            rows.append(row | {"confirm_median": candidate["median"], "gap": gap, "seeds": candidate["seeds"]})
+    return rows
+
+
+def sentences(found: Sequence[Row], unit: str) -> list[str]:
+    """How far fresh seeds are from what the search said, and whose are too few to say."""
+    known = [row for row in found if np.isfinite(row["gap"])]
+    said = []
+    if known:
+        mean, worst = intervals.paired([row["gap"] for row in known], "settings"), max(known, key=lambda r: r["gap"])
+        search, fresh = (f"{number(worst[name])} {unit}".strip() for name in ("search", "confirm_median"))
+        clear = "" if mean.low is None or mean.distinguishable else ", not distinguishable from none"
+        most = "most for" if worst["gap"] > 0 else "least so for"
+        said.append(
+            f"Winner's curse: against what the search said, fresh seeds are {mean.versus(unit)}{clear}; {most} "
+            f"{worst['origin']}, which the search put at {search} and its fresh seeds at {fresh}."
+        )
+    if lost := [row["origin"] for row in found if row not in known]:
+        said.append(f"Too few fresh seeds of {', '.join(lost)} were completed to set them beside what the search said.")
+    return said
+
+
+def table(found: Sequence[Row], unit: str) -> list[Table]:
+    """One row per confirmed setting."""
+    if not found:
+        return []
+    note = "gap: how much worse the median of the fresh seeds is than the value the search selected by."
+    units = dict.fromkeys(("search", "confirm_median", "gap"), unit)
+    return [Table("selection-gap", "Search against fresh seeds", pd.DataFrame(list(found)), note, units)]
