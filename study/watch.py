@@ -67,7 +67,7 @@ def _end(what: str, family: list[psutil.Process]) -> None:
 
 def _serves(process: psutil.Process, raylet_socket: str) -> bool:
     try:
-        return process.name() == "raylet" and any(raylet_socket in word for word in process.cmdline())
+        return process.name() == "raylet" and f"--raylet_socket_name={raylet_socket}" in process.cmdline()
     except psutil.Error:
         return False
 

@@ -19,8 +19,8 @@ from study.contract import MLFLOW_STATUS, OPTUNA_STATE, PHASES, Attr, Outcome, S
 from tests.study.conftest import Workplace
 
 GONE_S = 10.0  # trainings and Ray's own processes have ended so long after their study
-AGENTS_S = 100.0  # helpers of a raylet that was killed look after it once a minute or so; they train nothing
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+# Helpers of a raylet that was killed: they train nothing, and look once in a minute and a half whether it is there.
+AGENTS = ("ray::DashboardA", "ray::RuntimeEnv")
 
 
 def faults(
@@ -159,23 +159,15 @@ def _leftovers(root: Path, trials: dict[str, list[optuna.trial.FrozenTrial]]) ->
 
 
 def _processes(root: Path) -> Iterator[str]:
-    """Processes that the study started work in its folder, Ray's included."""
-    began = time.monotonic()
-    while True:
-        waited = time.monotonic() - began
-        there = processes(root)
-        late = [p for p in there if waited > (AGENTS_S if p.info["name"].startswith(AGENTS) else GONE_S)]
-        if late or not there:
-            yield from (f"still there after {waited:.0f} s: {p.pid} {p.info['name']}" for p in late)
-            return
-        time.sleep(0.5)
+    """Processes that the study started and that work in its folder, Ray's included."""
+    until = time.monotonic() + GONE_S
+    while processes(root) and time.monotonic() < until:
+        time.sleep(0.2)
+    yield from (f"still there after {GONE_S:.0f} s: {p.pid} {p.info['name']}" for p in processes(root))
 
 
 def processes(root: Path) -> list[psutil.Process]:
     """Processes that live in a folder."""
     here = str(root.resolve())
-    return [
-        p
-        for p in psutil.process_iter(["name", "cwd", "status"])
-        if p.info["cwd"] == here and p.info["status"] != "zombie"
-    ]
+    found = [p for p in psutil.process_iter(["name", "cwd", "status"]) if p.info["cwd"] == here]
+    return [p for p in found if p.info["status"] != psutil.STATUS_ZOMBIE and not p.info["name"].startswith(AGENTS)]
