@@ -102,7 +102,8 @@ def analyse(tables: StudyTables) -> Section:
         answer = f"No checkpoint can be chosen: none of {ended} ended trainings is complete with a finite judged value."
         return Section("selection", "Which checkpoint?", [answer], [], [_outcomes(tables)], {"champion": None})
     candidates = _candidates(tables, judge, chosen)
-    gaps = winners_curse.gaps(tables, judge, candidates) if chosen.phase == "confirm" else []
+    confirmed = {str(group): judged_rows(tables, "confirm", str(group)) for group in tables.phase("confirm")["group"]}
+    gaps = winners_curse.gaps(tables, judge, confirmed) if chosen.phase == "confirm" else []
     versus, rivals = _versus(judge, candidates)
     simplest = _simplest(judge, candidates)
     answers = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,23 +16,24 @@ from study.contract import Judge, confirm_images
 Row = dict[str, Any]
 
 
-def gaps(tables: StudyTables, judge: Judge, candidates: Sequence[Row]) -> list[Row]:
+def gaps(tables: StudyTables, judge: Judge, confirmed: Mapping[str, Sequence[Row]]) -> list[Row]:
     """Per confirmed setting: what the search said, what fresh seeds say; gap > 0: the search was too kind.
 
-    Confirmations on more images than the search's trainings saw are left out: they differ by more than luck. The median
-    counts seeds without a value as the worst: where they are the half, it is infinite, and so is the gap.
+    confirmed: group -> its judged trainings. Groups on more images than the search's trainings saw are left out: they
+    differ by more than luck. The median counts seeds without a value as the worst: where they are the half, it is
+    infinite, and so is the gap.
     """
     origins = {str(r["group"]): str(r["origin"]) for r in records(tables.phase("confirm")[["group", "origin"]])}
     search = {str(r["key"]): r["value"] for r in records(tables.phase("search")[["key", "value"]])}
     sign = 1.0 if judge.minimise else -1.0
     rows = []
-    for candidate in candidates:
-        origin = origins[candidate["group"]]
-        if search.get(origin) is not None and not confirm_images(candidate["group"]):
-            gap = sign * (candidate["median"] - search[origin])
-            row = {"group": candidate["group"], "origin": origin, "search": search[origin]}
-            rows.append(row | {"confirm_median": candidate["median"], "gap": gap, "seeds": candidate["seeds"]})
-    return rows
+    for group, members in confirmed.items():
+        best, origin = judge.choose(members), origins[group]
+        if best is not None and search.get(origin) is not None and not confirm_images(group):
+            gap = sign * (best.median - search[origin])
+            row = {"group": group, "origin": origin, "search": search[origin]}
+            rows.append(row | {"confirm_median": best.median, "gap": gap, "seeds": len(members)})
+    return sorted(rows, key=lambda row: (sign * row["confirm_median"], row["group"]))
 
 
 def sentences(found: Sequence[Row], unit: str) -> list[str]:
