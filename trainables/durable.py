@@ -22,6 +22,12 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def before_replacing() -> None:
+    """Asked right before anything is put in its place. A worker puts another one here, which ends a process that has
+    lost its training to a successor (trainables/ray_trainable.py).
+    """
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file so that a reader, or a kill at any point, sees the old content or the new, never less."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,6 +37,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        before_replacing()
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -63,6 +70,7 @@ def replace_folder(temporary: Path, final: Path) -> None:
     for path in sorted(temporary.rglob("*")):
         sync_folder(path) if path.is_dir() else sync_file(path)
     sync_folder(temporary)
+    before_replacing()
     if old.exists() and final.exists():
         shutil.rmtree(old)
     if final.exists():

@@ -30,6 +30,7 @@ from ray import tune
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from trainables import durable
 from trainables.errors import Blocked, Diverged, OutOfMemory, PeerLost, Stopped, UserError, refused_by_disk
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def _locked(folder: Path) -> IO[str]:
     """Own a training's folder: wait for who trains here to end, then take over. The lock ends with its process.
 
     The lock is a new file each time, so that a process of a hung or cut-off node, which keeps the old one for as
-    long as it likes, finds out that it owns nothing any more.
+    long as it likes, finds out that it owns nothing any more: before it puts anything in its place, or soon.
     """
     path, fresh, deadline = folder / ".lock", folder / ".lock.tmp", time.monotonic() + LOCK_WAIT_S
     with path.open("a") as before:
@@ -200,7 +201,19 @@ def _locked(folder: Path) -> IO[str]:
         own = fresh.open("w")
         _lock(own)
         fresh.replace(path)
-    threading.Thread(target=_end_when_lost, args=(own, os.fstat(own.fileno()), path), daemon=True).start()
+    mine = os.fstat(own.fileno())
+
+    def end_if_lost() -> None:
+        if not own.closed and not os.path.samestat(mine, path.stat()):
+            os._exit(1)  # closing the training as usual would write
+
+    def watch() -> None:
+        while not own.closed:
+            end_if_lost()
+            time.sleep(OWNER_S)
+
+    durable.before_replacing = end_if_lost
+    threading.Thread(target=watch, daemon=True).start()
     return own
 
 
@@ -210,14 +223,6 @@ def _lock(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _end_when_lost(own: IO[str], mine: os.stat_result, path: Path) -> None:
-    """End this process, before it writes more, once another one has taken the training over."""
-    while not own.closed:
-        if not os.path.samestat(mine, path.stat()):
-            os._exit(1)  # closing the training as usual would write
-        time.sleep(OWNER_S)
 
 
 def _told(error: BaseException) -> dict[str, Any]:

@@ -84,9 +84,9 @@ def test_the_trainings_of_a_lost_node_go_on_elsewhere(
     def busy() -> bool:
         there.clear()
         there.update({f: p for f, p in running(workplace).items() if other.has(p) and len(lines(f)) >= 2})
-        return len(there) == 2
+        return bool(there)
 
-    wait_until(busy, driver, "no two trainings ran on the second node")
+    wait_until(busy, driver, "no training ran on the second node", 300.0)
     family = other.family()
     struck = time.monotonic()
     victims = other.family("raylet") if how == "killed" else family
