@@ -39,9 +39,9 @@ SETTINGS = {
     "model.weights": "null",
     "model.width": "0.5",
     "input": "[64,96]",
-    "budget_images": "640",
-    "validate_every_images": "160",
-    "checkpoint_every_images": "640",
+    "budget_images": "1440",  # reports as far apart as the default study's
+    "validate_every_images": "480",
+    "checkpoint_every_images": "1440",
     "threads": str(os.cpu_count()),
 }
 

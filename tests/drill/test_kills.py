@@ -160,6 +160,7 @@ def test_ten_kills_of_a_study(workplace: Workplace, tmp_path: Path, number: int)
     record(f"kills, {at_once} at once", seed, len(kinds), "nothing wrong", time.monotonic() - began)
 
 
+@pytest.mark.slow
 def test_one_kill_of_a_study(workplace: Workplace, tmp_path: Path) -> None:
     """A small share of the drill above, without a server."""
     seed = random.randrange(1 << 30)

@@ -103,10 +103,19 @@ def happen(event: str, images: int, folder: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def prepared(plan: plan.Plan) -> dict[str, Any]:
+    """In place of looking at the data."""
+    return {"train": "0" * 64, "test": "1" * 64, "frames": 1}
+
+
+def unchecked(study: Any, config: Any) -> None:
+    """In place of building the model."""
+
+
 def without_data() -> None:
     """The study's command without data and model, which stand-ins do not need."""
-    preflight.prepare = lambda plan: {"train": "0" * 64, "test": "1" * 64, "frames": 1}
-    plan.check_parts = lambda study, config: None
+    preflight.prepare = prepared
+    plan.check_parts = unchecked
 
 
 def main(argv: list[str]) -> int:
