@@ -118,6 +118,7 @@ def test_killed_stopped_and_extended_it_goes_on_as_if_undisturbed(
     wait_until(lambda: len(_folders(workplace)) > before, driver, "nothing began")
     second = refused("--resume")
     assert f"process {driver.pid} on" in second and len(second.splitlines()) == 1
+    time.sleep(1.5)  # past what the pruner says of that report, so that a training runs
     driver.send_signal(signal.SIGTERM)
     out, err = driver.communicate(timeout=60)
     assert driver.returncode == 130, err
