@@ -145,7 +145,9 @@ def test_old_confirmations_do_not_stand_for_those_of_a_search_that_went_on(tmp_p
     assert runs.load(layout.root).unfinished() == []
     go_on(3, 1)
     assert runs.load(layout.root).unfinished() == ["confirm has ended 2 of 4 trainings"]
-    assert [e.group for e in go_on(3, 2).entries["confirm"]] == 2 * ["search-0001"] + 2 * ["search-0002"]
+    go_on(3, 1)
+    assert runs.load(layout.root).unfinished() == ["confirm has ended 3 of 4 trainings"]
+    assert [e.group for e in go_on(3, 1).entries["confirm"]] == 2 * ["search-0001"] + 2 * ["search-0002"]
     assert runs.load(layout.root).unfinished() == []
 
 
