@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,7 @@ def _skipped(tables: StudyTables) -> pd.DataFrame:
 
 
 def _count(value: Any) -> str:
-    return f"{value:.0f}" if isinstance(value, (int, float)) and math.isfinite(value) else "an unknown number of"
+    return f"{value:.0f}" if isinstance(value, Real) and math.isfinite(value) else "an unknown number of"
 
 
 def provenance(tables: StudyTables, made: Mapping[str, Any]) -> Section:

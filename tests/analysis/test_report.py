@@ -269,3 +269,9 @@ def test_cells_sort_by_their_number_and_show_what_is_missing() -> None:
     assert [row[0].value for row in grid.rows] == ["1.23456", None, "Infinity"]
     text = page.render("t", [], [page.part(Section("k", "K", ["\u202e"], (), [Table("t", "T", frame)]), {})], "")
     assert "\u202e" not in text and "[U+202E]" in text
+
+
+def test_a_count_is_a_number_whatever_the_table_holds_it_as() -> None:
+    """A column of whole numbers holds NumPy's, one with a gap floats."""
+    assert cost._count(np.int64(510)) == cost._count(510.0) == "510"
+    assert cost._count(None) == cost._count(float("nan")) == "an unknown number of"
