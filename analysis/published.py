@@ -26,14 +26,20 @@ class Published:
 
 def comparable(entry: Mapping[str, Any], asked: str) -> tuple[bool, str]:
     """Whether an entry's row under a protocol may stand beside numbers published under it, and the row's note."""
-    run, against = entry["protocols"][asked], []
+    run, against = entry["protocols"][asked], obstacles(entry)
+    return run["comparable"] and not against, "; ".join([*against, *([run["note"]] if run["note"] else [])])
+
+
+def obstacles(entry: Mapping[str, Any]) -> list[str]:
+    """Why no protocol makes an entry comparable with numbers published on NYU Depth v2: its data, its kind of depth."""
+    against = []
     if entry["source"] == "rooms":
         against.append("the data are rendered rooms, not NYU Depth v2")
     elif entry["frames"] != NYU_TEST_FRAMES:
         against.append(f"the test split has {entry['frames']} frames, that of NYU Depth v2 {NYU_TEST_FRAMES}")
     if entry["target"] == "relative":
         against.append("relative depth has no scale, so only affine-aligned scores of it mean anything")
-    return run["comparable"] and not against, "; ".join([*against, *([run["note"]] if run["note"] else [])])
+    return against
 
 
 def _six(delta1: float, delta2: float, delta3: float, abs_rel: float, rmse: float, log10: float) -> dict[str, float]:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure as Canvas
 from analysis import runs
 from analysis.explained import edge_figure, explained, structure_table
 from analysis.plots import BLUE, FAINT, VERMILION, empty
-from analysis.published import NYU_TEST_FRAMES, PAPER, ROWS, Published, comparable
+from analysis.published import PAPER, ROWS, Published, comparable, obstacles
 from analysis.section import Figure, Section, Table, plain
 from analysis.selection import unit_of
 from analysis.tables import StudyTables
@@ -134,12 +134,7 @@ def _obstacles(tables: StudyTables, training: Any, entry: Row | None, published:
         reasons.append(f"its protocol is not stated ({published.note})")
     elif not entry["protocols"][published.protocol]["comparable"]:
         reasons.append(f"protocol: {entry['protocols'][published.protocol]['note']}")
-    if entry["source"] == "rooms":
-        reasons.append("the data are rendered rooms, not NYU Depth v2")
-    elif entry["frames"] != NYU_TEST_FRAMES:
-        reasons.append(f"the test split has {entry['frames']} frames, that of NYU Depth v2 {NYU_TEST_FRAMES}")
-    if entry["target"] == "relative":
-        reasons.append("relative depth has no scale")
+    reasons += obstacles(entry)
     if changed := _changed(training):
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
         reasons.append(f"not trained as published: {', '.join(changed[:4])}{more}")

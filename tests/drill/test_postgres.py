@@ -60,7 +60,7 @@ def postgres() -> Iterator[Postgres]:
     found = shutil.which("postgres")
     if found is None:
         pytest.skip("PostgreSQL is not installed (no `postgres` on the PATH)")
-    pytest.importorskip("psycopg2", reason="its client is not installed (pip install '.[postgres]')")
+    pytest.importorskip("psycopg", reason="its client is not installed (pip install '.[postgres]')")
     with tempfile.TemporaryDirectory() as folder:
         server = Postgres(Path(folder), Path(found).resolve().parent)
         yield server

@@ -22,8 +22,6 @@ from trainables.data.doctor_checks import Finding, findings
 from trainables.data.frames import BadFrame
 from trainables.errors import UserError
 
-REAL = Path(__file__).parents[4] / "shared" / "indoor_rgbd"
-
 
 def write(root: Path, **changes: Any) -> Path:
     plain = {"seed": 1, "train_scenes": 8, "test_scenes": 2, "frames_per_scene": 6, "size": (120, 160), "holes": False,
@@ -73,7 +71,7 @@ def test_planted_defects_are_found_by_kind(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sensor", [False, True])
 def test_no_false_alarm_on_clean_rooms(tmp_path: Path, sensor: bool) -> None:
     found = {}
-    for _ in range(2):  # a drawn set may have a scene that looks wrong (204707: a kitchen), two in a row do not
+    for _ in range(2):  # a drawn set may have a scene that looks wrong (seed 204707: a kitchen)
         seed = secrets.randbelow(10**6)
         found[seed] = harm(write(tmp_path / str(seed), seed=seed, holes=sensor, white_border=sensor))
         if not found[seed]:
@@ -81,11 +79,9 @@ def test_no_false_alarm_on_clean_rooms(tmp_path: Path, sensor: bool) -> None:
     raise AssertionError(found)
 
 
-def test_no_false_alarm_on_real_frames(tmp_path: Path) -> None:
+def test_no_false_alarm_on_real_frames(indoor: Path) -> None:
     """Natural holes, loose registration, near-duplicate neighbours: none of it is a defect."""
-    if not REAL.is_dir():
-        pytest.skip("../shared/indoor_rgbd is not here; it holds the real RGB-D frames")
-    _, splits, _ = doctor.open_splits(REAL, "kaggle", {})
+    _, splits, _ = doctor.open_splits(indoor, "kaggle", {})
     train = splits["train"]
     place = Counter[str | None]()
     chosen = []
