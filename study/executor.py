@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from study.plan import Plan
-from study.search import NotKept, Session, tune_classes
+from study.search import NotKept, tune_classes
+from study.session import Session
 from study.watch import watched
 from trainables.errors import UserError, refused_by_disk
 from trainables.parallel import check_parts

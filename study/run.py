@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from study.contract import Layout
     from study.ledger import Ledger
     from study.plan import Plan
-    from study.search import Session
+    from study.session import Session
 
 INTERRUPTED = 130
 MIRROR_WAIT_S = 60.0  # how long the end of a study waits for MLflow
@@ -95,7 +95,7 @@ def _phases(
     from study.budget import limits
     from study.live import Display
     from study.mirror import Mirror
-    from study.search import Listener, Session
+    from study.session import Listener, Session
 
     config = plan.study.config
     starting = time.monotonic()

@@ -23,7 +23,8 @@ import sqlalchemy
 
 from study.contract import Attr, Layout
 from study.ledger import Ledger
-from study.search import Session, tune_classes
+from study.search import tune_classes
+from study.session import Session
 from tests.drill.table import record
 from tests.drill.test_files import come_to
 from tests.study.conftest import STUDY, Workplace

@@ -7,7 +7,7 @@ from pathlib import Path
 from study.contract import Layout, Outcome
 from study.housekeeping import sweep
 from study.ledger import Ledger
-from study.search import Session
+from study.session import Session
 from tests.study.test_config import plan_of
 
 TEXT = """\

@@ -20,7 +20,7 @@ from study.contract import Judge, Layout, Outcome
 from study.ledger import Ledger
 from study.live import Display
 from study.propose import propose
-from study.search import FINISHED, Session
+from study.session import FINISHED, Session
 from study.space import make_pruner
 from tests.study.test_config import plan_of
 from trainables.config import flat

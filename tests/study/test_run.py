@@ -14,7 +14,7 @@ import pytest
 from study import plan, preflight, run
 from study.contract import Attr, Layout
 from study.ledger import Ledger
-from study.search import Session
+from study.session import Session
 from study.space import make_pruner
 from tests.study import standin
 from tests.study.conftest import STUDY, Workplace, wait_until

@@ -14,7 +14,7 @@ from study.budget import limits
 from study.contract import Layout, Outcome, StudyAttr
 from study.ledger import Ledger
 from study.propose import propose
-from study.search import FINISHED, Session
+from study.session import FINISHED, Session
 from study.space import make_pruner
 from tests.study.conftest import STUDY
 from tests.study.test_config import plan_of
