@@ -23,7 +23,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from analysis import importance_plots, runs
 from analysis.dimensions import Dimension, dimensions_of, label
 from analysis.effects import MIN_BIN, effect, holm, permutation
-from analysis.section import Section, Table, number, plain
+from analysis.section import Section, Table, counted, number, plain
 from analysis.selection import unit_of
 from analysis.tables import StudyTables
 from study.contract import Judge, Outcome
@@ -266,7 +266,7 @@ def _too_few(complete: int, all_trials: int, needed: int, dimensions: Sequence[D
 def _divergence_sentences(divergence: Mapping[str, Any]) -> list[str]:
     count, n = divergence["diverged"], divergence["n"]
     if not n or not count:
-        return [f"No trial diverged (n = {n})."] if n else []
+        return [f"No trial diverged (n = {counted(n, 'trial')})."] if n else []
     if divergence["p"] is None:
         return [f"{count} of {n} trials diverged: too few of either outcome to say which setting does it."]
     named = [setting for setting, p in divergence["p"].items() if p < ALPHA]
@@ -284,7 +284,7 @@ def _divergence_sentences(divergence: Mapping[str, Any]) -> list[str]:
 def _clip_sentences(clipping: pd.DataFrame) -> list[str]:
     if not len(clipping):
         return []
-    named = clipping["clip_norm"] + " (n = " + clipping["n"].astype(str) + " trials)"
+    named = clipping["clip_norm"] + [f" (n = {counted(int(n), 'trial')})" for n in clipping["n"]]
     always = named[clipping["clipped_share"] > 0.95].tolist()
     never = named[(clipping["clipped_share"] < 0.01) & (clipping["clip_norm"] != "none")].tolist()
     texts = []

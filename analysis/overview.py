@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from analysis import pareto, plots
-from analysis.section import Figure, Section, Table, number, plain
+from analysis.section import Figure, Section, Table, counted, number, plain
 from analysis.selection import unit_of, with_unit
 from analysis.tables import RUNNING, WAITING, StudyTables, configured_phases
 from study.contract import PHASES, Outcome
@@ -33,7 +33,7 @@ def curves(tables: StudyTables) -> Section:
     frame = tables.reports.loc[tables.reports["key"].isin(shown["key"]), ["key", "images", *columns]]
     frame = frame.merge(shown[["key", "phase", "outcome", "group"]], on="key")
     falling, asked = _still_falling(tables, metric)
-    answers = [f"{len(trials)} trainings reported {len(tables.reports)} times."]
+    answers = [f"{counted(len(trials), 'training')} reported {counted(len(tables.reports), 'time')}."]
     if asked:
         answers.append(
             f"In {falling} of {asked} complete ones with at least two reports the last was better than every one "

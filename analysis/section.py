@@ -85,6 +85,12 @@ def number(value: float | None) -> str:
     return f"{value:.0f}" if 100 <= abs(value) < 10_000 else f"{value:.3g}"
 
 
+def counted(n: int, what: str) -> str:
+    """'1 trial', '2 trials': `what` in the singular; its first word takes the s ('setting', 'training of a phase')."""
+    first, space, rest = what.partition(" ")
+    return f"{n} {first}{'' if n == 1 else 's'}{space}{rest}"
+
+
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """A frame's rows as mappings by column name, missing values as None."""
     return [{str(k): None if missing(v) else v for k, v in row.items()} for row in frame.to_dict(orient="records")]

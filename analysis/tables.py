@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.section import plain
+from analysis.section import counted, plain
 from study.contract import DEVICE_SECONDS, PHASES, Judge, Layout, Outcome, judge_hash, masked
 from trainables.durable import sync_file
 from trainables.errors import UserError
@@ -83,7 +83,7 @@ class StudyTables:
             elif planned is not None and ended < planned:
                 missing.append(f"{phase} has ended {ended} of {planned} trainings")
             elif ended < len(rows):
-                missing.append(f"{phase} has {len(rows) - ended} trainings without an outcome")
+                missing.append(f"{phase} has {counted(len(rows) - ended, 'training')} without an outcome")
         return [f"its budget is spent ({self.spent}); raise it", *missing] if missing and self.spent else missing
 
     @property

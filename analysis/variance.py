@@ -19,7 +19,7 @@ from matplotlib.figure import Figure as Canvas
 
 from analysis import runs
 from analysis.plots import BLUE, FAINT, empty
-from analysis.section import Figure, Section, Table, number, plain, records
+from analysis.section import Figure, Section, Table, counted, number, plain, records
 from analysis.selection import unit_of
 from analysis.tables import StudyTables
 from study.contract import Outcome
@@ -48,7 +48,7 @@ def analyse(tables: StudyTables) -> Section:
     answers = [
         f"{row['source'].capitalize()} ({SOURCES[row['source']]}): standard deviation "
         f"{number(row['deviation'])} {unit}".rstrip()
-        + f" (n = {row['trainings']} trainings of {row['settings']} settings)."
+        + f" (n = {counted(row['trainings'], 'training')} of {counted(row['settings'], 'setting')})."
         for row in split
     ]
     if not split:

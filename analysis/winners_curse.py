@@ -44,11 +44,19 @@ def sentences(found: Sequence[Row], unit: str) -> list[str]:
         mean, worst = intervals.paired([row["gap"] for row in known], "settings"), max(known, key=lambda r: r["gap"])
         search, fresh = (f"{number(worst[name])} {unit}".strip() for name in ("search", "confirm_median"))
         clear = "" if mean.low is None or mean.distinguishable else ", not distinguishable from none"
-        most = "most for" if worst["gap"] > 0 else "least so for"
-        said.append(
-            f"Winner's curse: against what the search said, fresh seeds are {mean.versus(unit)}{clear}; {most} "
-            f"{worst['origin']}, which the search put at {search} and its fresh seeds at {fresh}."
-        )
+        if len(known) == 1:
+            way = "worse" if worst["gap"] > 0 else "better"
+            by = f"{number(abs(worst['gap']))} {unit}".strip()
+            said.append(
+                f"Winner's curse: the search put {worst['origin']} at {search}, its fresh seeds are {way} by {by}, "
+                f"at {fresh} (n = 1 setting, no interval)."
+            )
+        else:
+            most = "most for" if worst["gap"] > 0 else "least so for"
+            said.append(
+                f"Winner's curse: against what the search said, fresh seeds are {mean.versus(unit)}{clear}; {most} "
+                f"{worst['origin']}, which the search put at {search} and its fresh seeds at {fresh}."
+            )
     if lost := [row["origin"] for row in found if row not in known]:
         said.append(f"Too few fresh seeds of {', '.join(lost)} were completed to set them beside what the search said.")
     return said

@@ -1,7 +1,7 @@
 """The two thin classes that Ray Tune drives over a session (study/session.py).
 
-    LedgerSearcher      Tune's Searcher: None is a barrier, FINISHED the end
-    LedgerScheduler     Tune's TrialScheduler: reports to the pruner, and stops what it gives up
+LedgerSearcher      Tune's Searcher: None is a barrier, FINISHED the end
+LedgerScheduler     Tune's TrialScheduler: reports to the pruner, and stops what it gives up
 """
 
 from __future__ import annotations
