@@ -117,11 +117,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure(args: argparse.Namespace) -> Any:
+    from study.executor import terminable
+
     if args.pairs < 1:
         raise UserError("--pairs must be at least 1")
     settings = SETTINGS | dict(pair.split("=", 1) for pair in args.assignments)
     rounds = []
-    with tempfile.TemporaryDirectory() as folder:
+    with terminable(), tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "study.yaml").write_text("name: one\nreproduce: {recipes: [densedepth], seeds: 1}\n")
         for number in range(args.pairs):
             rounds.append(_pair(Path(folder), number, settings))

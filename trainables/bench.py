@@ -13,25 +13,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
+import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
+import psutil
+
 from trainables import cli
-from trainables.bench_baseline import PlainLoop, port_loader
-from trainables.bench_limit import matrix_rate, profile, share_of_limit, spread, step_flops, synchronise
+from trainables.bench_baseline import plain_loop, port_loader
+from trainables.bench_limit import matrix_rate, profile, share_of_limit, spread, step_flops
+from trainables.bench_run import Elsewhere, interleave, loaded_loop, resident_batches, seconds, training_of
 from trainables.errors import UserError
 
 EXAMPLE = (
     "python -m trainables.bench step --set data.source=rooms --set model.weights=null --set input=[240,320] "
     "--set batch_size=4 --set threads=2"
 )
-RESIDENT = 4  # batches that are kept in memory
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         "what",
         nargs="?",
         choices=sorted(BENCHES),
-        help="one measurement (default: all but compile, which takes minutes)",
+        help="one measurement (default: all but compile and together, which take minutes)",
     )
     parser.add_argument("--recipe", default="densedepth")
     parser.add_argument("--set", metavar="PATH=VALUE", action="append", default=[], dest="assignments")
@@ -58,7 +58,7 @@ def _bench(args: argparse.Namespace) -> Any:
         raise UserError("--pairs and --steps must be at least 1")
     config = load_recipe(args.recipe, parse_assignments(args.assignments))[0]
     prepare_data(config.data)
-    chosen = [args.what] if args.what else sorted(set(BENCHES) - {"compile"})
+    chosen = [args.what] if args.what else sorted(set(BENCHES) - {"compile", "together"})
     results = {}
     for name in chosen:
         results[name] = BENCHES[name](config, args.pairs, args.steps)
@@ -70,8 +70,8 @@ def _bench(args: argparse.Namespace) -> Any:
 
 def bench_step(config: Any, pairs: int, steps: int) -> dict[str, Any]:
     """The step on batches already in memory: this trainer's against the plain loop's."""
-    with contextlib.closing(PlainLoop(config, RESIDENT)) as plain, _training(config) as training:
-        batches = _resident_batches(training)
+    with contextlib.closing(Elsewhere(plain_loop, config)) as plain, training_of(config) as training:
+        batches = resident_batches(training)
         before = matrix_rate(training.device, training.dtype)
 
         def ours() -> None:
@@ -132,8 +132,8 @@ def bench_end_to_end(config: Any, pairs: int, steps: int) -> dict[str, Any]:
     """The same step fed by the real loader and from memory: the share of speed that loading leaves."""
     from trainables.data.loader import TrainLoader
 
-    with _training(config) as training:
-        resident = _resident_batches(training)
+    with training_of(config) as training:
+        resident = resident_batches(training)
         loaded = iter(TrainLoader(training.data.train, config, 0))
 
         def run(batches: Iterator[Any]) -> Callable[[], None]:
@@ -156,10 +156,10 @@ def bench_end_to_end(config: Any, pairs: int, steps: int) -> dict[str, Any]:
 def bench_trace(config: Any, pairs: int, steps: int) -> dict[str, Any]:
     """The same steps with the step trace and without, from memory."""
     with (
-        _training(config.model_copy(update={"trace": True})) as traced,
-        _training(config.model_copy(update={"trace": False})) as bare,
+        training_of(config.model_copy(update={"trace": True})) as traced,
+        training_of(config.model_copy(update={"trace": False})) as bare,
     ):
-        batches = _resident_batches(traced)
+        batches = resident_batches(traced)
 
         def run(training: Any) -> Callable[[], None]:
             def body() -> None:
@@ -180,7 +180,7 @@ def bench_evaluation(config: Any, pairs: int, steps: int) -> dict[str, Any]:
     """Seconds to score the validation frames under every protocol, with mirrored averaging as the config says."""
     from trainables.evaluate import PROTOCOLS, evaluate
 
-    with _training(config) as training:
+    with training_of(config) as training:
         frames = training.data.validation
 
         def body() -> None:
@@ -197,8 +197,8 @@ def bench_evaluation(config: Any, pairs: int, steps: int) -> dict[str, Any]:
 
 def bench_profile(config: Any, pairs: int, steps: int) -> dict[str, Any]:
     """Where the time of a step goes: each operation's own share, the largest first."""
-    with _training(config) as training:
-        batches = _resident_batches(training)
+    with training_of(config) as training:
+        batches = resident_batches(training)
 
         def body() -> None:
             for _ in range(steps):
@@ -212,10 +212,10 @@ def bench_profile(config: Any, pairs: int, steps: int) -> dict[str, Any]:
 def bench_compile(config: Any, pairs: int, steps: int) -> dict[str, Any]:
     """The step with torch.compile and without, and after how many images compiling has paid for itself."""
     with (
-        _training(config.model_copy(update={"compile": True})) as compiled,
-        _training(config.model_copy(update={"compile": False})) as eager,
+        training_of(config.model_copy(update={"compile": True})) as compiled,
+        training_of(config.model_copy(update={"compile": False})) as eager,
     ):
-        batches = _resident_batches(eager)
+        batches = resident_batches(eager)
 
         def run(training: Any, count: int) -> Callable[[], None]:
             def body() -> None:
@@ -236,6 +236,47 @@ def bench_compile(config: Any, pairs: int, steps: int) -> dict[str, Any]:
     } | _where(eager)
 
 
+def bench_together(config: Any, pairs: int, steps: int) -> dict[str, Any]:
+    """Two trainings at once, each with half of the threads, against one with all; and what the second one costs.
+
+    Memory beyond the second process: by how much the machine's available memory fell when it had come and trained,
+    less what is that process's own.
+    """
+    import torch
+
+    threads = config.threads or os.cpu_count() or 2
+    if threads < 2:
+        raise UserError("threads: two trainings at once need at least 2; set threads=2")
+    half = config.model_copy(update={"threads": threads // 2})
+    with contextlib.ExitStack() as stack:
+
+        def begin(settings: Any) -> Elsewhere:
+            one = stack.enter_context(contextlib.closing(Elsewhere(loaded_loop, settings)))
+            one.run(steps)
+            return one
+
+        alone, first = begin(config), begin(half)
+        before = psutil.virtual_memory().available
+        second = begin(half)
+        fell, own = (before - psutil.virtual_memory().available) / 2**20, second.own_mib()
+
+        def both() -> None:
+            for one in (first, second):
+                one.start(steps)
+            for one in (first, second):
+                one.wait()
+
+        timings = interleave({"two": both, "one": lambda: alone.run(2 * steps)}, pairs, torch.device("cpu"))
+    images = 2 * steps * config.batch_size
+    return {
+        "two_images_per_s": spread([images / t for t in timings["two"]]),
+        "one_images_per_s": spread([images / t for t in timings["one"]]),
+        "two_over_one": spread([one / two for two, one in zip(timings["two"], timings["one"], strict=True)]),
+        "second_process_own_mib": own,
+        "second_beyond_its_own_mib": fell - own,
+    }
+
+
 BENCHES: dict[str, Callable[[Any, int, int], dict[str, Any]]] = {
     "step": bench_step,
     "loader": bench_loader,
@@ -244,44 +285,8 @@ BENCHES: dict[str, Callable[[Any, int, int], dict[str, Any]]] = {
     "trace": bench_trace,
     "profile": bench_profile,
     "compile": bench_compile,
+    "together": bench_together,
 }
-
-
-def interleave(bodies: dict[str, Callable[[], None]], pairs: int, device: Any) -> dict[str, list[float]]:
-    """Seconds of each body in each of `pairs` rounds, run in turn after one round that does not count."""
-    timings: dict[str, list[float]] = {name: [] for name in bodies}
-    for number in range(pairs + 1):
-        for name, body in bodies.items():
-            took = seconds(body, device)
-            if number:
-                timings[name].append(took)
-    return timings
-
-
-def seconds(body: Callable[[], None], device: Any) -> float:
-    """What a body takes on the device."""
-    synchronise(device)
-    start = time.perf_counter()
-    body()
-    synchronise(device)
-    return time.perf_counter() - start
-
-
-@contextlib.contextmanager
-def _training(config: Any) -> Iterator[Any]:
-    from trainables.trainer import Training
-
-    with tempfile.TemporaryDirectory() as folder, contextlib.closing(Training(config, Path(folder), None)) as training:
-        yield training
-
-
-def _resident_batches(training: Any) -> Iterator[Any]:
-    """An endless cycle of the first batches, already on the device."""
-    from trainables.data.loader import TrainLoader
-
-    loader = iter(TrainLoader(training.data.train, training.config, 0))
-    batches = [next(loader).to(training.device) for _ in range(RESIDENT)]
-    return itertools.cycle(batches)
 
 
 def _compare(timings: dict[str, list[float]], images: int) -> dict[str, Any]:

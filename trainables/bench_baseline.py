@@ -8,37 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-
-class PlainLoop:
-    """The published port's step, in a process of its own: what this trainer sets for its process does not reach it."""
-
-    def __init__(self, config: Any, batches: int) -> None:
-        from torch import multiprocessing
-
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(config.model_dump_json(), batches, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-        self._pipe.recv()  # it is ready
-
-    def run(self, steps: int) -> None:
-        """Train on so many batches. Raises EOFError where the process has failed; it prints why."""
-        self._pipe.send(steps)
-        self._pipe.recv()
-
-    def close(self) -> None:
-        """End the process."""
-        self._pipe.close()
-        self._process.join()
+from trainables.bench_run import RESIDENT
 
 
-def _serve(settings: str, count: int, pipe: Any) -> None:
-    """The process: batches into memory once, then as many steps as are asked for, until the pipe is closed."""
+@contextlib.contextmanager
+def plain_loop(settings: str) -> Iterator[Callable[[int], None]]:
+    """The published port's step, on batches already in memory."""
     import torch
 
     from trainables.config import TrialConfig
@@ -53,21 +32,21 @@ def _serve(settings: str, count: int, pipe: Any) -> None:
     device = choose_device(config)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     loader = iter(TrainLoader(open_training(config).train, config, 0))
-    first = [augment(next(loader), device) for _ in range(count)]
+    first = [augment(next(loader), device) for _ in range(RESIDENT)]
     batches = itertools.cycle([(images.contiguous(), target, valid) for images, target, valid in first])
     model = build_model(config.model, config.target.kind).to(device).train()
     optimiser = torch.optim.Adam(model.parameters(), config.optim.lr)
-    pipe.send(count)
-    with contextlib.suppress(EOFError):
-        while True:
-            for images, target, valid in itertools.islice(batches, pipe.recv()):
-                optimiser.zero_grad()
-                pred = model(images)
-                loss = composite(pred, target, valid, config.loss, DATA_RANGE[config.target.kind]).total
-                torch.autograd.backward(loss)
-                optimiser.step()
-                loss.item()
-            pipe.send(count)
+
+    def train(steps: int) -> None:
+        for images, target, valid in itertools.islice(batches, steps):
+            optimiser.zero_grad()
+            pred = model(images)
+            loss = composite(pred, target, valid, config.loss, DATA_RANGE[config.target.kind]).total
+            torch.autograd.backward(loss)
+            optimiser.step()
+            loss.item()
+
+    yield train
 
 
 def port_loader(config: Any) -> Callable[[int], Any]:

@@ -35,6 +35,18 @@ def test_every_measurement_gives_its_ratio(
         assert spread["n"] == 2
 
 
+@pytest.mark.slow
+def test_two_at_once_are_measured_with_what_the_second_costs(
+    tiny_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = TINY | {"data.root": str(tiny_root), "threads": "2"}
+    arguments = [part for path, value in settings.items() for part in ("--set", f"{path}={value}")]
+    assert bench.main(["together", "--json", "--pairs", "2", "--steps", "2", *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)["together"]
+    assert 0 < found["two_over_one"]["min"] <= found["two_over_one"]["max"]
+    assert found["second_process_own_mib"] > 100
+
+
 def test_a_share_above_the_limit_is_an_error() -> None:
     with pytest.raises(AssertionError, match="the limit or the count is wrong"):
         bench_limit.share_of_limit([1.0], flops=2e9, rate=1e9)

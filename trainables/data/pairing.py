@@ -30,10 +30,13 @@ SHIFTS_Y: Final = tuple(s for s in range(-ROWS // 5, ROWS // 5 + 1) if abs(s) >=
 NEIGHBOURS: Final = 2  # frames of the scene on either side whose depth is compared
 WEAK_Z, UNSUPPORTED_Z, NEIGHBOUR_WEIGHT = -0.7, -0.3, 2.0  # wrong pair: see wrong_pair
 SCENE_WEIGHT, LOOSE_Z = 0.5, 5.0
+POOR_Z: Final = 2.5  # a scene whose frames hardly fit; there another alignment must lie so far above chance, or gain:
+POOR_FIT_Z, POOR_GAIN = 6.0, 0.1
+CHANCE_FLOOR_Z: Final = -2.0  # a wrong pair fits by chance; far below it lies what a scene does to all of its frames
 TRUSTED_Z: Final = 2.0  # neighbours that fit worse are no witnesses, where two others are
 RICH_EDGES: Final = 0.12  # standard deviation of the edge strength from which a depth map counts in full
 FLIP_GAIN, SHIFT_GAIN, SHIFT_GAIN_DOWN = 0.06, 0.06, 0.13  # how much better another alignment must fit than the given
-SHIFT_GAIN_PER_Z: Final = 0.02
+GAIN_PER_Z: Final = 0.02
 CHANCE_Z: Final = 3.0  # and how far above chance it must lie, in standard deviations
 SURE_Z: Final = 5.0
 
@@ -214,7 +217,7 @@ class Company:
 
     `unlike` is the distance of its coarse map to the nearest neighbour's over what is usual there: the scene's median
     of that, more at its ends (trainables/data/doctor_checks.py). `scene_z` is the median of the scene's z: in a scene
-    that is well registered, one poor fit says more.
+    that is well registered, one poor fit says more; where hardly any frame fits, it says less.
     """
 
     unlike: float
@@ -225,26 +228,31 @@ def wrong_pair(evidence: Evidence, company: Company | None) -> bool:
     """Does the depth belong to another picture? Without company only a fit below chance is taken for proof."""
     if company is None:
         return evidence.z < UNSUPPORTED_Z
-    expected = SCENE_WEIGHT * max(0.0, company.scene_z - LOOSE_Z)
-    score = evidence.z - NEIGHBOUR_WEIGHT * float(np.log(max(company.unlike, 0.1))) - expected
-    return score * evidence.weight < WEAK_Z
+    expected = SCENE_WEIGHT * max(0.0, company.scene_z - LOOSE_Z) - max(0.0, POOR_Z - company.scene_z)
+    fits = max(evidence.z, CHANCE_FLOOR_Z) - NEIGHBOUR_WEIGHT * float(np.log(max(company.unlike, 0.1)))
+    return (fits - expected) * evidence.weight < WEAK_Z
 
 
-def flipped(evidence: Evidence) -> bool:
+def flipped(evidence: Evidence, company: Company | None) -> bool:
     """Does the mirrored depth fit, and the given one not?"""
-    gain = (evidence.flip[0] - evidence.fit) * evidence.weight
-    return gain > FLIP_GAIN and evidence.flip[0] > CHANCE_Z * evidence.chance
+    return _fits_better(evidence.flip[0], FLIP_GAIN, evidence, company)
 
 
-def shifted(evidence: Evidence) -> bool:
-    """Does the depth fit when moved, and not as given?
-
-    More is asked where the given fit is far from chance (furniture that repeats itself fits in several places), and
-    for rows (real sensors are often off there).
-    """
-    gain = evidence.shift[0] - evidence.fit - SHIFT_GAIN_PER_Z * max(0.0, evidence.z - 2)
+def shifted(evidence: Evidence, company: Company | None) -> bool:
+    """Does the depth fit when moved, and not as given? More is asked for rows: real sensors are often off there."""
     least = SHIFT_GAIN if evidence.shift[1] else SHIFT_GAIN_DOWN
-    return gain * evidence.weight > least and evidence.shift[0] > CHANCE_Z * evidence.chance
+    return _fits_better(evidence.shift[0], least, evidence, company)
+
+
+def _fits_better(other: float, least: float, evidence: Evidence, company: Company | None) -> bool:
+    """Whether another alignment's fit is better by more than the least, and no luck.
+
+    More is asked where the given fit is far from chance (furniture that repeats itself fits in several places), and in
+    a scene whose frames hardly fit.
+    """
+    gain = (other - evidence.fit - GAIN_PER_Z * max(0.0, evidence.z - 2)) * evidence.weight
+    poor = company is not None and company.scene_z < POOR_Z and gain <= POOR_GAIN
+    return gain > least and other > (POOR_FIT_Z if poor else CHANCE_Z) * evidence.chance
 
 
 def verdict(evidence: Evidence, company: Company | None) -> str | None:
@@ -252,7 +260,7 @@ def verdict(evidence: Evidence, company: Company | None) -> str | None:
 
     A wrong pair may fit somewhere by luck: where it is unlike its neighbours too, a shift must fit clearly.
     """
-    strange, mirrored, moved = wrong_pair(evidence, company), flipped(evidence), shifted(evidence)
+    strange, mirrored, moved = wrong_pair(evidence, company), flipped(evidence, company), shifted(evidence, company)
     if mirrored and (not moved or evidence.flip[0] >= evidence.shift[0]):
         return "flipped"
     if moved and (not strange or evidence.shift[0] > SURE_Z * evidence.chance):
