@@ -147,7 +147,7 @@ def _pairs(records: Sequence[Record]) -> Iterable[Finding]:
         looks = [r for r in same if _bits_apart(r.hash, same[0].hash) > 4 * NEAR_BITS]
         if not looks:
             continue
-        fits = {r.id: r.evidence.z if r.evidence else 0.0 for r in same}
+        fits = {r.id: pairing.belonging(r.evidence, known.get(r.number)) if r.evidence else 0.0 for r in same}
         owner = max(fits, key=fits.__getitem__)
         for r in same:
             if r.id != owner and r.id not in accused:

@@ -224,13 +224,18 @@ class Company:
     scene_z: float
 
 
+def belonging(evidence: Evidence, company: Company | None) -> float:
+    """How well the depth belongs to its picture, in standard deviations from chance: by its fit and its neighbours."""
+    unlike = 1.0 if company is None else company.unlike
+    return max(evidence.z, CHANCE_FLOOR_Z) - NEIGHBOUR_WEIGHT * float(np.log(max(unlike, 0.1)))
+
+
 def wrong_pair(evidence: Evidence, company: Company | None) -> bool:
     """Does the depth belong to another picture? Without company only a fit below chance is taken for proof."""
     if company is None:
         return evidence.z < UNSUPPORTED_Z
     expected = SCENE_WEIGHT * max(0.0, company.scene_z - LOOSE_Z) - max(0.0, POOR_Z - company.scene_z)
-    fits = max(evidence.z, CHANCE_FLOOR_Z) - NEIGHBOUR_WEIGHT * float(np.log(max(company.unlike, 0.1)))
-    return (fits - expected) * evidence.weight < WEAK_Z
+    return (belonging(evidence, company) - expected) * evidence.weight < WEAK_Z
 
 
 def flipped(evidence: Evidence, company: Company | None) -> bool:
