@@ -7,6 +7,7 @@ import ctypes
 import resource
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -42,6 +43,26 @@ def keep_freed_memory() -> None:
         libc.malloc_trim(0)
         for parameter, value in MALLOPT.values():
             libc.mallopt(parameter, value)
+
+
+def single_threaded(name: str) -> ThreadPoolExecutor:
+    """A thread beside the training's whose operations do not run in parallel themselves.
+
+    Each thread that runs parallel operations has a team of OpenMP's threads of its own. With a second team there are
+    more threads than cores, and then GNU's sleeps at the end of every operation, in the first team, too: steps on small
+    inputs took twice as long. A count that is set holds for the calling thread and for those that begin later, so the
+    process's is put back.
+    """
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(1, name, _one_thread)
+    pool.submit(bool).result()  # its thread has begun
+    torch.set_num_threads(before)
+    return pool
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # which makes it this thread's own for good
 
 
 def choose_dtype(config: TrialConfig, device: torch.device) -> torch.dtype:

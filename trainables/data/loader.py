@@ -8,7 +8,6 @@ frame is skipped, the next good one of the list stands in for it, again by posit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,6 +21,7 @@ from trainables.data.batches import CHANNEL_ORDERS, Batch, augment
 from trainables.data.cache import SampleCache, open_cache
 from trainables.data.frames import BadFrame, Depth, FrameList
 from trainables.data.samples import cropped, prepare, resize_rgb
+from trainables.device import single_threaded
 from trainables.errors import UserError
 from trainables.models import output_size
 from trainables.parallel import part_of
@@ -215,7 +215,7 @@ def _ahead(source: Callable[[T], R], items: Callable[[], Iterator[T]], config: T
                 raise made
             yield made
         return
-    with ThreadPoolExecutor(1, "loader") as pool:
+    with single_threaded("loader") as pool:
         future = None
         for item in items():
             following = pool.submit(_pinned, source, item, pin)

@@ -22,6 +22,7 @@ from trainables.data.dataset import open_training
 from trainables.data.frames import BadFrame, FrameList
 from trainables.data.loader import Batch, EvalLoader, TrainLoader, augment
 from trainables.data.samples import Sample, prepare
+from trainables.device import single_threaded
 from trainables.errors import UserError
 
 Make = Callable[..., TrialConfig]
@@ -257,3 +258,15 @@ def test_sample_survives_the_trip_to_disk(tmp_path: Path, tiny_config: Make) -> 
     assert cache.read(3, *buffers) and not cache.read(2, *buffers)
     for found, expected in zip(buffers, (rgb.permute(1, 2, 0), target, target > 0.5), strict=True):
         np.testing.assert_array_equal(found, expected.numpy())
+
+
+def test_the_loaders_thread_brings_no_second_team() -> None:
+    """One thread of its own, for good; the count of the training's thread, and of threads that begin later, stays."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with single_threaded("loader") as pool, ThreadPoolExecutor(1) as later:
+            assert [pool.submit(torch.get_num_threads).result() for _ in range(2)] == [1, 1]
+            assert torch.get_num_threads() == later.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
