@@ -19,7 +19,6 @@ from study.search import NotKept, tune_classes
 from study.session import Session
 from study.watch import watched
 from trainables.errors import UserError, refused_by_disk
-from trainables.parallel import check_parts
 
 ROOT = Path(__file__).resolve().parent.parent
 CAPACITY_S = 10.0  # how long a count of the cluster's resources is good for
@@ -156,6 +155,10 @@ def workers_of(plan: Plan) -> int:
 
 def _check_batches(plan: Plan, workers: int) -> None:
     """Refuse a batch size, known or searched, that the workers of a training cannot share equally."""
+    if workers == 1:
+        return
+    from trainables.parallel import check_parts  # imports torch, which a driver can do without
+
     sizes = [("trial.batch_size", config.batch_size) for config in plan.configs]
     for settings in plan.study.config.search.first:
         sizes += [("search.first", settings["batch_size"])] if "batch_size" in settings else []
