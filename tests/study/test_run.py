@@ -101,7 +101,7 @@ def test_killed_stopped_and_extended_it_goes_on_as_if_undisturbed(
             assert run.main(["study.yaml", *words]) == 2
         return capsys.readouterr().err
 
-    text = STUDY.replace("trials: 6", "trials: 14") + "confirm: {top: 2, seeds: 1}\n"
+    text = STUDY.replace("trials: 6", "trials: 10") + "confirm: {top: 2, seeds: 1}\n"
     calm = Workplace(tmp_path / "calm")
     calm.root.mkdir()
     undisturbed(calm, text)
@@ -109,7 +109,7 @@ def test_killed_stopped_and_extended_it_goes_on_as_if_undisturbed(
     seed = random.randrange(1 << 30)
     moments = random.Random(seed)
     for _ in range(kills):
-        driver = workplace.start("--resume", "--set", "search.trials=12", pause_s=0.1)
+        driver = workplace.start("--resume", "--set", "search.trials=8", pause_s=0.1)
         wait_until(lambda: len(_folders(workplace)) > 0, driver, "nothing began")
         time.sleep(moments.uniform(0, 4))
         driver.kill()
@@ -129,11 +129,11 @@ def test_killed_stopped_and_extended_it_goes_on_as_if_undisturbed(
     assert done.returncode == 0, done.stderr
     assert params(workplace) == params(calm), f"seed {seed}"
     assert "PRUNED" in {t.state.name for t in calm.ledger().values()}
-    runs = workplace.mlflow()
-    assert sorted(child["name"] for child in runs) == sorted(workplace.ledger())
+    runs, ledger = workplace.mlflow(), workplace.ledger()
+    assert sorted(child["name"] for child in runs) == sorted(ledger)
     for child in runs:
         steps = [step for name, step, _, _ in child["metrics"] if name == "val/rmse"]
-        assert sorted(steps) == sorted(workplace.ledger()[child["name"]].intermediate_values), child["name"]
+        assert sorted(steps) == sorted(ledger[child["name"]].intermediate_values), child["name"]
     changed = refused("--resume", "--set", "trial.budget_images=200")
     assert "trial.budget_images is 200, but the study began with 100" in changed
 

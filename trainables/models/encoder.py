@@ -15,8 +15,8 @@ from typing import Literal
 
 import torch
 import torchvision
-from torch import Tensor, nn
-from torchvision.models.feature_extraction import create_feature_extractor
+from torch import Tensor, fx, nn
+from torchvision.models.feature_extraction import NodePathTracer
 
 from trainables.config import SCALES, ModelConfig
 from trainables.errors import UserError
@@ -120,14 +120,40 @@ def build_encoder(config: ModelConfig) -> tuple[nn.Module, dict[str, str]]:
     _check_frozen(network, config.frozen)
     if config.weights is not None:
         fill(network, read_weights(network, config.weights))
-    nodes = {node: scale for scale, node in taps.items() if node != INPUT}
-    tapped = create_feature_extractor(network.module, nodes)
-    # One plain graph for both modes, which are the same for these networks: torchvision's own class, which holds two,
-    # comes back from a copy in train mode.
-    encoder = torch.fx.GraphModule(tapped, tapped.eval_graph)
+    encoder = _tapped(network, {node: scale for scale, node in taps.items() if node != INPUT})
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(not any(_within(name, prefix) for prefix in config.frozen))
     return encoder, taps
+
+
+def _tapped(network: Network, scales: Mapping[str, str]) -> fx.GraphModule:
+    """The network up to its tapped nodes, {node: scale}; a module's name stands for its last node."""
+    whole, names = _traced(network.name)
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    graph.graph_copy(whole, copies)
+    found = {
+        scale: copies[node]
+        for node, name in names.items()
+        for tap, scale in scales.items()
+        if f"{name}.".startswith(f"{tap}.")
+    }
+    graph.output(found)
+    tapped = fx.GraphModule(network.module, graph)
+    tapped.graph.eliminate_dead_code()
+    return fx.GraphModule(tapped, tapped.graph)  # of what is left: the classifier is no part of it
+
+
+@functools.cache
+def _traced(name: str) -> tuple[fx.Graph, dict[fx.Node, str]]:
+    """A network's graph and its nodes' names as torchvision gives them, without memory or arithmetic.
+
+    One for both modes, which are the same for these networks; torchvision's own function traces each mode of each
+    network anew, which took longer than making the network.
+    """
+    with torch.device("meta"):
+        module = _network(name).module.eval()
+    tracer = NodePathTracer()
+    return tracer.trace(module), dict(tracer.node_to_qualname)
 
 
 def check_encoder(config: ModelConfig) -> None:
