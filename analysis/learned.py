@@ -57,7 +57,8 @@ def analyse(tables: StudyTables) -> Section:
     else:
         judged = judged_trainings(tables)
         if not judged:
-            return Section("learned", TITLE, ["No training has a judged checkpoint yet."], data={"trainings": []})
+            answer = f"No training has a judged checkpoint: {selection.why_none(tables)}."
+            return Section("learned", TITLE, [answer], data={"trainings": []})
         rows = _rows(tables, tables.layout.evaluation / "learned.json", judged)
         tables.extras["learned"] = pd.DataFrame(plain(rows), columns=list(COLUMNS))
     table = Table("learned", "What the predictions depend on", pd.DataFrame(rows, columns=list(COLUMNS)), NOTE)

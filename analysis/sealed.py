@@ -40,7 +40,7 @@ def freeze(tables: StudyTables, folder: Path) -> dict[str, Any]:
     """Write the list of what will be scored, with its hash; the list before it is kept. Returns the list."""
     chosen = selection.choose(tables)
     if chosen is None or tables.judge is None:
-        raise UserError("nothing can be evaluated: no training is complete with a judged value")
+        raise UserError(f"nothing can be evaluated: {selection.why_none(tables)}")
     roles: dict[str, list[str]] = {chosen.champion: ["champion"]}
     if chosen.phase == "confirm":
         for key in chosen.members:

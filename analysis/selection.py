@@ -21,6 +21,7 @@ from analysis.section import Figure, Section, Table, number, plain, records
 from analysis.tables import StudyTables, configured_phases
 from study.contract import Judge, Outcome, confirm_images
 
+COMPETING = ("confirm", "search", "reproduce")  # phases that a champion may come from, the first that has one
 MOST_CANDIDATES = 20
 RELATIVE = "config.target.kind"
 UNITS = {"rmse": "m", "sq_rel": "m"}
@@ -44,11 +45,20 @@ def choose(tables: StudyTables) -> Chosen | None:
     """The champion: of the confirmation; before there is one, of the search; without a search, of the reproductions."""
     if tables.judge is None:
         return None
-    for phase in ("confirm", "search", "reproduce"):
+    for phase in COMPETING:
         best = tables.judge.choose(judged_rows(tables, phase))
         if best is not None:
             return Chosen(phase, best.group, best.champion, best.members, best.median)
     return None
+
+
+def why_none(tables: StudyTables) -> str:
+    """Why `choose` has nothing to choose from, as part of a sentence."""
+    trials = tables.trials
+    if len(trials) and not trials["phase"].isin(COMPETING).any():
+        return "all trainings of this study are ablations, which are compared in pairs and do not compete"
+    ended = int(trials["outcome"].isin(list(Outcome)).sum())
+    return f"none of {ended} ended trainings is complete with a finite judged value"
 
 
 def judged_rows(tables: StudyTables, phase: str, group: str | None = None) -> list[dict[str, Any]]:
@@ -98,8 +108,7 @@ def analyse(tables: StudyTables) -> Section:
     """The section: the choice, its distance from the runner-up, the gap between search and confirmation."""
     judge, chosen = tables.judge, choose(tables)
     if judge is None or chosen is None:
-        ended = int(tables.trials["outcome"].isin(list(Outcome)).sum())
-        answer = f"No checkpoint can be chosen: none of {ended} ended trainings is complete with a finite judged value."
+        answer = f"No checkpoint can be chosen: {why_none(tables)}."
         return Section("selection", "Which checkpoint?", [answer], [], [_outcomes(tables)], {"champion": None})
     candidates = _candidates(tables, judge, chosen)
     confirmed = {str(group): judged_rows(tables, "confirm", str(group)) for group in tables.phase("confirm")["group"]}

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure as Canvas
 
-from analysis import compare, cost, overview, page, report, runs, store, tables
+from analysis import compare, cost, overview, page, plots, report, runs, store, tables
 from analysis.section import Section, Table
 from study.contract import Outcome
 from tests.analysis.make_results import JUDGE, Training, make_results, planted_study, planted_trace, settings_of
@@ -68,6 +69,12 @@ def browser() -> Iterator[Any]:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blank figures, for tests of what a page says: drawing takes most of a page's time, and `planted` is drawn."""
+    monkeypatch.setattr(plots, "drawn", lambda figure: Canvas(figsize=(1, 1)))
 
 
 def open_page(browser: Any, path: Path, **context: Any) -> tuple[Any, list[str], list[str]]:
@@ -162,6 +169,7 @@ def test_two_hundred_payloads_are_shown_and_none_runs(browser: Any, hostile: Pat
     shown.context.close()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_failed_an_empty_and_a_running_study_get_a_report_that_says_so(tmp_path: Path) -> None:
     failed = [
         Training("search", 0.5, outcome=Outcome.DIVERGED, step=4, reason="loss is nan", history=[]) for _ in range(3)
@@ -182,6 +190,7 @@ def test_a_failed_an_empty_and_a_running_study_get_a_report_that_says_so(tmp_pat
         assert sentence in (root / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_released_table_makes_the_same_page(planted: Path, tmp_path: Path) -> None:
     released = tmp_path / "released" / "study.parquet"
     released.parent.mkdir()
@@ -218,6 +227,7 @@ def test_names_are_no_markdown() -> None:
     assert text == r"\[a\](http:\/\/x) \<b\>\*c\* \`d\` \# www\.e.f \[U+202E\]g 0.123 m."
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_studies_are_set_side_by_side_and_obstacles_are_named(tmp_path: Path) -> None:
     one = make_results(tmp_path / "one", [Training("search", 0.5)])
     same = make_results(tmp_path / "same", [Training("search", 0.6)])
