@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from trainables import trainer
 from trainables.config import TrialConfig
 from trainables.recipe import load_recipe
 
@@ -22,6 +24,12 @@ torch.set_num_threads(1)
 
 ROWS, COLUMNS = 48, 64
 SCENES, FRAMES = 5, 6
+
+
+def pytest_collection_finish() -> None:
+    """Half a million objects of imported modules live as long as the tests: no collection looks through them again."""
+    gc.collect()
+    gc.freeze()
 
 
 def write_tiny(root: Path, *, holes: bool = False) -> Path:
@@ -64,6 +72,12 @@ def indoor() -> Path:
     if not root.is_dir():
         pytest.skip("../shared/indoor_rgbd is not here; it holds the real RGB-D frames")
     return root
+
+
+@pytest.fixture
+def unpictured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings in this process without preview pictures, which take most of a tiny training's time."""
+    monkeypatch.setattr(trainer, "write_preview", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ from trainables.config import TrialConfig, as_dict
 from trainables.durable import write_json
 from trainables.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("unpictured")
+
 
 def test_a_study_is_replayed_and_its_report_shows_it(
     tiny_root: Path, tmp_path: Path, tiny_config: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,7 @@ def test_every_measurement_gives_its_ratio(
     tiny_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(bench_limit.MATRIX_SIZES, "cpu", (256,))
+    monkeypatch.setattr(bench_limit, "MATRIX_SECONDS", 0.05)
     arguments = ["--json", "--pairs", "2", "--steps", "2", "--set", f"data.root={tiny_root}"]
     arguments += [part for path, value in TINY.items() for part in ("--set", f"{path}={value}")]
     assert bench.main(arguments) == 0

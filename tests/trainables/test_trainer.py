@@ -26,7 +26,9 @@ from trainables import train as train_command
 from trainables.config import TrialConfig, as_dict, flat
 from trainables.errors import Diverged, UserError
 from trainables.optim import GuardedStep, Plateau, scheduled_lr
+from trainables.preview import write_preview
 
+pytestmark = pytest.mark.usefixtures("unpictured")
 Make = Callable[..., TrialConfig]
 
 
@@ -39,7 +41,8 @@ def trace(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
-def test_a_training_leaves_what_it_promises(tiny_config: Make, tmp_path: Path) -> None:
+def test_a_training_leaves_what_it_promises(tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "write_preview", write_preview)
     config = tiny_config()
     reports = train(config, tmp_path)
     assert [r.images for r in reports] == [24, 48]
