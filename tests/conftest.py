@@ -12,15 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, which pytest's own process never imports
 
-import torch
-
-from trainables import trainer
 from trainables.config import TrialConfig
 from trainables.recipe import load_recipe
-
-torch.set_num_threads(1)
 
 ROWS, COLUMNS = 48, 64
 SCENES, FRAMES = 5, 6
@@ -77,7 +72,7 @@ def indoor() -> Path:
 @pytest.fixture
 def unpictured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings in this process without preview pictures, which take most of a tiny training's time."""
-    monkeypatch.setattr(trainer, "write_preview", lambda *_: None)
+    monkeypatch.setattr("trainables.trainer.write_preview", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

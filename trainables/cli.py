@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -33,6 +35,7 @@ def run(arguments: argparse.ArgumentParser, body: Body, argv: list[str] | None =
     Under --json everything else that is printed goes to stderr. A bug keeps its traceback (exit code 1).
     """
     args = arguments.parse_args(argv)
+    atexit.register(gc.freeze)  # or the collections at exit look through all that was imported, for up to a second
     try:
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
             result = body(args)

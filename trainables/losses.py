@@ -22,6 +22,7 @@ from pytorch_msssim.ssim import _fspecial_gauss_1d, gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainables.config import LOSS_TERMS
 from trainables.errors import UserError
 
 Sums = tuple[Tensor, Tensor]
@@ -159,16 +160,8 @@ def silog(pred: Tensor, target: Tensor, valid: Tensor, data_range: float) -> Sum
     return square - SILOG_LAMBDA * mean.square() * count, count
 
 
-TERMS: dict[str, Term] = {
-    "depth": depth,
-    "mse": mse,
-    "berhu": berhu,
-    "gradient": gradient,
-    "sobel": sobel,
-    "normal": normal,
-    "ssim": ssim,
-    "silog": silog,
-}
+# The names stand where settings are checked, which must not take the seconds that importing torch does.
+TERMS: dict[str, Term] = {name: globals()[name] for name in LOSS_TERMS}
 
 
 def composite(
