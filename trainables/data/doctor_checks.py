@@ -11,7 +11,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trainables.data import pairing
+from trainables.data import coarse, pairing
 from trainables.data.doctor_record import HASH_SIDE, Record
 from trainables.data.pairing import Company, Evidence
 from trainables.data.pictures import MAX_DEPTH_M
@@ -184,24 +184,39 @@ def company(records: Sequence[Record]) -> dict[int, Company]:
         scene_z = float(np.median([r.evidence.z for r in members if r.evidence is not None] or [0.0]))
         usuals = [usual * (ONE_SIDED if place in (0, len(members) - 1) else 1) for place in range(len(members))]
         result |= {
-            r.number: Company(d / there, scene_z)
-            for r, d, there in zip(members, nearest, usuals, strict=True)
+            r.number: Company(d / there, scene_z, _along(members, place))
+            for place, (r, d, there) in enumerate(zip(members, nearest, usuals, strict=True))
             if np.isfinite(d / there)
         }
     return result
 
 
-def _to_nearest(members: Sequence[Record], place: int) -> float:
-    """Distance of a frame's coarse map to the nearest one around it, of frames that fit well where there are two."""
-    own = members[place]
+def _witnesses(members: Sequence[Record], place: int, fewest: int) -> list[Record]:
+    """The frames around one that fit well where there are that many, else all around it."""
     reach = pairing.NEIGHBOURS
-    around = [r for r in members[max(0, place - reach) : place + reach + 1] if r is not own]
+    around = [r for r in members[max(0, place - reach) : place + reach + 1] if r is not members[place]]
     trusted = [r for r in around if r.evidence is not None and r.evidence.z >= pairing.TRUSTED_Z]
-    witnesses = trusted if len(trusted) > 1 else around
-    maps = [r.coarse for r in witnesses if r.coarse is not None]
-    return (
-        min((pairing.map_distance(own.coarse, m) for m in maps), default=np.inf) if own.coarse is not None else np.inf
-    )
+    return trusted if len(trusted) >= fewest else around
+
+
+def _to_nearest(members: Sequence[Record], place: int) -> float:
+    """Distance of a frame's coarse map to the nearest one around it."""
+    own = members[place]
+    maps = [r.coarse for r in _witnesses(members, place, 2) if r.coarse is not None]
+    return min((coarse.distance(own.coarse, m) for m in maps), default=np.inf) if own.coarse is not None else np.inf
+
+
+def _along(members: Sequence[Record], place: int) -> float | None:
+    """Whether a frame that seems shifted sideways lies off for its neighbours, too; None for all others."""
+    own = members[place]
+    if own.evidence is None or not own.evidence.shift[1] or not pairing.shifted(own.evidence, None):
+        return None
+    gains = [
+        coarse.along((own.grey, own.coarse), (r.grey, r.coarse), own.evidence.shift[1])
+        for r in _witnesses(members, place, 1)
+        if own.grey is not None and own.coarse is not None and r.grey is not None and r.coarse is not None
+    ]
+    return float(np.mean(gains)) if gains else None
 
 
 def _across(train: Sequence[Record], test: Sequence[Record]) -> Iterable[Finding]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainables.data import pairing
+from trainables.data import coarse, pairing
 from trainables.data.frames import BadFrame, Frame, FrameList
 from trainables.data.pairing import Evidence, References
 from trainables.data.pictures import STEPS_PER_METRE
@@ -40,6 +40,7 @@ class Record:
     depth_digest: bytes = b""
     hash: bytes = b""
     thumbnail: bytes = b""
+    grey: NDArray[np.float16] | None = None
     coarse: NDArray[np.float16] | None = None
     evidence: Evidence | None = None
 
@@ -62,7 +63,7 @@ def examine(frames: FrameList, number: int, split: str, references: References |
         levels=float(frame.rgb.std()), border_px=border_px(frame.rgb), bits=depth_bits(frame),
         rgb_digest=hashlib.sha256(frame.rgb.tobytes()).digest()[:16],
         depth_digest=hashlib.sha256(frame.depth_m.tobytes()).digest()[:16],
-        hash=code, thumbnail=thumbnail, coarse=pairing.coarse_map(frame.depth_m),
+        hash=code, thumbnail=thumbnail, grey=coarse.of_picture(frame.rgb), coarse=coarse.of_depth(frame.depth_m),
         evidence=pairing.weigh(picture, edges, scene, references) if references else None,
     )  # fmt: skip
 

@@ -22,7 +22,6 @@ from PIL import Image
 
 Floats = NDArray[np.float32]
 ROWS, COLUMNS = 60, 80  # working size: a sixth of NYU's rows
-MAP_ROWS, MAP_COLUMNS = 15, 20  # of the coarse depth map that is compared between neighbours
 SPACING: Final = 2  # pixels between the samples of a second difference
 FEWEST: Final = 200  # known pixels below which nothing is judged
 SHIFTS_X: Final = tuple(s for s in range(-COLUMNS // 5, COLUMNS // 5 + 1) if abs(s) >= 4)
@@ -37,6 +36,8 @@ TRUSTED_Z: Final = 2.0  # neighbours that fit worse are no witnesses, where two 
 RICH_EDGES: Final = 0.12  # standard deviation of the edge strength from which a depth map counts in full
 FLIP_GAIN, SHIFT_GAIN, SHIFT_GAIN_DOWN = 0.06, 0.06, 0.13  # how much better another alignment must fit than the given
 GAIN_PER_Z: Final = 0.02
+FITS_Z: Final = 1.0  # a depth that lies off fits by chance as given; one that fits better than this must lie off for
+ALONG, GAIN_PER_ALONG = 0.25, 0.5  # its neighbours, too: see Company.along
 CHANCE_Z: Final = 3.0  # and how far above chance it must lie, in standard deviations
 SURE_Z: Final = 5.0
 
@@ -80,8 +81,8 @@ def picture_edges(rgb: NDArray[np.uint8]) -> Edges:
 
 def depth_edges(depth_m: Floats) -> Edges:
     """Creases and jumps of a depth map (H, W) in metres, 0 = hole; relative to the depth, steep ones capped."""
-    seen = _shrink((depth_m > 0).astype(np.float32), ROWS, COLUMNS)
-    inverse = _shrink(np.where(depth_m > 0, 1 / np.maximum(depth_m, 0.1), 0), ROWS, COLUMNS) / np.maximum(seen, 1e-6)
+    seen = shrink((depth_m > 0).astype(np.float32), ROWS, COLUMNS)
+    inverse = shrink(np.where(depth_m > 0, 1 / np.maximum(depth_m, 0.1), 0), ROWS, COLUMNS) / np.maximum(seen, 1e-6)
     k, inner, known = SPACING, slice(SPACING, -SPACING), seen > 0.6
     xx, yy, xy = np.zeros_like(inverse), np.zeros_like(inverse), np.zeros_like(inverse)
     xx[:, inner] = inverse[:, 2 * k :] + inverse[:, : -2 * k] - 2 * inverse[:, inner]
@@ -178,37 +179,17 @@ def _mirrored(depth: Edges, axis: int) -> tuple[Floats, NDArray[np.bool_]]:
 
 def _moved_fit(picture: Edges, depth: Edges, dx: int, dy: int) -> float:
     """Fit where the depth lies dx columns to the right of the picture and dy rows below."""
-    rows_p, rows_d = _overlap(dy)
-    columns_p, columns_d = _overlap(dx)
+    rows_p, rows_d = overlap(dy)
+    columns_p, columns_d = overlap(dx)
     known = depth.known[rows_d, columns_d]
     return _fit(picture.field[:, rows_p, columns_p], depth.field[:, rows_d, columns_d], known)
 
 
-def _overlap(step: int) -> tuple[slice, slice]:
+def overlap(step: int) -> tuple[slice, slice]:
+    """Where two arrays lie over each other when the second is moved by so many places: a slice of each."""
     if step == 0:
         return slice(None), slice(None)
     return (slice(None, -step), slice(step, None)) if step > 0 else (slice(-step, None), slice(None, step))
-
-
-def coarse_map(depth_m: Floats) -> NDArray[np.float16]:
-    """Logarithm of depth (MAP_ROWS, MAP_COLUMNS), NaN where little is known."""
-    seen = _shrink((depth_m > 0).astype(np.float32), MAP_ROWS, MAP_COLUMNS)
-    logs = np.where(depth_m > 0, np.log(np.maximum(depth_m, 0.1)), 0)
-    values = _shrink(logs, MAP_ROWS, MAP_COLUMNS) / np.maximum(seen, 1e-3)
-    return np.where(seen > 0.3, values, np.nan).astype(np.float16)
-
-
-def map_distance(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """Mean absolute difference of two coarse maps where both are known, at the best sideways offset: cameras pan."""
-    best = np.inf
-    for step in range(-6, 7):
-        _, here = _overlap(step)
-        _, there = _overlap(-step)
-        gap = np.abs(a[:, here].astype(np.float32) - b[:, there].astype(np.float32))
-        known = np.isfinite(gap)
-        if known.sum() >= 40:
-            best = min(best, float(gap[known].mean()))
-    return best
 
 
 @dataclass(frozen=True)
@@ -217,11 +198,13 @@ class Company:
 
     `unlike` is the distance of its coarse map to the nearest neighbour's over what is usual there: the scene's median
     of that, more at its ends (trainables/data/doctor_checks.py). `scene_z` is the median of the scene's z: in a scene
-    that is well registered, one poor fit says more; where hardly any frame fits, it says less.
+    that is well registered, one poor fit says more; where hardly any frame fits, it says less. `along` is the mean of
+    coarse.along over its neighbours for the shift that fits best: about -0.1 where nothing lies off, 0.3 where it does.
     """
 
     unlike: float
     scene_z: float
+    along: float | None = None  # None: nobody asked, or no neighbours
 
 
 def belonging(evidence: Evidence, company: Company | None) -> float:
@@ -246,6 +229,8 @@ def flipped(evidence: Evidence, company: Company | None) -> bool:
 def shifted(evidence: Evidence, company: Company | None) -> bool:
     """Does the depth fit when moved, and not as given? More is asked for rows: real sensors are often off there."""
     least = SHIFT_GAIN if evidence.shift[1] else SHIFT_GAIN_DOWN
+    if company is not None and company.along is not None and evidence.z > FITS_Z:
+        least += GAIN_PER_ALONG * max(0.0, ALONG - company.along)
     return _fits_better(evidence.shift[0], least, evidence, company)
 
 
@@ -273,7 +258,8 @@ def verdict(evidence: Evidence, company: Company | None) -> str | None:
     return "flipped" if mirrored else "wrong_pair" if strange else None
 
 
-def _shrink(values: NDArray[Any], rows: int, columns: int) -> Floats:
+def shrink(values: NDArray[Any], rows: int, columns: int) -> Floats:
+    """Means over equal boxes."""
     image = Image.fromarray(values.astype(np.float32))
     small: Floats = np.asarray(image.resize((columns, rows), Image.Resampling.BOX))
     return small

@@ -17,7 +17,7 @@ from test_forms import WRITERS
 
 from trainables import durable
 from trainables.config import RoomsConfig
-from trainables.data import doctor, manifest, rooms
+from trainables.data import coarse, doctor, manifest, rooms
 from trainables.data.doctor_checks import Finding, findings
 from trainables.data.frames import BadFrame
 from trainables.data.pairing import Company, Evidence, verdict
@@ -89,6 +89,24 @@ def test_what_a_scene_does_to_all_its_frames_is_no_defect(
 ) -> None:
     evidence = Evidence(fit, z, weight, chance, (flip, "left-right"), (shift, 11, 0))
     assert verdict(evidence, Company(unlike, scene_z)) is None
+
+
+@pytest.mark.parametrize(("along", "expected"), [(0.14, None), (0.4, "shifted"), (None, "shifted")])
+def test_a_frame_that_fits_is_shifted_only_if_its_neighbours_say_so(along: float | None, expected: str | None) -> None:
+    """Numbers of a clean office whose furniture repeats, moved by 14%."""
+    evidence = Evidence(0.12, 2.1, 0.44, 0.06, (0.05, "left-right"), (0.34, -11, 0))
+    assert verdict(evidence, Company(1.0, 3.0, along)) == expected
+
+
+@pytest.mark.parametrize("off", [-8, 0, 8])
+def test_picture_and_depth_pan_alike_unless_one_lies_off(off: int) -> None:
+    """Two views of one panorama, panned by two cells; the first one's depth lies off by two cells, or does not."""
+    rng = np.random.default_rng(0)
+    picture, depth = rng.uniform(0, 255, (15, 30)), rng.uniform(0, 2, (15, 30))
+    cells = off // 4
+    first = (picture[:, 5:25], depth[:, 5 - cells : 25 - cells])  # what stood at a column stands so many to the right
+    gains = {columns: coarse.along(first, (picture[:, 7:27], depth[:, 7:27]), columns) for columns in (-8, 8)}
+    assert all(gain > 0.5 if columns == off else gain < 0.2 for columns, gain in gains.items()), gains
 
 
 @pytest.mark.slow
