@@ -26,6 +26,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 
 from study.contract import OPTUNA_STATE, Attr, Judge, Layout, Outcome, StudyAttr, judge_hash, trial_key
+from tests.analysis.ledger_rows import new_storage, write_study
 from trainables.config import as_dict
 from trainables.durable import write_json
 from trainables.recipe import load_recipe, set_path
@@ -94,15 +95,14 @@ def make_results(
     layout = Layout(root)
     root.mkdir(parents=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{layout.ledger}")
+    storage = new_storage(layout.ledger)
     phases = list(dict.fromkeys(t.phase for t in trainings))
     settings = dict(study or settings_of(root.name, trainings, judge))
     write_json(layout.study_file, settings)  # JSON is YAML
     recipes = {name: dict(base or as_dict(load_recipe(name)[-1])) for name in {t.recipe for t in trainings}}
     for phase in phases:
         members = [t for t in trainings if t.phase == phase]
-        ledger = optuna.create_study(study_name=f"{root.name}/{phase}", storage=storage, direction="minimize")
-        for name, value in {
+        attributes = {
             StudyAttr.STUDY: settings,
             StudyAttr.JUDGE: dict(judge),
             StudyAttr.JUDGE_HASH: judge_hash(Judge(**judge)),
@@ -110,12 +110,11 @@ def make_results(
             StudyAttr.ENVIRONMENT: {"python": "3.12.0", "torch": "2.14.1", "host": "planted", "commit": "c" * 40},
             StudyAttr.TIMINGS: {phase: 60.0 * len(members)},
             StudyAttr.PLANNED: (planned or {}).get(phase, len(members)),
-        }.items():
-            ledger.set_user_attr(name, value)
+        }
         frozen = [
             _write(layout, number, t, recipes[t.recipe], budget_images, reports) for number, t in enumerate(members)
         ]
-        ledger.add_trials(frozen)
+        write_study(storage, f"{root.name}/{phase}", attributes, frozen)
     storage.engine.dispose()
     return layout
 
