@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, which pytest's own process never imports
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch, which only those that run tests import
 
 from trainables.config import TrialConfig
 from trainables.recipe import load_recipe

@@ -55,9 +55,9 @@ def _distances(a: NDArray[Any], b: NDArray[Any], *, level: bool = False) -> Floa
 def along(own: tuple[NDArray[Any], NDArray[Any]], other: tuple[NDArray[Any], NDArray[Any]], columns: int) -> float:
     """How much better a frame's picture and depth go along with a neighbour's if its depth lies `columns` off.
 
-    own, other: grey map and coarse map; columns of the working size. Between two frames picture and depth pan by the
-    same offset; where one depth lies off, by offsets that differ by as much.
-    In units of the usual distance of the maps.
+    own, other: the maps of picture and depth; columns: of pairing's working size. Between two frames picture and depth
+    pan by the same offset; where one depth lies off, by offsets that differ by as much. In units of the median distance
+    over all offsets; 0 where the frames cannot be compared.
     """
     grey, depth = _distances(own[0], other[0], level=True), _distances(own[1], other[1])
     if not (np.isfinite(grey).any() and np.isfinite(depth).any()):

@@ -211,10 +211,12 @@ def _along(members: Sequence[Record], place: int) -> float | None:
     own = members[place]
     if own.evidence is None or not own.evidence.shift[1] or not pairing.shifted(own.evidence, None):
         return None
+    if own.grey is None or own.coarse is None:
+        return None
     gains = [
         coarse.along((own.grey, own.coarse), (r.grey, r.coarse), own.evidence.shift[1])
         for r in _witnesses(members, place, 1)
-        if own.grey is not None and own.coarse is not None and r.grey is not None and r.coarse is not None
+        if r.grey is not None and r.coarse is not None
     ]
     return float(np.mean(gains)) if gains else None
 
