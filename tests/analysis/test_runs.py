@@ -6,12 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
 
 from analysis import compare, cost, runs, spike_pairs, tables
 from analysis.traces import read_steps
 from study.contract import Outcome
+from tests.analysis import ledger_rows
 from tests.analysis.make_results import Training, make_results, planted_study, planted_trace, write_trace
 from trainables.durable import sha256
 from trainables.errors import UserError
@@ -131,3 +135,26 @@ def test_passwords_stay_at_home(tmp_path: Path) -> None:
     shown += [str(spike_pairs.rerun(loaded, ["a sample"])), str(again.study), str(again.environment)]
     for text in shown:
         assert "***@host/db" in text and "cret" not in text and "//me" not in text
+
+
+def test_rows_of_a_planted_ledger_are_those_that_optuna_writes(tmp_path: Path) -> None:
+    """tests/analysis/ledger_rows.py goes past Optuna's interface: every state, non-finite values, running trials."""
+    space = {"lr": optuna.distributions.FloatDistribution(1e-5, 1.0, log=True)}
+    ends = {"COMPLETE": 0.5, "PRUNED": float("inf"), "FAIL": None}
+    trials = [
+        optuna.trial.create_trial(
+            state=TrialState[state], value=value, params={"lr": 0.1}, distributions=space,
+            user_attrs={"a": [None, "x"]}, intermediate_values={1: float("nan"), 2: 0.25},
+        )
+        for state, value in ends.items()
+    ]  # fmt: skip
+    rows, own = ledger_rows.new_storage(tmp_path / "rows.db"), RDBStorage(f"sqlite:///{tmp_path / 'own.db'}")
+    ledger_rows.write_study(rows, "s", {"b": {"c": 1}}, trials)
+    expected = optuna.create_study(study_name="s", storage=own, direction="minimize")
+    expected.set_user_attr("b", {"c": 1})
+    expected.add_trials(trials)
+    found = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'rows.db'}")
+    assert (found.user_attrs, found.direction) == (expected.user_attrs, expected.direction)
+    assert [repr(t) for t in found.get_trials()] == [repr(t) for t in expected.get_trials()]
+    rows.engine.dispose()
+    own.engine.dispose()
