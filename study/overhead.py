@@ -1,9 +1,10 @@
-"""`python -m study.overhead`: what Ray, the ledger and MLflow cost a training between its first and its last report.
+"""`python -m study.overhead`: what Ray, the ledger and MLflow cost a training between its first and its last step.
 
-The same training runs alone and as a study of one, both at once but never both awake: every few seconds one of them is
+The same training runs alone and as a study of one, both at once but never both awake: every second one of them is
 stopped, with all the processes it has, and the other goes on. So both see the same machine, however its speed changes.
-A stopped study's other processes wake a second before its training does, because they make up for what they missed.
-Each is timed by the seconds that it was awake between its first report and its last; start-up is reported apart.
+A stopped study's other processes wake before its training does, because they make up for what they missed.
+Each is timed by the seconds that it was awake between its first step and its last; start-up is reported apart. What the
+processes around the training took of one core, by their own clocks, is told beside it.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from trainables.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = "python -m study.overhead --pairs 5 --set budget_images=960 --set validate_every_images=240"
-SLICE_S = 10.0
-CATCH_UP_S = 1.0  # Ray's timers all fire at once when it wakes, which only this measurement makes it do
+SLICE_S = 1.0  # a shared machine's speed drifts by tens of percent within ten seconds, and hardly within two
+CATCH_UP_S = 0.5  # Ray's timers all fire at once when it wakes, which only this measurement makes it do
 SETTINGS = {
     "data.source": "rooms",
     "data.validation.max_frames": "16",
@@ -52,17 +53,27 @@ class Contender:
     def __init__(
         self, command: list[str], folder: Path, training: Path, trains: Callable[[psutil.Process], bool]
     ) -> None:
-        self.trains = trains
-        self.reports, self.slices = training / "reports.jsonl", [(time.time(), math.inf)]
+        self.trains, self.training = trains, training
+        self.slices = [(time.time(), math.inf)]
+        self.around_s, self.counted_s, self._clock_s = 0.0, 0.0, 0.0  # processor time of what surrounds the training
+        self._awake: list[psutil.Process] = []
         self.log = folder / f"{training.name}.log"
         with self.log.open("w") as log:
             environment = os.environ | {"PYTHONPATH": str(ROOT)}
             self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
 
-    def times(self) -> list[float]:
-        """When each report was made."""
-        lines = self.reports.read_text().splitlines() if self.reports.exists() else []
-        return [float(json.loads(line)["time_s"]) for line in lines]
+    def begun(self) -> bool:
+        """Whether the first step is next or done."""
+        return (self.training / "reports.jsonl").exists()
+
+    def window(self) -> tuple[float, float]:
+        """When the first step ended and when the last, once all have."""
+        import pyarrow.parquet as pq
+
+        report = json.loads((self.training / "reports.jsonl").read_text().splitlines()[0])
+        began = float(report["time_s"]) - float(report["metrics"]["time/seconds"])
+        seconds = pq.read_table(self.training / "trace.parquet", columns=["seconds"])["seconds"]
+        return began + seconds[0].as_py(), began + seconds[-1].as_py()
 
     def running(self) -> bool:
         """Whether it still runs. Raises UserError where it failed."""
@@ -73,23 +84,27 @@ class Contender:
 
     def wake(self) -> None:
         """Let it go on: first what surrounds the training, which makes up for what it has missed, then the training."""
-        around, training = self._processes()
+        around, self._awake = self._processes()
         _send(around, signal.SIGCONT)
-        time.sleep(CATCH_UP_S if around else 0.0)
+        time.sleep(CATCH_UP_S)  # without surroundings, too: a machine that was idle starts slowly
+        self._clock_s = _processor_s(around)
         self.slices.append((time.time(), math.inf))
-        _send(training, signal.SIGCONT)
+        _send(self._awake, signal.SIGCONT)
 
     def stop(self) -> None:
         """Hold it where it is."""
-        around, training = self._processes()
-        _send(training, signal.SIGSTOP)
+        _send(self._awake, signal.SIGSTOP)  # before it is looked up what else there is, which takes a while
         self.slices[-1] = (self.slices[-1][0], time.time())
-        _send(around, signal.SIGSTOP)
+        around, training = self._processes()
+        if self._awake and training:  # neither starting up nor ending
+            self.around_s += _processor_s(around) - self._clock_s
+            self.counted_s += self.slices[-1][1] - self.slices[-1][0]
+        _send(around + training, signal.SIGSTOP)
 
     def kill(self) -> None:
         """End whatever of it is left."""
         around, training = self._processes()
-        _send(around + training, signal.SIGKILL)
+        _send([*around, *training, *self._awake], signal.SIGKILL)
 
     def _processes(self) -> tuple[list[psutil.Process], list[psutil.Process]]:
         """(Its processes that do not train, those that do), the oldest first."""
@@ -102,8 +117,8 @@ class Contender:
         return [p for p in everything if p not in training], training
 
     def seconds(self) -> tuple[float, float]:
-        """(awake between the first and the last report, awake before and after)."""
-        first, *_, last = self.times()
+        """(awake between the first and the last step, awake before and after)."""
+        first, last = self.window()
         between = sum(max(0.0, min(end, last) - max(begin, first)) for begin, end in self.slices)
         return between, sum(end - begin for begin, end in self.slices) - between
 
@@ -122,32 +137,53 @@ def _measure(args: argparse.Namespace) -> Any:
     if args.pairs < 1:
         raise UserError("--pairs must be at least 1")
     settings = SETTINGS | dict(pair.split("=", 1) for pair in args.assignments)
-    rounds = []
+    rounds: list[dict[str, Contender]] = []
     with terminable(), tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "study.yaml").write_text("name: one\nreproduce: {recipes: [densedepth], seeds: 1}\n")
         for number in range(args.pairs):
             rounds.append(_pair(Path(folder), number, settings))
-            alone, study = (rounds[-1][name][0] for name in ("alone", "study"))
-            print(f"pair {number + 1}: {alone:.1f} s alone, {study:.1f} s as a study, {study / alone:.3f}", flush=True)
-    ratios = [one["study"][0] / one["alone"][0] for one in rounds]
-    result = {
-        "study_over_alone": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
-        "between_reports_s": {name: [one[name][0] for one in rounds] for name in ("alone", "study")},
-        "before_and_after_s": {name: [one[name][1] for one in rounds] for name in ("alone", "study")},
-        "pairs": args.pairs,
-    }
-    spread = result["study_over_alone"]
-    print(
-        f"between first and last report, as a study over alone: {spread['median']:.3f} "
-        f"(min {spread['min']:.3f}, max {spread['max']:.3f}, n = {args.pairs} pairs)"
-    )
-    for name, seconds in result["before_and_after_s"].items():
-        print(f"before the first and after the last report, {name}: {statistics.median(seconds):.1f} s")
+            print(f"pair {number + 1}: {_words(rounds[-1:])}", flush=True)
+        result = _result(rounds)
+        print(f"all: {_words(rounds)}")
+        for name, seconds in result["before_and_after_s"].items():
+            print(f"before the first and after the last step, {name}: {statistics.median(seconds):.1f} s")
     return result
 
 
-def _pair(folder: Path, number: int, settings: dict[str, str]) -> dict[str, tuple[float, float]]:
-    """Contender.seconds() of the training alone and as a study."""
+def _words(rounds: list[dict[str, Contender]]) -> str:
+    result = _result(rounds)
+    ratio = result["study_over_alone"]
+    low, high = ratio["interval"] or (None, None)
+    interval = "" if low is None else f", 95% interval {low:.3f} to {high:.3f}"
+    return (
+        f"as a study over alone, between first and last step: {ratio['mean']:.3f} (median {ratio['median']:.3f}, "
+        f"n = {len(rounds)} pairs{interval}); processes around the training: {result['around_share']:.2%} of a core"
+    )
+
+
+def _result(rounds: list[dict[str, Contender]]) -> dict[str, Any]:
+    import numpy as np
+    from scipy import stats
+
+    seconds = {name: [one[name].seconds() for one in rounds] for name in ("alone", "study")}
+    logs = np.log([study / alone for (study, _), (alone, _) in zip(seconds["study"], seconds["alone"], strict=True)])
+    half = stats.sem(logs) * stats.t.ppf(0.975, len(logs) - 1) if len(logs) > 1 else None
+    return {
+        "study_over_alone": {
+            "mean": float(np.exp(logs.mean())),
+            "median": float(np.exp(np.median(logs))),
+            "interval": None if half is None else np.exp([logs.mean() - half, logs.mean() + half]).tolist(),
+            "each": np.exp(logs).tolist(),
+        },
+        "around_share": sum(one["study"].around_s for one in rounds) / sum(one["study"].counted_s for one in rounds),
+        "between_steps_s": {name: [between for between, _ in both] for name, both in seconds.items()},
+        "before_and_after_s": {name: [outside for _, outside in both] for name, both in seconds.items()},
+        "pairs": len(rounds),
+    }
+
+
+def _pair(folder: Path, number: int, settings: dict[str, str]) -> dict[str, Contender]:
+    """The training alone and as a study, both to their ends."""
     alone = [sys.executable, "-m", "trainables.train", "densedepth", "--out", f"alone-{number}"]
     alone += [part for path, value in settings.items() for part in ("--set", f"{path}={value}")]
     study = [sys.executable, "-m", "study.run", "study.yaml", "--set", f"name=pair-{number}"]
@@ -159,9 +195,9 @@ def _pair(folder: Path, number: int, settings: dict[str, str]) -> dict[str, tupl
     }
     contenders: dict[str, Contender] = {}
     try:
-        for name, (command, training, trains) in plans.items():  # each alone up to its first report
+        for name, (command, training, trains) in plans.items():  # each alone up to its first step
             contenders[name] = one = Contender(command, folder, training, trains)
-            while one.running() and not one.times():
+            while one.running() and not one.begun():
                 time.sleep(0.2)
             one.stop()
         order = list(contenders.values())[:: 1 if number % 2 else -1]
@@ -171,8 +207,9 @@ def _pair(folder: Path, number: int, settings: dict[str, str]) -> dict[str, tupl
                     one.wake()
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         one.process.wait(SLICE_S)
-                    one.stop()
-        return {name: one.seconds() for name, one in contenders.items()}
+                    if one.running():
+                        one.stop()
+        return contenders
     finally:
         for one in contenders.values():
             one.kill()
@@ -183,6 +220,15 @@ def _is_worker(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return "TrainingWorker" in " ".join(process.cmdline())
     return False
+
+
+def _processor_s(processes: list[psutil.Process]) -> float:
+    total = 0.0
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def _send(processes: list[psutil.Process], number: signal.Signals) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import psutil
 
 EVERY_S = 1.0
+FAMILY_S = 10.0  # between two looks at who is there: each reads every process of the machine
 SILENT_S = 15.0  # how long a head elsewhere may be away: networks have their moments, and Ray gives up after 60 s
 CONNECT_S = 5.0
 
@@ -42,14 +43,18 @@ def watched(head: str, raylet_socket: str, *, ours: bool) -> Iterator[None]:
 
 
 def _watch(head: str, vital: list[psutil.Process], ours: bool, over: threading.Event) -> None:
-    names, heard = {p.pid: p.name() for p in vital}, time.monotonic()
+    names, heard, looked = {p.pid: p.name() for p in vital}, time.monotonic(), -FAMILY_S
     family: list[psutil.Process] = []
     while not over.wait(EVERY_S):
         for process in vital:
             if not _lives(process):
                 return _end(f"Ray's {names[process.pid]} on this machine has ended", family)
         if ours:
-            family = psutil.Process().children(recursive=True)  # once the raylet has gone, its children are nobody's
+            if time.monotonic() - looked > FAMILY_S:
+                family = psutil.Process().children(
+                    recursive=True
+                )  # once the raylet has gone, its children are nobody's
+                looked = time.monotonic()
         elif _answers(head):
             heard = time.monotonic()
         elif time.monotonic() - heard > SILENT_S:
