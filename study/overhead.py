@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class Contender:
         self.slices = [(time.time(), math.inf)]
         self.around_s, self.counted_s, self._clock_s = 0.0, 0.0, 0.0  # processor time of what surrounds the training
         self._awake: list[psutil.Process] = []
+        self._seen: set[psutil.Process] = set()  # the last ones lose their parent while they are held
         self.log = folder / f"{training.name}.log"
         with self.log.open("w") as log:
             environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -103,8 +104,8 @@ class Contender:
 
     def kill(self) -> None:
         """End whatever of it is left."""
-        around, training = self._processes()
-        _send([*around, *training, *self._awake], signal.SIGKILL)
+        self._processes()
+        _send(self._seen, signal.SIGKILL)
 
     def _processes(self) -> tuple[list[psutil.Process], list[psutil.Process]]:
         """(Its processes that do not train, those that do), the oldest first."""
@@ -113,6 +114,7 @@ class Contender:
             everything = [root, *root.children(recursive=True)]
         except psutil.NoSuchProcess:
             return [], []
+        self._seen |= set(everything)
         training = [p for p in everything if self.trains(p)]
         return [p for p in everything if p not in training], training
 
@@ -231,7 +233,7 @@ def _processor_s(processes: list[psutil.Process]) -> float:
     return total
 
 
-def _send(processes: list[psutil.Process], number: signal.Signals) -> None:
+def _send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
