@@ -93,8 +93,8 @@ class Contender:
         _send(self._awake, signal.SIGCONT)
 
     def stop(self) -> None:
-        """Hold it where it is."""
-        _send(self._awake, signal.SIGSTOP)  # before it is looked up what else there is, which takes a while
+        """Hold it where it is; one that has ended is left to itself."""
+        _send(self._awake if self.running() else [], signal.SIGSTOP)  # what else there is takes a while to look up
         self.slices[-1] = (self.slices[-1][0], time.time())
         around, training = self._processes()
         if self._awake and training:  # neither starting up nor ending
@@ -209,8 +209,7 @@ def _pair(folder: Path, number: int, settings: dict[str, str]) -> dict[str, Cont
                     one.wake()
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         one.process.wait(SLICE_S)
-                    if one.running():
-                        one.stop()
+                    one.stop()
         return contenders
     finally:
         for one in contenders.values():
