@@ -14,7 +14,7 @@ import io
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ BANDS_M = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)  # edges of the distance ban
 MEAN_FRAMES = 2000  # training frames, evenly spaced, behind the per-pixel mean
 EDGE_THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # Sobel magnitudes at which edges are counted
 GUESS_SEED = 0
+BASELINE_BATCH = 8  # frames that a baseline is scored on at once
 
 
 def analyse(tables: StudyTables) -> Section:
@@ -182,20 +183,28 @@ def _predicted(
     if entry["key"] is not None:
         yield from predictions(*_model(tables, entry, frames, config))
         return
-    means: dict[tuple[int, int], Tensor] = {}
     chosen_device = device.choose_device(config)  # scoring a full-size test set takes minutes on a CPU
     train = open_training(config).train if entry["name"] == sealed.TRAINING_MEAN else None
-    for i in range(len(frames)):
-        truth = torch.from_numpy(np.ascontiguousarray(frames.read(i).depth_m))[None].to(chosen_device)
+    means: dict[tuple[int, int], Tensor] = {}
+    for indices, truth in _truths(frames):
         size = (truth.shape[1], truth.shape[2])
         if train is None:
-            yield [i], baselines.random_guess((1, *size), GUESS_SEED + i).to(chosen_device), truth
-            continue
-        if size not in means:
-            chosen = np.unique(np.linspace(0, len(train) - 1, min(len(train), MEAN_FRAMES)).astype(int))
-            training = (train.read(int(k)).depth_m for k in chosen)
-            means[size] = baselines.mean_depth_map(training, size).to(chosen_device)
-        yield [i], means[size], truth
+            pred = torch.cat([baselines.random_guess((1, *size), GUESS_SEED + i) for i in indices])
+        else:
+            if size not in means:
+                chosen = np.unique(np.linspace(0, len(train) - 1, min(len(train), MEAN_FRAMES)).astype(int))
+                training = (train.read(int(k)).depth_m for k in chosen)
+                means[size] = baselines.mean_depth_map(training, size)
+            pred = means[size].expand(len(indices), *size)
+        yield indices, pred.to(chosen_device), truth.to(chosen_device)
+
+
+def _truths(frames: FrameList) -> Iterator[tuple[list[int], Tensor]]:
+    """Indices and true depth of consecutive frames of one size, a few at a time."""
+    read = ((i, torch.from_numpy(np.ascontiguousarray(frames.read(i).depth_m))) for i in range(len(frames)))
+    for _, run in groupby(read, key=lambda pair: pair[1].shape):
+        while few := list(islice(run, BASELINE_BATCH)):
+            yield [i for i, _ in few], torch.stack([truth for _, truth in few])
 
 
 def _model(

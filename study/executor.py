@@ -21,7 +21,6 @@ from study.watch import watched
 from trainables.errors import UserError, refused_by_disk
 
 ROOT = Path(__file__).resolve().parent.parent
-IDLE_S = 0.9  # how long Tune's loop sleeps where nothing happens; it sleeps for 0.1 s by itself
 CAPACITY_S = 10.0  # how long a count of the cluster's resources is good for
 
 # Ray as an executor only: nothing printed, nothing pickled for a restore, its own signal handler off.
@@ -35,15 +34,13 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "0",
-    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # its logs are shown to nobody
-    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # nor its statistics
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # its statistics are shown to nobody
     "RAY_metrics_report_interval_ms": "60000",
     "RAY_task_events_report_interval_ms": "0",  # nor a list of its tasks; each process of Ray's wakes less without it
     "RAY_event_stats": "0",
-    "RAY_memory_monitor_refresh_ms": "1000",
     "RAY_debug_dump_period_milliseconds": "0",
     # Timers for autoscalers, collections and retries of tasks, which a study has not; they fire one to ten times a
-    # second, in every process of Ray's. Beside an idle training all of them together took 5.1% of a core, now 3.6%.
+    # second, in every process of Ray's.
     "RAY_raylet_check_gc_period_milliseconds": "2000",
     "RAY_core_worker_internal_heartbeat_ms": "5000",
     "RAY_gcs_pull_resource_loads_period_milliseconds": "5000",
@@ -115,10 +112,10 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
     # What died is told once, by the ledger; Ray has no switch for what its raylet says of it on the screen.
     ray._private.worker.print_to_stdstream = lambda data, **rest: logging.getLogger("study").debug("%s", data)
     node = ray._private.worker.global_worker.node
-    if address is None:  # its logs are shown to nobody, and there is nothing to scale
-        node.kill_log_monitor(check_alive=False)
-        node.kill_monitor(check_alive=False)
     try:
+        if address is None:  # nobody reads its logs, and there is nothing to scale
+            node.kill_log_monitor(check_alive=False)
+            node.kill_monitor(check_alive=False)
         with watched(ray.get_runtime_context().gcs_address, node.raylet_socket_name, ours=address is None):
             yield dict(ray.cluster_resources())
     finally:
@@ -209,8 +206,7 @@ def execute(
 
     searcher_class, scheduler_class = tune_classes()
     searcher = searcher_class(session)
-    scheduler = scheduler_class(session, searcher)
-    ticker, stopper = _watchers(session, on_tick, scheduler.wait, silence_limit_s)
+    ticker, stopper = _watchers(session, on_tick, silence_limit_s)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(session.capacity())
     scratch = session.ledger.layout.root.resolve() / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -221,7 +217,7 @@ def execute(
             storage_path=str(scratch),
             resources_per_trial=PlacementGroupFactory(share.bundles),
             search_alg=searcher,
-            scheduler=scheduler,
+            scheduler=scheduler_class(session, searcher),
             num_samples=-1,
             reuse_actors=share.workers == 1,  # of several processes, all end with their training
             callbacks=[ticker],
@@ -275,10 +271,8 @@ def _stoppable(session: Session) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _watchers(
-    session: Session, on_tick: Callable[[], None], wait: Callable[[float], None], silence_limit_s: float | None
-) -> tuple[Any, Any]:
-    """What Tune calls after each of its events or about once a second, and what it asks whether to stop."""
+def _watchers(session: Session, on_tick: Callable[[], None], silence_limit_s: float | None) -> tuple[Any, Any]:
+    """What Tune calls after each of its events or about twice a second, and what it asks whether to stop."""
     import ray
     from ray.tune import Callback, Stopper
 
@@ -296,7 +290,6 @@ def _watchers(
                 if trial.trial_id in silent and actor is not None:
                     ray.kill(actor)
             self.on_tick()
-            wait(IDLE_S)
 
     class WhenTold(NotKept, Stopper):
         def __init__(self, session: Session) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.live import Live as RichLive
 
 WIDTH = 80
-REDRAW_S = 1.0
+REDRAW_S = 0.5
 
 
 class Display:

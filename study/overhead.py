@@ -3,8 +3,11 @@
 The same training runs alone and as a study of one, both at once but never both awake: every second one of them is
 stopped, with all the processes it has, and the other goes on. So both see the same machine, however its speed changes.
 A stopped study's other processes wake before its training does, because they make up for what they missed.
-Each is timed by the seconds that it was awake between its first step and its last; start-up is reported apart. What the
-processes around the training took of one core, by their own clocks, is told beside it.
+Each is timed by the seconds that it was awake between its first step and its last; start-up is reported apart.
+
+What is made up for is not timed: timers slower than a slice, and what of a report was still to do at a slice's end. So
+the processor time of the processes around the training is told beside it, over timed seconds alone and with what they
+made up for, as a share of a core: the true share lies between.
 """
 
 from __future__ import annotations
@@ -55,13 +58,15 @@ class Contender:
     ) -> None:
         self.trains, self.training = trains, training
         self.slices = [(time.time(), math.inf)]
-        self.around_s, self.counted_s, self._clock_s = 0.0, 0.0, 0.0  # processor time of what surrounds the training
+        self.around_s, self.made_up_s, self.counted_s = 0.0, 0.0, 0.0  # processor time of what surrounds the training
+        self._clocks: dict[psutil.Process, float] = {}
         self._awake: list[psutil.Process] = []
-        self._seen: set[psutil.Process] = set()  # the last ones lose their parent while they are held
+        self._seen: set[psutil.Process] = set()  # one that loses its parent while it is held is not found through it
         self.log = folder / f"{training.name}.log"
         with self.log.open("w") as log:
             environment = os.environ | {"PYTHONPATH": str(ROOT)}
             self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        self.root = psutil.Process(self.process.pid)
 
     def begun(self) -> bool:
         """Whether the first step is next or done."""
@@ -86,9 +91,11 @@ class Contender:
     def wake(self) -> None:
         """Let it go on: first what surrounds the training, which makes up for what it has missed, then the training."""
         around, self._awake = self._processes()
+        before = _clocks(around)
         _send(around, signal.SIGCONT)
         time.sleep(CATCH_UP_S)  # without surroundings, too: a machine that was idle starts slowly
-        self._clock_s = _processor_s(around)
+        self._clocks = _clocks(around)
+        self.made_up_s += _passed(before, self._clocks)
         self.slices.append((time.time(), math.inf))
         _send(self._awake, signal.SIGCONT)
 
@@ -96,9 +103,10 @@ class Contender:
         """Hold it where it is; one that has ended is left to itself."""
         _send(self._awake if self.running() else [], signal.SIGSTOP)  # what else there is takes a while to look up
         self.slices[-1] = (self.slices[-1][0], time.time())
+        clocks = _clocks(list(self._clocks))
         around, training = self._processes()
         if self._awake and training:  # neither starting up nor ending
-            self.around_s += _processor_s(around) - self._clock_s
+            self.around_s += _passed(self._clocks, clocks)
             self.counted_s += self.slices[-1][1] - self.slices[-1][0]
         _send(around + training, signal.SIGSTOP)
 
@@ -106,12 +114,12 @@ class Contender:
         """End whatever of it is left."""
         self._processes()
         _send(self._seen, signal.SIGKILL)
+        psutil.wait_procs(self._seen, 10)
 
     def _processes(self) -> tuple[list[psutil.Process], list[psutil.Process]]:
         """(Its processes that do not train, those that do), the oldest first."""
         try:
-            root = psutil.Process(self.process.pid)
-            everything = [root, *root.children(recursive=True)]
+            everything = [self.root, *self.root.children(recursive=True)]
         except psutil.NoSuchProcess:
             return [], []
         self._seen |= set(everything)
@@ -155,11 +163,13 @@ def _measure(args: argparse.Namespace) -> Any:
 def _words(rounds: list[dict[str, Contender]]) -> str:
     result = _result(rounds)
     ratio = result["study_over_alone"]
+    low_share, high_share = result["around_share"]
     low, high = ratio["interval"] or (None, None)
     interval = "" if low is None else f", 95% interval {low:.3f} to {high:.3f}"
     return (
         f"as a study over alone, between first and last step: {ratio['mean']:.3f} (median {ratio['median']:.3f}, "
-        f"n = {len(rounds)} pairs{interval}); processes around the training: {result['around_share']:.2%} of a core"
+        f"n = {len(rounds)} pairs{interval}); "
+        f"processes around the training: {low_share:.2%} to {high_share:.2%} of a core"
     )
 
 
@@ -169,15 +179,18 @@ def _result(rounds: list[dict[str, Contender]]) -> dict[str, Any]:
 
     seconds = {name: [one[name].seconds() for one in rounds] for name in ("alone", "study")}
     logs = np.log([study / alone for (study, _), (alone, _) in zip(seconds["study"], seconds["alone"], strict=True)])
+    studies = [one["study"] for one in rounds]
+    names = ("around_s", "made_up_s", "counted_s")
+    around, made_up, counted = (sum(getattr(one, name) for one in studies) for name in names)
     half = stats.sem(logs) * stats.t.ppf(0.975, len(logs) - 1) if len(logs) > 1 else None
     return {
         "study_over_alone": {
-            "mean": float(np.exp(logs.mean())),
+            "mean": float(np.exp(logs.mean())),  # geometric
             "median": float(np.exp(np.median(logs))),
             "interval": None if half is None else np.exp([logs.mean() - half, logs.mean() + half]).tolist(),
             "each": np.exp(logs).tolist(),
         },
-        "around_share": sum(one["study"].around_s for one in rounds) / sum(one["study"].counted_s for one in rounds),
+        "around_share": [around / counted, (around + made_up) / counted],
         "between_steps_s": {name: [between for between, _ in both] for name, both in seconds.items()},
         "before_and_after_s": {name: [outside for _, outside in both] for name, both in seconds.items()},
         "pairs": len(rounds),
@@ -210,6 +223,8 @@ def _pair(folder: Path, number: int, settings: dict[str, str]) -> dict[str, Cont
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         one.process.wait(SLICE_S)
                     one.stop()
+        if not contenders["study"].counted_s:
+            raise UserError("the training is over within a slice; give it more: --set budget_images=...")
         return contenders
     finally:
         for one in contenders.values():
@@ -223,13 +238,18 @@ def _is_worker(process: psutil.Process) -> bool:
     return False
 
 
-def _processor_s(processes: list[psutil.Process]) -> float:
-    total = 0.0
+def _clocks(processes: list[psutil.Process]) -> dict[psutil.Process, float]:
+    """Seconds of processor time that each has taken so far."""
+    clocks = {}
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
-            total += times.user + times.system
-    return total
+            clocks[process] = times.user + times.system
+    return clocks
+
+
+def _passed(before: dict[psutil.Process, float], after: dict[psutil.Process, float]) -> float:
+    return sum(after[process] - seconds for process, seconds in before.items() if process in after)
 
 
 def _send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import Searcher
 
+IDLE_S = 0.5  # an event ends Tune's sleep at once, Ctrl-C only its end
+
 
 class NotKept:
     """An object that Tune may try to copy or keep with its own state: there is one, and the ledger is what is kept."""
@@ -28,7 +30,6 @@ class NotKept:
 
 def tune_classes() -> tuple[type[Searcher], type[TrialScheduler]]:
     """The two classes that Tune drives; made here because importing Ray takes seconds."""
-    import ray
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
 
@@ -59,25 +60,11 @@ def tune_classes() -> tuple[type[Searcher], type[TrialScheduler]]:
         def __init__(self, session: Session, searcher: LedgerSearcher) -> None:
             super().__init__()
             self.session, self.searcher = session, searcher
-            self.manager: Any = None
-            self.awaited: set[Any] = set()
 
         def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-            self.manager = tune_controller._actor_manager
-
-        def wait(self, seconds: float) -> None:
-            """Where nothing has happened since the last call, return when something does, or after so long.
-
-            Tune itself looks ten times a second. It acts on an event at its next look, so that is not waited for.
-            """
-            if self.manager is None:
-                return
-            sources = (self.manager._actor_state_events, self.manager._actor_task_events)
-            awaited = {future for source in sources for future in source.get_futures()}
-            awaited |= set(self.manager._resource_manager.get_resource_futures())
-            if awaited and awaited == self.awaited:
-                ray.wait(list(awaited), num_returns=1, timeout=seconds)
-            self.awaited = awaited
+            """Let Tune's loop sleep longer where nothing happens: it looks ten times a second by itself."""
+            manager = tune_controller._actor_manager
+            manager.next = lambda timeout: type(manager).next(manager, max(timeout, IDLE_S))
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             goes_on = self.session.ask(lambda: self.session.result(trial.trial_id, result), False)

@@ -86,7 +86,9 @@ class Session:
 
     def next(self, worker: str) -> dict[str, Any] | str | None:
         """What a worker is to train; None: wait; FINISHED: nothing is left."""
-        if self.stopping or len(self.live) >= self.capacity():
+        if self.stopping:
+            return None if self.live else FINISHED
+        if len(self.live) >= self.capacity():
             return None
         entry = self._resumed() or self._enter_next()
         if entry is None:

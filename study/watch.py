@@ -8,6 +8,7 @@ are as after a kill.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import sys
@@ -27,7 +28,8 @@ CONNECT_S = 5.0
 def watched(head: str, raylet_socket: str, *, ours: bool) -> Iterator[None]:
     """End this process where Ray's head (HOST:PORT) or this machine's raylet goes while the block runs.
 
-    `ours`: Ray was started by this process; what is left of it is ended, too.
+    `ours`: Ray was started by this process; what is left of it is ended, too. Workers begun in the last seconds are not
+    known yet: they end by themselves without their raylet.
     """
     vital = [p for p in psutil.process_iter() if _serves(p, raylet_socket)]
     if ours:
@@ -43,18 +45,15 @@ def watched(head: str, raylet_socket: str, *, ours: bool) -> Iterator[None]:
 
 
 def _watch(head: str, vital: list[psutil.Process], ours: bool, over: threading.Event) -> None:
-    names, heard, looked = {p.pid: p.name() for p in vital}, time.monotonic(), -FAMILY_S
+    names, heard, looked = {p.pid: p.name() for p in vital}, time.monotonic(), -math.inf
     family: list[psutil.Process] = []
     while not over.wait(EVERY_S):
         for process in vital:
             if not _lives(process):
                 return _end(f"Ray's {names[process.pid]} on this machine has ended", family)
         if ours:
-            if time.monotonic() - looked > FAMILY_S:
-                family = psutil.Process().children(
-                    recursive=True
-                )  # once the raylet has gone, its children are nobody's
-                looked = time.monotonic()
+            if time.monotonic() - looked > FAMILY_S:  # once the raylet has gone, its children are nobody's
+                family, looked = psutil.Process().children(recursive=True), time.monotonic()
         elif _answers(head):
             heard = time.monotonic()
         elif time.monotonic() - heard > SILENT_S:

@@ -7,7 +7,8 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -63,6 +64,22 @@ def give_tracking(layout: Layout, uri: str) -> None:
 
 def stored(layout: Layout, name: str) -> Any:
     return json.loads((layout.evaluation / name).read_text())
+
+
+def test_baselines_see_every_frame_once_in_order_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Frames:
+        depths: ClassVar = [np.full((3, 4 + (i == 3)), float(i), np.float32) for i in range(9)]
+
+        def __len__(self) -> int:
+            return len(self.depths)
+
+        def read(self, index: int) -> Any:
+            return SimpleNamespace(depth_m=self.depths[index])
+
+    monkeypatch.setattr(final_evaluation, "BASELINE_BATCH", 2)
+    found = list(final_evaluation._truths(Frames()))  # type: ignore[arg-type]
+    assert [indices for indices, _ in found] == [[0, 1], [2], [3], [4, 5], [6, 7], [8]]
+    assert all((truth == torch.tensor(indices)[:, None, None]).all() for indices, truth in found)
 
 
 def test_the_list_is_frozen_and_hashed_and_scored_once(study: Layout) -> None:

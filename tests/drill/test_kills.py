@@ -71,6 +71,8 @@ class Driven:
 
     def kill_and_resume(self, kind: str) -> None:
         victim = self.driver if kind == "driver" else self.children(kind)[0]
+        there = [" ".join(p.cmdline()) for p in psutil.Process(self.driver.pid).children(recursive=True)]
+        assert any("raylet" in line for line in there) and not any("log_monitor.py" in line for line in there), there
         victim.kill()
         out, err = self.driver.communicate(timeout=ENDED_S)
         if kind != "driver":
