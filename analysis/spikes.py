@@ -195,6 +195,7 @@ def analyse(tables: StudyTables) -> Section:
             "quarantine": named,
             "rerun": spike_pairs.rerun(tables, named),
             "suspects": found.suspects,
+            "pairs": pairs,
             "replays": replayed,
             "thresholds": asdict(THRESHOLDS) | asdict(RULES),
         }),

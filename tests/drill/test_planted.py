@@ -14,6 +14,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,20 @@ def test_clean_rooms_have_no_data_verdict(tmp_path: Path) -> None:
         assert section["verdict"] != "data" and section["quarantine"] == [], seed
 
 
+def test_a_training_without_the_quarantined_samples_has_fewer_spikes(tmp_path: Path) -> None:
+    seed = secrets.randbits(31)
+    data, planted = _rooms(tmp_path, "saturated", seed)
+    found = _spikes(tmp_path, data, seed, batch_sizes=[2])
+    assert found["spikes"] and planted & set(found["quarantine"]), (seed, found["spikes"], found["quarantine"])
+    again = _analysed(tmp_path, found["rerun"])
+    (pair,) = again["pairs"]
+    change = f"{pair['difference']:.3g} ({pair['low']:.3g} to {pair['high']:.3g}, {pair['pairs']} pairs)"
+    print(f"\nsaturated, seed {seed}: {found['spikes']} spikes ({found['causes']}), {len(found['quarantine'])} in "
+          f"quarantine; per 1,000 steps {pair['unflipped']:.3g} with and {pair['flipped']:.3g} without them, a change "
+          f"of {change}")  # fmt: skip
+    assert pair["flipped"] < pair["unflipped"], seed
+
+
 def _room_settings(seed: int) -> dict[str, Any]:
     return {"seed": seed, "train_scenes": 34, "test_scenes": 1, "frames_per_scene": 12}
 
@@ -127,25 +142,32 @@ def _indoor(source: Path, root: Path, kind: str, seed: int) -> tuple[dict[str, A
     return data, set(planted)
 
 
-def _spikes(folder: Path, data: dict[str, Any], seed: int) -> dict[str, Any]:
+def _spikes(folder: Path, data: dict[str, Any], seed: int, batch_sizes: Sequence[int] = (4, 8)) -> dict[str, Any]:
     """A study of three trials, and what `analysis.spikes` says of it."""
     study = {
         "name": "planted",
         "seed": seed % 1000,
         "data": data | {"validation": VALIDATION},
-        "trial": TRIAL,
+        "trial": TRIAL | ({"batch_size": batch_sizes[0]} if len(batch_sizes) == 1 else {}),
         "search": {
             "trials": 3,
             "sampler": "random",
             "pruner": {"kind": "none"},
-            "space": {"optim.lr": {"low": 5e-4, "high": 3e-3, "scale": "log"}, "batch_size": {"choices": [4, 8]}},
+            "space": {"optim.lr": {"low": 5e-4, "high": 3e-3, "scale": "log"}}
+            | ({"batch_size": {"choices": list(batch_sizes)}} if len(batch_sizes) > 1 else {}),
         },
         "tracking": {"uri": None},
     }
-    (folder / "study.yaml").write_text(json.dumps(study))
+    return _analysed(folder, study)
+
+
+def _analysed(folder: Path, study: dict[str, Any]) -> dict[str, Any]:
+    """Run a study to its end; what `analysis.spikes` says of it."""
+    path = folder / f"{study['name']}.yaml"
+    path.write_text(json.dumps(study))
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment |= {"PYTHONPATH": str(ROOT)}
-    for words in (["study.run", "study.yaml"], ["analysis.spikes", "planted", "--json"]):
+    for words in (["study.run", path.name], ["analysis.spikes", study["name"], "--json"]):
         done = subprocess.run(
             [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
