@@ -87,10 +87,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Lead:
-    """A sentence at the head of the page; `warn` makes it stand out."""
+    """A sentence at the head of the page, after the question that it answers; `warn` makes it stand out."""
 
     text: str
     warn: bool = False
+    asked: str = ""
 
 
 def spelled(text: str) -> str:

@@ -109,7 +109,8 @@ def lead(tables: StudyTables, sections: Sequence[Section]) -> list[page.Lead]:
         sentences.append(page.Lead(f"This study has not ended: {'; '.join(unfinished)}.", warn=True))
     asked = ("compare", "reproduction", "learned", "evaluation", "selection", "importance", "spikes")
     by_key = {section.key: section for section in sections}
-    return sentences + [page.Lead(by_key[key].answers[0]) for key in asked if key in by_key and by_key[key].answers]
+    answered = [by_key[key] for key in asked if key in by_key and by_key[key].answers]
+    return sentences + [page.Lead(section.answers[0], asked=section.title) for section in answered]
 
 
 def write(tables: StudyTables, sections: Sequence[Section], folder: Path, links: Mapping[str, str]) -> Path:

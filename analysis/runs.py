@@ -254,6 +254,7 @@ def tracking_store(tables: StudyTables) -> Iterator[Any]:
     defaults = {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     for variable, value in defaults.items():
