@@ -7,7 +7,7 @@ Each is timed by the seconds that it was awake between its first step and its la
 
 What is made up for is not timed: timers slower than a slice, and what of a report was still to do at a slice's end. So
 the processor time of the processes around the training is told beside it, over timed seconds alone and with what they
-made up for, as a share of a core: the true share lies between.
+made up for, as a share of a core: the true share should lie between.
 """
 
 from __future__ import annotations

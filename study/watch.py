@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import psutil
 
 EVERY_S = 1.0
-FAMILY_S = 10.0  # between two looks at who is there: each reads every process of the machine
+FAMILY_S = 3.0  # between two looks at who is there: each reads every process of the machine
 SILENT_S = 15.0  # how long a head elsewhere may be away: networks have their moments, and Ray gives up after 60 s
 CONNECT_S = 5.0
 

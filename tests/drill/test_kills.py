@@ -55,6 +55,8 @@ class Driven:
     def kill_worker(self) -> None:
         """It has to get further before the next kill: twice without anything new and it would have failed."""
         worker = self.moments.choice(self.children("ray::StandIn"))
+        family = [" ".join(p.cmdline()) for p in psutil.Process(self.driver.pid).children(recursive=True)]
+        assert any("raylet" in line for line in family) and not any("log_monitor.py" in line for line in family), family
         log = next(
             p for p in self.place.root.glob("results/*/trials/*/starts.log") if f"{worker.pid} " in p.read_text()
         )
@@ -71,8 +73,6 @@ class Driven:
 
     def kill_and_resume(self, kind: str) -> None:
         victim = self.driver if kind == "driver" else self.children(kind)[0]
-        there = [" ".join(p.cmdline()) for p in psutil.Process(self.driver.pid).children(recursive=True)]
-        assert any("raylet" in line for line in there) and not any("log_monitor.py" in line for line in there), there
         victim.kill()
         out, err = self.driver.communicate(timeout=ENDED_S)
         if kind != "driver":
