@@ -23,6 +23,7 @@ from study.plan import Plan, Planned, seed_of
 from study.propose import propose
 from study.space import fits
 from trainables.config import flat
+from trainables.durable import remove_unfinished
 
 FINISHED = "FINISHED"
 DEATHS_ALLOWED = 1
@@ -82,6 +83,8 @@ class Session:
         ledger.set_attributes({StudyAttr.SPENT: None})
         if len(ledger.entries["search"]) >= plan.counts["search"]:
             self._confirmations()
+        for entry in (e for entries in ledger.entries.values() for e in entries if e.outcome is not None):
+            self._clear(entry)  # a kill of the last session's may have come while its worker closed
         sweep(ledger, plan)
 
     def next(self, worker: str) -> dict[str, Any] | str | None:
@@ -163,6 +166,8 @@ class Session:
             if told is None:
                 self.again.insert(0, entry)
                 return
+        if error:
+            self._clear(entry)
         told = told or {"outcome": Outcome.COMPLETE}
         summary = json.loads(result["summary"]) if "summary" in result else told.get("summary")
         self._finish(entry, told, summary)
@@ -217,8 +222,13 @@ class Session:
             final = max(entry.history, default=0) >= entry.config["budget_images"]
             if entry.phase != "search" or final or not self.ledger.should_have_pruned(entry):
                 return entry
+            self._clear(entry)
             self._finish(entry, _pruned(max(entry.history)), None)
         return None
+
+    def _clear(self, entry: Entry) -> None:
+        """Remove what a killed worker left half written, of a training that nobody takes up again."""
+        remove_unfinished(self.ledger.layout.trial(entry.key))
 
     def _enter_next(self) -> Entry | None:
         self.spent = self.spent or self.budget()

@@ -51,11 +51,15 @@ def test_what_the_pruner_gave_up_stays_given_up_after_a_kill(tmp_path: Path, kin
             killed._finish(entry, {"outcome": Outcome.PRUNED if answers[-1] else Outcome.COMPLETE}, None)
     assert answers[6:] == [False, True]
     killed.ledger.close()
+    for number in (0, 7):  # killed while one closed and the other wrote
+        layout.trial(f"search-{number:04d}").mkdir(parents=True)
+        (layout.trial(f"search-{number:04d}") / ".state.json.123.tmp").touch()
 
     resumed = session()
     spec = resumed.next("again")
     assert isinstance(spec, dict) and Path(spec["folder"]).name == "search-0006"
     assert resumed.next("none is left") is None and resumed.stopping is False
+    assert not list(layout.root.rglob("*.tmp"))
     last = resumed.ledger.entries["search"][7]
     assert (last.outcome, last.reason) == (Outcome.PRUNED, "stopped early by the pruner after 20 images")
     report = {"images": 100, "metrics": {"val/rmse": 0.4}, "final": True}
@@ -78,7 +82,9 @@ def test_a_training_fails_when_two_workers_die_without_anything_new_between_them
         if images is not None:
             report = {"images": images, "metrics": {"val/rmse": 0.5}, "final": False}
             session.result("only", {"report": json.dumps(report)})
+        (layout.trial("search-0000") / "checkpoints" / ".latest.tmp").mkdir(parents=True, exist_ok=True)
         session.ended("only", error=True, detail="", result={})
+    assert not list(layout.root.rglob("*.tmp"))
     (entry,) = session.ledger.entries["search"]
     assert (entry.attempts, entry.outcome, entry.reason) == (
         4,
