@@ -98,9 +98,12 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
             configure_logging=True,
             runtime_env={"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}} if address else None,
         )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        if address is None:
+    except Exception as error:  # Ray raises that class itself
+        if refused_by_disk(error):
             raise
+        if address is None:
+            sentence = f"Ray did not start ({' '.join(str(error).split())[:200]}); its logs tell more"
+            raise SystemExit(f"python -m study.run: {sentence}; nothing is lost: go on with --resume") from error
         raise UserError(
             f"resources.address: no Ray cluster answers at {address} ({error}); start it or use null"
         ) from error

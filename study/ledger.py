@@ -170,7 +170,7 @@ class Ledger:
 
     def should_have_pruned(self, entry: Entry) -> bool:
         """What it says when asked again, as after a kill: a halving pruner notes that a report is judged before it
-        judges it, and answers no from then on.
+        judges it, and answers no from then on. The note is made where the kill came before it: others are judged by it.
         """
         import optuna
 
@@ -184,7 +184,8 @@ class Ledger:
         own.system_attrs = {name: value for name, value in own.system_attrs.items() if name not in noted}
         copy = optuna.create_study(study_name=study.study_name, directions=self.directions, pruner=study.pruner)
         copy.add_trials(trials)
-        return study.pruner.prune(copy, copy.get_trials()[entry.number]) or self.should_prune(entry)
+        asked = self.should_prune(entry)
+        return study.pruner.prune(copy, copy.get_trials()[entry.number]) or asked
 
     def finish(
         self,

@@ -70,6 +70,7 @@ class Session:
         self.spent: str | None = None  # the limit of the budget that was reached
         self.live: dict[str, Live] = {}
         self.again = [e for entries in ledger.entries.values() for e in entries if e.outcome is None]
+        self.unasked = {e.key for e in self.again}  # whether the pruner has judged their last report is not known
         self.stop_file = ledger.layout.root / "stop"  # seen by every training, wherever it runs
         self.stop_file.unlink(missing_ok=True)
         self.stopping = False
@@ -220,7 +221,9 @@ class Session:
         while self.again:
             entry = self.again.pop(0)
             final = max(entry.history, default=0) >= entry.config["budget_images"]
-            if entry.phase != "search" or final or not self.ledger.should_have_pruned(entry):
+            asked = entry.phase != "search" or final or entry.key not in self.unasked
+            self.unasked.discard(entry.key)
+            if asked or not self.ledger.should_have_pruned(entry):
                 return entry
             self._clear(entry)
             self._finish(entry, _pruned(max(entry.history)), None)

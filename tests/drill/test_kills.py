@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import socket
@@ -18,6 +19,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from study.contract import Attr
 from tests.drill import judge
 from tests.drill.table import record
 from tests.study.conftest import REAL, STUDY, Workplace, command, wait_until
@@ -54,18 +56,16 @@ class Driven:
 
     def kill_worker(self) -> None:
         """It has to get further before the next kill: twice without anything new and it would have failed."""
-        worker = self.moments.choice(self.children("ray::StandIn"))
+        worker, log = self.moments.choice(self.begun())
         family = [" ".join(p.cmdline()) for p in psutil.Process(self.driver.pid).children(recursive=True)]
         assert any("raylet" in line for line in family) and not any("log_monitor.py" in line for line in family), family
-        log = next(
-            p for p in self.place.root.glob("results/*/trials/*/starts.log") if f"{worker.pid} " in p.read_text()
-        )
         starts, lines = log.read_text().count("\n"), log.with_name("computed.log")
         worker.kill()
         before = lines.read_text().count("\n")
         wait_until(
             lambda: (
-                ended(log.parent) or (log.read_text().count("\n") > starts and lines.read_text().count("\n") > before)
+                self.ended(log.parent.name)
+                or (log.read_text().count("\n") > starts and lines.read_text().count("\n") > before)
             ),
             self.driver,
             f"{log.parent.name} did not go on after its worker's death",
@@ -81,6 +81,28 @@ class Driven:
         if self.server is not None:
             self.server.wait()
         self.driver = self.place.start("--resume")
+
+    def begun(self) -> list[tuple[psutil.Process, Path]]:
+        """The workers that train, each with its training's log of starts; waits for the first."""
+        found: list[tuple[psutil.Process, Path]] = []
+
+        def there() -> bool:
+            logs = sorted(self.place.root.glob("results/*/trials/*/starts.log"), key=lambda p: p.stat().st_mtime)
+            last = {int(line.split()[0]): log for log in logs for line in log.read_text().splitlines()}
+            workers = self.children("ray::StandIn")
+            found[:] = [(p, last[p.pid]) for p in workers if p.pid in last and not self.ended(last[p.pid].parent.name)]
+            return bool(found)
+
+        wait_until(there, self.driver, "no training")
+        return found
+
+    def ended(self, key: str) -> bool:
+        """Whether the ledger knows how a training has ended."""
+        told = """SELECT 1 FROM trial_user_attributes AS key JOIN trial_user_attributes AS outcome USING (trial_id)
+            WHERE key.key = ? AND key.value_json = ? AND outcome.key = ?"""
+        database = self.place.root / "results" / "tiny" / "ledger.db"
+        with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            return connection.execute(told, (Attr.KEY, json.dumps(key), Attr.OUTCOME)).fetchone() is not None
 
     def children(self, name: str) -> list[psutil.Process]:
         """The driver's descendants of that name; waits for the first."""
@@ -281,9 +303,3 @@ def test_five_kills_of_the_driver_with_the_real_trainer(tiny_root: Path, workpla
             f"{key} (seed {seed})"
         )
     record("kills of the driver, real trainer", seed, kills, "nothing wrong", time.monotonic() - began)
-
-
-def ended(folder: Path) -> bool:
-    """Whether a stand-in has made its last report."""
-    path = folder / "reports.jsonl"
-    return path.exists() and '"final": true' in path.read_text()

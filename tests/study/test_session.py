@@ -12,7 +12,7 @@ import pytest
 from analysis import runs
 from study.budget import limits
 from study.contract import Layout, Outcome, StudyAttr
-from study.ledger import Ledger
+from study.ledger import RUNG, Ledger
 from study.propose import propose
 from study.session import FINISHED, Session
 from study.space import make_pruner
@@ -24,10 +24,11 @@ from trainables.errors import UserError
 KINDS = ("successive_halving", "hyperband", "median")
 
 
+@pytest.mark.parametrize("asked", [True, False], ids=["asked", "unasked"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_the_pruner_gave_up_stays_given_up_after_a_kill(tmp_path: Path, kind: str) -> None:
-    """A driver killed between the pruner's answer and the outcome: the next one ends the training instead of starting
-    it, and goes on with one that was let through.
+def test_what_the_pruner_gave_up_stays_given_up_after_a_kill(tmp_path: Path, kind: str, asked: bool) -> None:
+    """A driver killed between the report or the pruner's answer and the outcome: the next one ends the training instead
+    of starting it, and goes on with one that was let through. Later ones are judged by both as without a kill.
     """
     plan = plan_of(
         tmp_path, STUDY.replace("trials: 6", "trials: 8").replace("kind: successive_halving", f"kind: {kind}")
@@ -46,7 +47,7 @@ def test_what_the_pruner_gave_up_stays_given_up_after_a_kill(tmp_path: Path, kin
         assert isinstance(killed.next(str(number)), dict)
         entry = killed.live[str(number)].entry
         assert killed.ledger.report(entry, 20, value)
-        answers.append(killed.ledger.should_prune(entry))
+        answers.append(killed.ledger.should_prune(entry) if asked or number < 7 else True)
         if number < 6:
             killed._finish(entry, {"outcome": Outcome.PRUNED if answers[-1] else Outcome.COMPLETE}, None)
     assert answers[6:] == [False, True]
@@ -62,6 +63,8 @@ def test_what_the_pruner_gave_up_stays_given_up_after_a_kill(tmp_path: Path, kin
     assert not list(layout.root.rglob("*.tmp"))
     last = resumed.ledger.entries["search"][7]
     assert (last.outcome, last.reason) == (Outcome.PRUNED, "stopped early by the pruner after 20 images")
+    judged = [n for n in resumed.ledger.frozen("search")[7].system_attrs if n.startswith(RUNG)]
+    assert len(judged) == (0 if kind == "median" else 1)
     report = {"images": 100, "metrics": {"val/rmse": 0.4}, "final": True}
     assert resumed.result("again", {"report": json.dumps(report)})
     resumed.ended("again", error=False, detail="", result={})
