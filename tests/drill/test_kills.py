@@ -59,7 +59,9 @@ class Driven:
         worker, log = self.moments.choice(self.begun())
         family = [" ".join(p.cmdline()) for p in psutil.Process(self.driver.pid).children(recursive=True)]
         assert any("raylet" in line for line in family) and not any("log_monitor.py" in line for line in family), family
-        starts, lines = log.read_text().count("\n"), log.with_name("computed.log")
+        lines = log.with_name("computed.log")
+        lines.touch()  # it may not have computed anything yet
+        starts = log.read_text().count("\n")
         worker.kill()
         before = lines.read_text().count("\n")
         wait_until(
