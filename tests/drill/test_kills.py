@@ -47,6 +47,7 @@ class Driven:
         assert self.driver.poll() is None, f"the study ended before the kill of {kind}: {self.driver.communicate()}"
         if kind == "mlflow":
             assert self.server is not None
+            self.begun()  # while it starts, a study refuses a server that is not there
             self.server.kill()
             self.server.start()
         elif kind == "worker":
@@ -78,8 +79,8 @@ class Driven:
         victim.kill()
         out, err = self.driver.communicate(timeout=ENDED_S)
         if kind != "driver":
-            lines = err.splitlines()
-            assert self.driver.returncode == 1 and len(lines) == 1 and "go on with --resume" in lines[0], (out, err)
+            last = err.splitlines()[-1]  # where it was just starting, Ray has words of its own before
+            assert self.driver.returncode == 1 and "go on with --resume" in last and "Traceback" not in err, (out, err)
         if self.server is not None:
             self.server.wait()
         self.driver = self.place.start("--resume")
