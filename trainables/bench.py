@@ -92,8 +92,10 @@ def bench_loader(config: Any, pairs: int, steps: int) -> dict[str, Any]:
 
     from trainables.data.dataset import open_training
     from trainables.data.loader import TrainLoader, augment
+    from trainables.device import keep_freed_memory
 
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a training does; the port's loader gains by it, too
     device = torch.device("cpu")
     everything, count = open_training(config).train, steps * config.batch_size
     frames = everything.subset(list(range(min(count, len(everything)))))  # a round is a pass: the first fills the cache

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from kornia_rs.io import decode_image_png_u8, decode_image_png_u16
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -89,7 +90,7 @@ def check_complete(header: Header, content: bytes, name: str) -> None:
         except zlib.error as error:
             raise BadFrame(f"{name} is damaged ({error}); replace it") from None
         if len(packed) < rows * header.height and not content[_INTERLACED]:
-            raise BadFrame(f"{name} is truncated (rows are missing, which Pillow would read as 0); replace it")
+            raise BadFrame(f"{name} is truncated (rows are missing); replace it")
     elif b"\xff\xd9" not in content[-_TRAILER:]:
         _decode_jpeg(content, name)  # some cameras write more behind the end marker: only decoding tells
 
@@ -99,7 +100,7 @@ def decode_rgb(content: bytes, name: str) -> Rgb:
     header = read_header(content, name)
     check_rgb(header, content, name)
     if header.kind == "PNG":
-        return np.ascontiguousarray(_decode_png(content, name), dtype=np.uint8)
+        return _decode_png(header, content, name)
     return _decode_jpeg(content, name)
 
 
@@ -107,7 +108,7 @@ def decode_depth(content: bytes, name: str) -> Depth:
     """Depth (H, W) float32 metres of a whole PNG file; its bit depth decides the unit. Raises BadFrame."""
     header = read_header(content, name)
     check_depth(header, name)
-    depth: Depth = np.divide(_decode_png(content, name), STEPS_PER_METRE[header.bits], dtype=np.float32)
+    depth: Depth = np.divide(_decode_png(header, content, name), STEPS_PER_METRE[header.bits], dtype=np.float32)
     return depth
 
 
@@ -120,18 +121,22 @@ def _decode_jpeg(content: bytes, name: str) -> Rgb:
     return rgb
 
 
-def _decode_png(content: bytes, name: str) -> npt.NDArray[Any]:
-    """Pixels by Pillow: torchvision 0.29's decoder, as fast, ends the process at a damaged row (libpng's longjmp)."""
+def _decode_png(header: Header, content: bytes, name: str) -> npt.NDArray[Any]:
+    """Pixels (H, W) or (H, W, 3), by kornia-rs: twice as fast as Pillow and as torchvision 0.29, whose decoder ends the
+    process at a damaged row (libpng's longjmp).
+    """
     _check_chunks(content, name)
+    decode = decode_image_png_u16 if header.bits == 16 else decode_image_png_u8
+    mode = "rgb" if header.channels == 3 else "mono"
     try:
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            return np.asarray(image)
-    except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
+        pixels: npt.NDArray[Any] = decode(content, (header.height, header.width), mode)
+    except Exception as error:  # it raises that class itself
         raise BadFrame(f"{name} is truncated or damaged ({_first_line(error)}); replace it") from None
+    return pixels if header.channels == 3 else pixels[..., 0]
 
 
 def _check_chunks(content: bytes, name: str) -> list[memoryview]:
-    """A PNG's packed pixels. Raises BadFrame for what Pillow reads past: a wrong checksum, a missing end."""
+    """A PNG's packed pixels. Raises BadFrame for what decoders read past: a wrong checksum, a missing end."""
     position, view = len(_PNG), memoryview(content)
     pixels: list[memoryview] = []
     while position + 12 <= len(view):

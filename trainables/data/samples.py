@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from trainables.target import depth_to_y
 INVALID_Y: Final = 1.0  # within every kind's range, so that logarithms and divisions of masked pixels stay finite
 _SUPPORT: Final = 0.5 - 1e-6  # half of a pixel's support, with room for rounding
 Filter = Literal["keras", "pillow"]
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -100,23 +101,32 @@ def resize(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Values at another size, and which of them have at least half of their support in known pixels (None: all).
 
-    Unknown pixels have no weight, if a finite value: R(values * known) / R(known), R being the filter.
+    Unknown pixels have no weight, if a finite value: R(values * known) / R(known), R being the filter. What stands where
+    it is not valid has no meaning.
     """
     if values.shape == size:
         return np.ascontiguousarray(values), np.ones(size, np.bool_) if known is None else known
-    if known is None:
-        return _apply(values, size, kernel), np.ones(size, np.bool_)
-    weights = known.astype(np.float32)
-    weight = _apply(weights, size, kernel)
-    valid = weight >= _SUPPORT
-    total = _apply(values * weights, size, kernel)
-    return np.divide(total, weight, out=np.zeros(size, np.float32), where=valid), valid
-
-
-def _apply(values: npt.NDArray[np.float32], size: tuple[int, int], kernel: Filter) -> npt.NDArray[np.float32]:
     rows, columns = (_matrix(have, want, kernel) for have, want in zip(values.shape, size, strict=True))
-    half = np.ascontiguousarray((rows @ np.ascontiguousarray(values)).T)
-    return np.ascontiguousarray((columns @ half).T)
+    if known is None:
+        return _transposed(_across(values, rows, columns)), np.ones(size, np.bool_)
+    weights = known.astype(np.float32)
+    weight = _across(weights, rows, columns)
+    total = _across(np.multiply(values, weights, out=weights), rows, columns)
+    valid = weight >= _SUPPORT
+    total /= np.maximum(weight, np.float32(_SUPPORT), out=weight)
+    return _transposed(total), _transposed(valid)
+
+
+def _across(values: npt.NDArray[np.float32], rows: Any, columns: Any) -> npt.NDArray[np.float32]:
+    """The filters of both sides on values (H, W); transposed (w', h'), which saves moving it once."""
+    across: npt.NDArray[np.float32] = columns @ _transposed(rows @ np.ascontiguousarray(values))
+    return across
+
+
+def _transposed(values: npt.NDArray[T]) -> npt.NDArray[T]:
+    """A transposed copy, by torch: three times as fast as NumPy's."""
+    copy: npt.NDArray[T] = torch.from_numpy(values).t().contiguous().numpy()
+    return copy
 
 
 @lru_cache(maxsize=64)
