@@ -101,8 +101,8 @@ def resize(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Values at another size, and which of them have at least half of their support in known pixels (None: all).
 
-    Unknown pixels have no weight, if a finite value: R(values * known) / R(known), R being the filter. What stands where
-    it is not valid has no meaning.
+    Unknown pixels have no weight, if a finite value: R(values * known) / R(known), R being the filter. What stands at
+    pixels that are not valid has no meaning.
     """
     if values.shape == size:
         return np.ascontiguousarray(values), np.ones(size, np.bool_) if known is None else known
