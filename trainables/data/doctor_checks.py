@@ -181,10 +181,12 @@ def company(records: Sequence[Record]) -> dict[int, Company]:
         members.sort(key=lambda r: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", r.id)])
         nearest = [_to_nearest(members, place) for place in range(len(members))]
         usual = max(float(np.median(nearest)), 0.01)
-        scene_z = float(np.median([r.evidence.z for r in members if r.evidence is not None] or [0.0]))
+        judged = [r.evidence for r in members if r.evidence is not None]
+        scene_z = float(np.median([e.z for e in judged] or [0.0]))
+        usual_gain = float(np.median([pairing.shift_gain(e) for e in judged] or [0.0]))
         usuals = [usual * (ONE_SIDED if place in (0, len(members) - 1) else 1) for place in range(len(members))]
         result |= {
-            r.number: Company(d / there, scene_z, _along(members, place))
+            r.number: Company(d / there, scene_z, usual_gain, _along(members, place))
             for place, (r, d, there) in enumerate(zip(members, nearest, usuals, strict=True))
             if np.isfinite(d / there)
         }
@@ -207,9 +209,9 @@ def _to_nearest(members: Sequence[Record], place: int) -> float:
 
 
 def _along(members: Sequence[Record], place: int) -> float | None:
-    """Whether a frame that seems shifted sideways lies off for its neighbours, too; None for all others."""
+    """Whether a frame that may be shifted sideways lies off for its neighbours, too; None for all others."""
     own = members[place]
-    if own.evidence is None or not own.evidence.shift[1] or not pairing.shifted(own.evidence, None):
+    if own.evidence is None or not own.evidence.shift[1] or pairing.shift_gain(own.evidence) <= pairing.LEAST_GAIN:
         return None
     if own.grey is None or own.coarse is None:
         return None

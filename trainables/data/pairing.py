@@ -34,10 +34,12 @@ POOR_FIT_Z, POOR_GAIN = 6.0, 0.1
 CHANCE_FLOOR_Z: Final = -2.0  # a wrong pair fits by chance; far below it lies what a scene does to all of its frames
 TRUSTED_Z: Final = 2.0  # neighbours that fit worse are no witnesses where enough others are
 RICH_EDGES: Final = 0.12  # standard deviation of the edge strength from which a depth map counts in full
-FLIP_GAIN, SHIFT_GAIN, SHIFT_GAIN_DOWN = 0.06, 0.06, 0.13  # how much better another alignment must fit than the given
+FLIP_GAIN, SHIFT_GAIN = 0.06, 0.06  # how much better another alignment must fit than the given; more for rows:
+MORE_DOWN: Final = 0.07  # real sensors are often off there
 GAIN_PER_Z: Final = 0.02
-FITS_Z: Final = 1.0  # a depth that lies off fits by chance as given; one that fits better than this must lie off for
-ALONG, GAIN_PER_ALONG = 0.25, 0.5  # its neighbours, too: see Company.along
+LEAST_GAIN, SURE_GAIN = 0.02, 0.15  # of a shift in a scene: from here on it is asked for RISE, or for nothing more
+RISE: Final = 0.13  # how far its gain must lie above the scene's median; more where its neighbours do not say so, too:
+ALONG, RISE_PER_ALONG = 0.25, 0.3  # see Company.along
 CHANCE_Z: Final = 3.0  # and how far above chance it must lie, in standard deviations
 SURE_Z: Final = 5.0
 
@@ -198,12 +200,14 @@ class Company:
 
     `unlike` is the distance of its coarse map to the nearest neighbour's over what is usual there: the scene's median
     of that, more at its ends (trainables/data/doctor_checks.py). `scene_z` is the median of the scene's z: in a scene
-    that is well registered, one poor fit says more; where hardly any frame fits, it says less. `along` is the mean of
-    coarse.along over its neighbours for the shift that fits best: about -0.1 where nothing lies off, 0.3 where it does.
+    that is well registered, one poor fit says more; where hardly any frame fits, it says less. `usual_gain` is the
+    median of the scene's shift_gain. `along` is the mean of coarse.along over a frame's neighbours for the shift that
+    fits best: about -0.1 where nothing lies off, 0.3 where it does.
     """
 
     unlike: float
     scene_z: float
+    usual_gain: float
     along: float | None = None  # None: nobody asked, or no neighbours
 
 
@@ -223,26 +227,36 @@ def wrong_pair(evidence: Evidence, company: Company | None) -> bool:
 
 def flipped(evidence: Evidence, company: Company | None) -> bool:
     """Does the mirrored depth fit, and the given one not?"""
-    return _fits_better(evidence.flip[0], FLIP_GAIN, evidence, company)
+    gain = _gain(evidence.flip[0], evidence)
+    return gain > FLIP_GAIN and not _lucky(evidence.flip[0], gain, evidence, company)
 
 
 def shifted(evidence: Evidence, company: Company | None) -> bool:
-    """Does the depth fit when moved, and not as given? More is asked for rows: real sensors are often off there."""
-    least = SHIFT_GAIN if evidence.shift[1] else SHIFT_GAIN_DOWN
-    if company is not None and company.along is not None and evidence.z > FITS_Z:
-        least += GAIN_PER_ALONG * max(0.0, ALONG - company.along)
-    return _fits_better(evidence.shift[0], least, evidence, company)
+    """Does the depth fit when moved, and not as given? In a scene: more so than is usual for its frames."""
+    gain, more = shift_gain(evidence), 0.0 if evidence.shift[1] else MORE_DOWN
+    if _lucky(evidence.shift[0], gain, evidence, company):
+        return False
+    if company is None:
+        return gain > SHIFT_GAIN + more
+    doubt = 0.0 if company.along is None else max(0.0, ALONG - company.along)
+    rises = gain - company.usual_gain > RISE + RISE_PER_ALONG * doubt
+    return gain > SURE_GAIN + more or (gain > LEAST_GAIN + more and rises)
 
 
-def _fits_better(other: float, least: float, evidence: Evidence, company: Company | None) -> bool:
-    """Whether another alignment's fit is better by more than the least, and no luck.
+def shift_gain(evidence: Evidence) -> float:
+    """How much better the best moved depth fits than the given one."""
+    return _gain(evidence.shift[0], evidence)
 
-    More is asked where the given fit is far from chance (furniture that repeats itself fits in several places), and in
-    a scene whose frames hardly fit.
-    """
-    gain = (other - evidence.fit - GAIN_PER_Z * max(0.0, evidence.z - 2)) * evidence.weight
+
+def _gain(other: float, evidence: Evidence) -> float:
+    """Less where the given fit is far from chance: furniture that repeats itself fits in several places."""
+    return (other - evidence.fit - GAIN_PER_Z * max(0.0, evidence.z - 2)) * evidence.weight
+
+
+def _lucky(other: float, gain: float, evidence: Evidence, company: Company | None) -> bool:
+    """Whether another alignment may fit by chance; more is asked for in a scene whose frames hardly fit."""
     poor = company is not None and company.scene_z < POOR_Z and gain <= POOR_GAIN
-    return gain > least and other > (POOR_FIT_Z if poor else CHANCE_Z) * evidence.chance
+    return other <= (POOR_FIT_Z if poor else CHANCE_Z) * evidence.chance
 
 
 def verdict(evidence: Evidence, company: Company | None) -> str | None:

@@ -20,7 +20,7 @@ from trainables.config import RoomsConfig
 from trainables.data import coarse, doctor, manifest, rooms
 from trainables.data.doctor_checks import Finding, findings
 from trainables.data.frames import BadFrame
-from trainables.data.pairing import Company, Evidence, verdict
+from trainables.data.pairing import Company, Evidence, shift_gain, verdict
 from trainables.errors import UserError
 
 
@@ -88,14 +88,28 @@ def test_what_a_scene_does_to_all_its_frames_is_no_defect(
     fit: float, z: float, weight: float, chance: float, flip: float, shift: float, unlike: float, scene_z: float
 ) -> None:
     evidence = Evidence(fit, z, weight, chance, (flip, "left-right"), (shift, 11, 0))
-    assert verdict(evidence, Company(unlike, scene_z)) is None
+    assert verdict(evidence, Company(unlike, scene_z, -0.15)) is None
 
 
-@pytest.mark.parametrize(("along", "expected"), [(0.14, None), (0.4, "shifted"), (None, "shifted")])
-def test_a_frame_that_fits_is_shifted_only_if_its_neighbours_say_so(along: float | None, expected: str | None) -> None:
-    """Numbers of a clean office whose furniture repeats, moved by 14%."""
+@pytest.mark.parametrize(
+    ("usual", "along", "expected"),
+    [  # the first as they were: a clean office whose furniture repeats, moved by 14%
+        (-0.03, 0.17, None),
+        (-0.1, 0.17, "shifted"),
+        (-0.1, None, "shifted"),
+        (-0.1, -0.2, None),
+    ],
+)
+def test_a_frame_is_shifted_if_its_gain_is_unusual_and_its_neighbours_do_not_deny_it(
+    usual: float, along: float | None, expected: str | None
+) -> None:
     evidence = Evidence(0.12, 2.1, 0.44, 0.06, (0.05, "left-right"), (0.34, -11, 0))
-    assert verdict(evidence, Company(1.0, 3.0, along)) == expected
+    assert verdict(evidence, Company(1.0, 3.2, usual, along)) == expected
+
+
+def test_a_scene_that_lies_off_throughout_is_found() -> None:
+    evidence = Evidence(0.05, 0.5, 0.9, 0.05, (0.0, "left-right"), (0.3, -11, 0))
+    assert verdict(evidence, Company(1.0, 4.0, shift_gain(evidence), 0.0)) == "shifted"
 
 
 @pytest.mark.parametrize("off", [-8, 0, 8])
