@@ -78,7 +78,9 @@ def mount() -> Iterator[Mount]:
 def test_a_training_meets_a_full_disk_anywhere_and_goes_on_bit_for_bit(
     tiny_config: Callable[..., TrialConfig], tmp_path: Path, mount: Mount, count: int
 ) -> None:
-    """The room left is drawn, small amounts as often as large ones, so that trace, weights, optimiser, state, digests and reports meet it in turn."""
+    """The room left is drawn, small amounts as often as large ones, so that trace, weights, optimiser, state, digests and
+    reports meet it in turn.
+    """
     few = count == 1
     config = tiny_config(**({"budget_images": 24, "validate_every_images": 12} if few else {}))
     steps, room = (6, 20 << 10) if few else (12, 400 << 10)
@@ -87,7 +89,8 @@ def test_a_training_meets_a_full_disk_anywhere_and_goes_on_bit_for_bit(
     list(trainer.fit(config, tmp_path / "count", data=data))
     expected, met = come_to(tmp_path / "count"), Counter[str]()
     for number in range(count):
-        folder, full_at, leave, asked = disk.folder / str(number), drawn.randrange(steps), int(room ** drawn.random()), 0
+        folder, full_at, asked = disk.folder / str(number), drawn.randrange(steps), 0
+        leave = int(room ** drawn.random())
 
         def fill() -> bool:
             nonlocal asked
