@@ -78,8 +78,8 @@ def mount() -> Iterator[Mount]:
 def test_a_training_meets_a_full_disk_anywhere_and_goes_on_bit_for_bit(
     tiny_config: Callable[..., TrialConfig], tmp_path: Path, mount: Mount, count: int
 ) -> None:
-    """The room left is drawn, small amounts as often as large ones, so that trace, weights, optimiser, state, digests and
-    reports meet it in turn.
+    """The room left is drawn, little as often as much, so that trace, weights, optimiser, state, digests and reports
+    meet it in turn.
     """
     few = count == 1
     config = tiny_config(**({"budget_images": 24, "validate_every_images": 12} if few else {}))
