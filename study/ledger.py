@@ -213,6 +213,7 @@ class Ledger:
         trial.set_user_attr(Attr.OUTCOME, outcome.value)
         entry.outcome, entry.reason = outcome, reason
         self._tell(entry)
+        entry.config = self.frozen(entry.phase)[entry.number].user_attrs[Attr.CONFIG]  # the one that Optuna keeps
 
     def rows(self, phase: str) -> list[dict[str, Any]]:
         """A phase's trainings as the judge ranks them."""

@@ -70,10 +70,21 @@ def tune_classes() -> tuple[type[Searcher], type[TrialScheduler]]:
             goes_on = self.session.ask(lambda: self.session.result(trial.trial_id, result), False)
             return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
+        def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+            _forget(trial)
+
         def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
             self.searcher.errors[trial.trial_id] = _error_text(trial)
+            _forget(trial)
 
     return LedgerSearcher, LedgerScheduler
+
+
+def _forget(trial: Any) -> None:
+    """Drop what Tune keeps of a trial's metrics for good: a dozen kilobytes that the ledger has, too."""
+    trial.run_metadata.metric_analysis.clear()
+    trial.run_metadata.metric_n_steps.clear()
+    trial.run_metadata.invalidate_cache()
 
 
 def _error_text(trial: Any) -> str:

@@ -38,8 +38,8 @@ FLIP_GAIN, SHIFT_GAIN = 0.06, 0.06  # how much better another alignment must fit
 MORE_DOWN: Final = 0.07  # real sensors are often off there
 GAIN_PER_Z: Final = 0.02
 LEAST_GAIN, SURE_GAIN = 0.02, 0.15  # of a shift in a scene: from here on it is asked for RISE, or for nothing more
-RISE: Final = 0.13  # how far its gain must lie above the scene's median; more where its neighbours do not say so, too:
-ALONG, RISE_PER_ALONG = 0.25, 0.3  # see Company.along
+RISE: Final = 0.11  # how far its gain must lie above the scene's median; more where its neighbours do not say so, too:
+ALONG, RISE_PER_ALONG = 0.25, 0.4  # see Company.along
 CHANCE_Z: Final = 3.0  # and how far above chance it must lie, in standard deviations
 SURE_Z: Final = 5.0
 
