@@ -60,6 +60,7 @@ class Attr:
     STEP = "step"  # of a divergence
     ATTEMPTS = "attempts"  # how often it was started
     DEATHS = "deaths"  # workers that ended without a word since its last new report
+    JUDGED = "judged"  # [images of the last report that the pruner has judged, whether it gave the training up]
     ORIGIN = "origin"  # confirm: key of the search trial it repeats; ablate: {question, arm}
     SUMMARY = "summary"  # last report's summary: steps, images, seconds, peak memory, parameters, ...
 

@@ -98,8 +98,9 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
             configure_logging=True,
             runtime_env={"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}} if address else None,
         )
-    except Exception as error:  # Ray raises that class itself
-        if refused_by_disk(error):
+    except Exception as error:
+        told = isinstance(error, (ConnectionError, RuntimeError, ValueError, TimeoutError))
+        if refused_by_disk(error) or not (told or type(error) is Exception):  # Ray raises that class itself
             raise
         if address is None:
             sentence = f"Ray did not start ({' '.join(str(error).split())[:200]}); its logs tell more"

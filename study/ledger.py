@@ -49,6 +49,7 @@ class Entry:
     ended: datetime | None
     summary: dict[str, Any]
     history: dict[int, float] = field(default_factory=dict)
+    judged: tuple[int, bool] | None = None  # see Attr.JUDGED
     swept: bool = False  # none of its checkpoints is left (study/housekeeping.py)
 
     @property
@@ -95,6 +96,8 @@ class Ledger:
             for phase in PHASES
         }
         self.sqlite, self.planned = url is None, dict[str, int]()
+        nothing = pruner is None or isinstance(pruner, optuna.pruners.NopPruner)
+        self.prunes = not nothing and not objectives
         if objectives:
             _name_objectives(self.studies["search"], objectives)
         self.entries: dict[str, list[Entry]] = {}
@@ -166,26 +169,39 @@ class Ledger:
 
     def should_prune(self, entry: Entry) -> bool:
         """What the pruner says of the last report."""
-        return len(self.directions) == 1 and bool(self._trial(entry).should_prune())
+        if not self.prunes:
+            return False
+        return self._judge(entry, self._trial(entry).should_prune())
 
     def should_have_pruned(self, entry: Entry) -> bool:
-        """What it says when asked again, as after a kill: a halving pruner notes that a report is judged before it
-        judges it, and answers no from then on. The note is made where the kill came before it: others are judged by it.
+        """What it has said of the last report. Where a kill came before the answer was written, it is asked again.
+
+        A halving pruner notes that a report is judged before it judges it, and answers no from then on. So it is asked
+        on a copy without the note, and what it notes there is noted here: others are judged by it.
         """
         import optuna
 
-        study = self.studies[entry.phase]
-        if not entry.history:
+        if not (self.prunes and entry.history):
             return False
-        last = entry.history[max(entry.history)]
-        trials = study.get_trials()
-        own = trials[entry.number]
-        noted = {name for name, value in own.system_attrs.items() if name.startswith(RUNG) and value == last}
-        own.system_attrs = {name: value for name, value in own.system_attrs.items() if name not in noted}
+        images = max(entry.history)
+        if entry.judged is not None and entry.judged[0] == images:
+            return entry.judged[1]
+        study, trials = self.studies[entry.phase], self.studies[entry.phase].get_trials()
+        own, known = trials[entry.number], dict(trials[entry.number].system_attrs)
+        noted = {n for n, value in known.items() if n.startswith(RUNG) and value == entry.history[images]}
+        own.system_attrs = {name: value for name, value in known.items() if name not in noted}
         copy = optuna.create_study(study_name=study.study_name, directions=self.directions, pruner=study.pruner)
         copy.add_trials(trials)
-        asked = self.should_prune(entry)
-        return study.pruner.prune(copy, copy.get_trials()[entry.number]) or asked
+        answer = study.pruner.prune(copy, copy.get_trials()[entry.number])
+        for name, value in copy.get_trials()[entry.number].system_attrs.items():
+            if name not in known:
+                self.storage.set_trial_system_attr(entry.trial_id, name, value)
+        return self._judge(entry, answer)
+
+    def _judge(self, entry: Entry, answer: bool) -> bool:
+        entry.judged = max(entry.history), bool(answer)
+        self._trial(entry).set_user_attr(Attr.JUDGED, entry.judged)
+        return entry.judged[1]
 
     def finish(
         self,
@@ -293,6 +309,7 @@ class Ledger:
             ended=frozen.datetime_complete,
             summary=attrs.get(Attr.SUMMARY) or {},
             history=history,
+            judged=tuple(attrs[Attr.JUDGED]) if Attr.JUDGED in attrs else None,
         )
 
 

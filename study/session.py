@@ -23,7 +23,7 @@ from study.plan import Plan, Planned, seed_of
 from study.propose import propose
 from study.space import fits
 from trainables.config import flat
-from trainables.durable import remove_unfinished
+from trainables.durable import held, remove_unfinished
 
 FINISHED = "FINISHED"
 DEATHS_ALLOWED = 1
@@ -70,7 +70,6 @@ class Session:
         self.spent: str | None = None  # the limit of the budget that was reached
         self.live: dict[str, Live] = {}
         self.again = [e for entries in ledger.entries.values() for e in entries if e.outcome is None]
-        self.unasked = {e.key for e in self.again}  # whether the pruner has judged their last report is not known
         self.stop_file = ledger.layout.root / "stop"  # seen by every training, wherever it runs
         self.stop_file.unlink(missing_ok=True)
         self.stopping = False
@@ -221,17 +220,20 @@ class Session:
         while self.again:
             entry = self.again.pop(0)
             final = max(entry.history, default=0) >= entry.config["budget_images"]
-            asked = entry.phase != "search" or final or entry.key not in self.unasked
-            self.unasked.discard(entry.key)
-            if asked or not self.ledger.should_have_pruned(entry):
+            if entry.phase != "search" or final or not self.ledger.should_have_pruned(entry):
                 return entry
             self._clear(entry)
             self._finish(entry, _pruned(max(entry.history)), None)
         return None
 
     def _clear(self, entry: Entry) -> None:
-        """Remove what a killed worker left half written, of a training that nobody takes up again."""
-        remove_unfinished(self.ledger.layout.trial(entry.key))
+        """Remove what a killed worker left half written, of a training that nobody takes up again.
+
+        Where an orphan still owns the folder (trainables/ray_trainable.py), it stays for the next session.
+        """
+        folder = self.ledger.layout.trial(entry.key)
+        if not held(folder / ".lock"):
+            remove_unfinished(folder)
 
     def _enter_next(self) -> Entry | None:
         self.spent = self.spent or self.budget()

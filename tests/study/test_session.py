@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import statistics
@@ -24,11 +25,12 @@ from trainables.errors import UserError
 KINDS = ("successive_halving", "hyperband", "median")
 
 
-@pytest.mark.parametrize("asked", [True, False], ids=["asked", "unasked"])
+@pytest.mark.parametrize("killed_at", ["the outcome", "the answer", "the question"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_the_pruner_gave_up_stays_given_up_after_a_kill(tmp_path: Path, kind: str, asked: bool) -> None:
-    """A driver killed between the report or the pruner's answer and the outcome: the next one ends the training instead
-    of starting it, and goes on with one that was let through. Later ones are judged by both as without a kill.
+def test_what_the_pruner_gave_up_stays_given_up_after_a_kill(tmp_path: Path, kind: str, killed_at: str) -> None:
+    """A driver killed after the pruner's answer was written, after the pruner has noted the report, or before: the next
+    one ends the training instead of starting it, and goes on with one that was let through. Later ones are judged by
+    both as without a kill.
     """
     plan = plan_of(
         tmp_path, STUDY.replace("trials: 6", "trials: 8").replace("kind: successive_halving", f"kind: {kind}")
@@ -47,7 +49,10 @@ def test_what_the_pruner_gave_up_stays_given_up_after_a_kill(tmp_path: Path, kin
         assert isinstance(killed.next(str(number)), dict)
         entry = killed.live[str(number)].entry
         assert killed.ledger.report(entry, 20, value)
-        answers.append(killed.ledger.should_prune(entry) if asked or number < 7 else True)
+        if number < 7 or killed_at == "the outcome":
+            answers.append(killed.ledger.should_prune(entry))
+        else:
+            answers.append(killed_at == "the question" or killed.ledger._trial(entry).should_prune())
         if number < 6:
             killed._finish(entry, {"outcome": Outcome.PRUNED if answers[-1] else Outcome.COMPLETE}, None)
     assert answers[6:] == [False, True]
@@ -73,6 +78,67 @@ def test_what_the_pruner_gave_up_stays_given_up_after_a_kill(tmp_path: Path, kin
     assert not resumed.result("again", {"report": json.dumps(late)})  # after its end: ignored
     assert resumed.ledger.entries["search"][6].history == {20: 0.5, 100: 0.4}
     assert [e.outcome for e in resumed.ledger.entries["search"]][6:] == [Outcome.COMPLETE, Outcome.PRUNED]
+
+
+def test_what_the_pruner_let_through_goes_on_after_a_kill_though_a_better_one_came(tmp_path: Path) -> None:
+    """Asked again, it would give up the first, which it has let through when the second was not known."""
+    plan = plan_of(tmp_path, STUDY)
+    layout = Layout(tmp_path / "results" / "tiny")
+    layout.root.mkdir(parents=True)
+
+    def session() -> Session:
+        ledger = Ledger(layout, None, plan.study.judge, make_pruner(plan.study))
+        return Session(plan, ledger, [], lambda: 9, lambda: 0)
+
+    killed = session()
+    for number, value in enumerate([3.0, 0.5, 0.4]):
+        assert isinstance(killed.next(str(number)), dict)
+        report = {"images": 20, "metrics": {"val/rmse": value}, "final": False}
+        assert killed.result(str(number), {"report": json.dumps(report)})
+        if not number:
+            killed._finish(killed.live.pop("0").entry, {"outcome": Outcome.COMPLETE}, None)
+    killed.ledger.close()
+    resumed = session()
+    specs = [resumed.next(worker) for worker in ("a", "b")]
+    assert [Path(spec["folder"]).name for spec in specs if isinstance(spec, dict)] == ["search-0001", "search-0002"]
+
+
+def test_a_report_that_crosses_two_rungs_leaves_the_notes_of_an_undisturbed_study(tmp_path: Path) -> None:
+    text = STUDY.replace("min_images: 20", "min_images: 6").replace("trials: 6", "trials: 3")
+    plan, notes = plan_of(tmp_path, text), []
+    for kill in (False, True):
+        layout = Layout(tmp_path / f"results{kill}" / "tiny")
+        layout.root.mkdir(parents=True)
+        ledger = Ledger(layout, None, plan.study.judge, make_pruner(plan.study))
+        session = Session(plan, ledger, [], lambda: 9, lambda: 0)
+        for number, value in enumerate([0.1, 0.2, 0.9]):
+            session.next(str(number))
+            entry = session.live[str(number)].entry
+            ledger.report(entry, 20, value)
+            if kill and number == 2:
+                ledger._trial(entry).should_prune()
+                assert ledger.should_have_pruned(entry)
+            else:
+                ledger.should_prune(entry)
+        notes.append([t.system_attrs for t in ledger.frozen("search")])
+        ledger.close()
+    assert notes[0] == notes[1] and notes[0][2]
+
+
+def test_a_folder_that_an_orphan_owns_is_left_alone(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, STUDY.replace("trials: 6", "trials: 1"))
+    layout = Layout(tmp_path / "results" / "tiny")
+    layout.root.mkdir(parents=True)
+    session = Session(plan, Ledger(layout, None, plan.study.judge, None), [], lambda: 1, lambda: 0)
+    assert isinstance(session.next("only"), dict)
+    folder = layout.trial("search-0000")
+    (folder / ".latest.tmp").mkdir(parents=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        session._clear(session.live["only"].entry)
+        assert (folder / ".latest.tmp").exists()
+    session._clear(session.live["only"].entry)
+    assert not (folder / ".latest.tmp").exists()
 
 
 def test_a_training_fails_when_two_workers_die_without_anything_new_between_them(tmp_path: Path) -> None:

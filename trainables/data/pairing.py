@@ -37,9 +37,10 @@ RICH_EDGES: Final = 0.12  # standard deviation of the edge strength from which a
 FLIP_GAIN, SHIFT_GAIN = 0.06, 0.06  # how much better another alignment must fit than the given; more for rows:
 MORE_DOWN: Final = 0.07  # real sensors are often off there
 GAIN_PER_Z: Final = 0.02
-LEAST_GAIN, SURE_GAIN = 0.02, 0.15  # of a shift in a scene: from here on it is asked for RISE, or for nothing more
-RISE: Final = 0.11  # how far its gain must lie above the scene's median; more where its neighbours do not say so, too:
-ALONG, RISE_PER_ALONG = 0.25, 0.4  # see Company.along
+# A shift in a scene: a gain above SURE_GAIN is enough, above CONFIRMED_GAIN where its neighbours say so, too (ALONG,
+# see Company.along), above LEAST_GAIN where it lies RISE above the scene's median; more where the neighbours deny it.
+SURE_GAIN, CONFIRMED_GAIN, LEAST_GAIN = 0.15, 0.04, 0.02
+RISE, ALONG, RISE_PER_ALONG = 0.16, 0.25, 0.3
 CHANCE_Z: Final = 3.0  # and how far above chance it must lie, in standard deviations
 SURE_Z: Final = 5.0
 
@@ -238,9 +239,10 @@ def shifted(evidence: Evidence, company: Company | None) -> bool:
         return False
     if company is None:
         return gain > SHIFT_GAIN + more
-    doubt = 0.0 if company.along is None else max(0.0, ALONG - company.along)
-    rises = gain - company.usual_gain > RISE + RISE_PER_ALONG * doubt
-    return gain > SURE_GAIN + more or (gain > LEAST_GAIN + more and rises)
+    doubt = None if company.along is None else max(0.0, ALONG - company.along)
+    if gain > (CONFIRMED_GAIN if doubt == 0 else SURE_GAIN) + more:
+        return True
+    return gain > LEAST_GAIN + more and gain - company.usual_gain > RISE + RISE_PER_ALONG * (doubt or 0.0) + more
 
 
 def shift_gain(evidence: Evidence) -> float:

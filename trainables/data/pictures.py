@@ -68,8 +68,11 @@ def check_rgb(header: Header, content: bytes, name: str) -> None:
         form = f"{header.channels} channel(s) of {header.bits or 'palette'} bits"
         raise BadFrame(f"{name} has {form} where colour must be 8-bit RGB; convert it")
     if any(mark in content[:_EXIF_WITHIN] for mark in (b"Exif\0\0", b"eXIf")):
-        with Image.open(io.BytesIO(content)) as image:
-            orientation = image.getexif().get(_ORIENTATION, 1)
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                orientation = image.getexif().get(_ORIENTATION, 1)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise BadFrame(f"{name} has damaged EXIF data ({_first_line(error)}); replace it") from None
         if orientation != 1:
             raise BadFrame(f"{name} is stored rotated (EXIF orientation {orientation}), its depth not; turn it upright")
 
@@ -123,7 +126,7 @@ def _decode_jpeg(content: bytes, name: str) -> Rgb:
 
 def _decode_png(header: Header, content: bytes, name: str) -> npt.NDArray[Any]:
     """Pixels (H, W) or (H, W, 3), by kornia-rs: twice as fast as Pillow and as torchvision 0.29, whose decoder ends the
-    process at a damaged row (libpng's longjmp).
+    process at a damaged row (libpng's longjmp). It checks the file's checksums (CRC-32), not zlib's own below them.
     """
     _check_chunks(content, name)
     decode = decode_image_png_u16 if header.bits == 16 else decode_image_png_u8
