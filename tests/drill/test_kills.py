@@ -76,28 +76,35 @@ class Driven:
 
     def kill_and_resume(self, kind: str) -> None:
         victim = self.driver if kind == "driver" else self.children(kind)[0]
+        started = bool(self.training())
         victim.kill()
         out, err = self.driver.communicate(timeout=ENDED_S)
         if kind != "driver":
-            last = err.splitlines()[-1]  # where it was just starting, Ray has words of its own before
+            *before, last = err.splitlines()  # where it was just starting, Ray may have words of its own
             assert self.driver.returncode == 1 and "go on with --resume" in last and "Traceback" not in err, (out, err)
+            assert not before or not started, (out, err)
         if self.server is not None:
             self.server.wait()
         self.driver = self.place.start("--resume")
 
     def begun(self) -> list[tuple[psutil.Process, Path]]:
-        """The workers that train, each with its training's log of starts; waits for the first."""
+        """Wait for the first worker that trains."""
         found: list[tuple[psutil.Process, Path]] = []
 
         def there() -> bool:
-            logs = sorted(self.place.root.glob("results/*/trials/*/starts.log"), key=lambda p: p.stat().st_mtime)
-            last = {int(line.split()[0]): log for log in logs for line in log.read_text().splitlines()}
-            workers = self.children("ray::StandIn")
-            found[:] = [(p, last[p.pid]) for p in workers if p.pid in last and not self.ended(last[p.pid].parent.name)]
+            found[:] = self.training()
             return bool(found)
 
         wait_until(there, self.driver, "no training")
         return found
+
+    def training(self) -> list[tuple[psutil.Process, Path]]:
+        """The driver's workers that train, each with its training's log of starts."""
+        logs = sorted(self.place.root.glob("results/*/trials/*/starts.log"), key=lambda p: p.stat().st_mtime)
+        last = {int(line.split()[0]): log for log in logs for line in log.read_text().splitlines()}
+        family = psutil.Process(self.driver.pid).children(recursive=True)
+        workers = [p for p in family if p.pid in last and p.name().startswith("ray::StandIn")]
+        return [(p, last[p.pid]) for p in workers if not self.ended(last[p.pid].parent.name)]
 
     def ended(self, key: str) -> bool:
         """Whether the ledger knows how a training has ended."""
