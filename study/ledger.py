@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,6 +101,7 @@ class Ledger:
         self.prunes = not nothing and not objectives
         if objectives:
             _name_objectives(self.studies["search"], objectives)
+        self.parts: dict[tuple[str, str], Any] = {}  # of ended trainings' settings: all but a few are the same
         self.entries: dict[str, list[Entry]] = {}
         self.entered: dict[str, dict[tuple[str, int, int], Entry]] = {}
         for phase in PHASES:
@@ -229,7 +231,16 @@ class Ledger:
         trial.set_user_attr(Attr.OUTCOME, outcome.value)
         entry.outcome, entry.reason = outcome, reason
         self._tell(entry)
-        entry.config = self.frozen(entry.phase)[entry.number].user_attrs[Attr.CONFIG]  # the one that Optuna keeps
+        kept = self.frozen(entry.phase)[entry.number].user_attrs  # Optuna's own, for as long as the ledger is open
+        entry.config = kept[Attr.CONFIG] = self._shared(kept[Attr.CONFIG])
+
+    def _shared(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The settings, their parts that equal another training's being that one's."""
+        parts = {sys.intern(name): part for name, part in config.items()}
+        return {
+            name: self.parts.setdefault((name, json.dumps(part)), part) if isinstance(part, dict) else part
+            for name, part in parts.items()
+        }
 
     def rows(self, phase: str) -> list[dict[str, Any]]:
         """A phase's trainings as the judge ranks them."""

@@ -81,7 +81,10 @@ def tune_classes() -> tuple[type[Searcher], type[TrialScheduler]]:
 
 
 def _forget(trial: Any) -> None:
-    """Drop what Tune keeps of a trial's metrics for good: a dozen kilobytes that the ledger has, too."""
+    """Drop what Tune keeps of an ended trial for good: its metrics, a dozen kilobytes that the ledger has, too, and a
+    result that nobody fetches, with which Ray keeps the task that made it.
+    """
+    trial._default_result_or_future = None
     trial.run_metadata.metric_analysis.clear()
     trial.run_metadata.metric_n_steps.clear()
     trial.run_metadata.invalidate_cache()
