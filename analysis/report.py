@@ -107,7 +107,9 @@ def lead(tables: StudyTables, sections: Sequence[Section]) -> list[page.Lead]:
     unfinished = tables.unfinished()
     if unfinished:
         sentences.append(page.Lead(f"This study has not ended: {'; '.join(unfinished)}.", warn=True))
-    asked = ("compare", "reproduction", "learned", "evaluation", "selection", "importance", "spikes")
+    asked = ["compare", "reproduction", "learned", "evaluation", "selection", "importance", "spikes"]
+    if (tables.trials["phase"] == "ablate").any():
+        asked.insert(-1, "ablation")
     by_key = {section.key: section for section in sections}
     answered = [by_key[key] for key in asked if key in by_key and by_key[key].answers]
     return sentences + [page.Lead(section.answers[0], asked=section.title) for section in answered]

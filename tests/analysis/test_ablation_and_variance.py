@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from analysis import ablation, runs, variance
+from analysis import ablation, report, runs, variance
 from study.contract import Outcome
 from tests.analysis.make_results import Training, make_results, planted_study
 
@@ -22,6 +23,15 @@ def test_a_planted_effect_is_named_and_none_is_not_distinguishable(tmp_path: Pat
     assert "makes rmse worse by 0.102 m (95% interval" in section.answers[0] and "3 paired seeds" in section.answers[0]
     assert "not distinguishable from no effect" in section.answers[1]
     assert section.figures[0].render().axes and len(section.figures[0].data) == 6
+
+
+def test_the_page_begins_with_the_ablations_where_there_are_some(tmp_path: Path) -> None:
+    layout, _ = planted_study(tmp_path / "planted", 1)
+    tables = runs.load(layout.root)
+    section = ablation.analyse(tables)
+    assert [lead.text for lead in report.lead(tables, [section])] == section.answers[:1]
+    without = replace(tables, trials=tables.trials[tables.trials["phase"] != "ablate"])
+    assert all(lead.warn for lead in report.lead(without, [section]))
 
 
 def test_pairs_that_did_not_complete_and_few_pairs_are_said(tmp_path: Path) -> None:
