@@ -14,6 +14,7 @@ from analysis import runs
 from study.budget import limits
 from study.contract import Layout, Outcome, StudyAttr
 from study.ledger import RUNG, Ledger
+from study.plan import Plan
 from study.propose import propose
 from study.session import FINISHED, Session
 from study.space import make_pruner
@@ -23,6 +24,12 @@ from trainables.config import flat
 from trainables.errors import UserError
 
 KINDS = ("successive_halving", "hyperband", "median")
+
+
+def opened(plan: Plan, layout: Layout) -> Session:
+    """A session of the study with its own pruner, with room for all trainings at once."""
+    ledger = Ledger(layout, None, plan.study.judge, make_pruner(plan.study))
+    return Session(plan, ledger, [], lambda: 9, lambda: 0)
 
 
 @pytest.mark.parametrize("killed_at", ["the outcome", "the answer", "the question"])
@@ -37,12 +44,7 @@ def test_what_the_pruner_gave_up_stays_given_up_after_a_kill(tmp_path: Path, kin
     )
     layout = Layout(tmp_path / "results" / "tiny")
     layout.root.mkdir(parents=True)
-
-    def session() -> Session:
-        ledger = Ledger(layout, None, plan.study.judge, make_pruner(plan.study))
-        return Session(plan, ledger, [], lambda: 9, lambda: 0)
-
-    killed = session()
+    killed = opened(plan, layout)
     values = [3.0, 2.0, 2.5, 4.0, 5.0, 6.0, 0.5, 9.0]
     answers = []
     for number, value in enumerate(values):
@@ -61,7 +63,7 @@ def test_what_the_pruner_gave_up_stays_given_up_after_a_kill(tmp_path: Path, kin
         layout.trial(f"search-{number:04d}").mkdir(parents=True)
         (layout.trial(f"search-{number:04d}") / ".state.json.123.tmp").touch()
 
-    resumed = session()
+    resumed = opened(plan, layout)
     spec = resumed.next("again")
     assert isinstance(spec, dict) and Path(spec["folder"]).name == "search-0006"
     assert resumed.next("none is left") is None and resumed.stopping is False
@@ -85,12 +87,7 @@ def test_what_the_pruner_let_through_goes_on_after_a_kill_though_a_better_one_ca
     plan = plan_of(tmp_path, STUDY)
     layout = Layout(tmp_path / "results" / "tiny")
     layout.root.mkdir(parents=True)
-
-    def session() -> Session:
-        ledger = Ledger(layout, None, plan.study.judge, make_pruner(plan.study))
-        return Session(plan, ledger, [], lambda: 9, lambda: 0)
-
-    killed = session()
+    killed = opened(plan, layout)
     for number, value in enumerate([3.0, 0.5, 0.4]):
         assert isinstance(killed.next(str(number)), dict)
         report = {"images": 20, "metrics": {"val/rmse": value}, "final": False}
@@ -98,7 +95,7 @@ def test_what_the_pruner_let_through_goes_on_after_a_kill_though_a_better_one_ca
         if not number:
             killed._finish(killed.live.pop("0").entry, {"outcome": Outcome.COMPLETE}, None)
     killed.ledger.close()
-    resumed = session()
+    resumed = opened(plan, layout)
     specs = [resumed.next(worker) for worker in ("a", "b")]
     assert [Path(spec["folder"]).name for spec in specs if isinstance(spec, dict)] == ["search-0001", "search-0002"]
 
@@ -109,8 +106,8 @@ def test_a_report_that_crosses_two_rungs_leaves_the_notes_of_an_undisturbed_stud
     for kill in (False, True):
         layout = Layout(tmp_path / f"results{kill}" / "tiny")
         layout.root.mkdir(parents=True)
-        ledger = Ledger(layout, None, plan.study.judge, make_pruner(plan.study))
-        session = Session(plan, ledger, [], lambda: 9, lambda: 0)
+        session = opened(plan, layout)
+        ledger = session.ledger
         for number, value in enumerate([0.1, 0.2, 0.9]):
             session.next(str(number))
             entry = session.live[str(number)].entry

@@ -41,7 +41,7 @@ GAIN_PER_Z: Final = 0.02
 # see Company.along), above LEAST_GAIN where it lies RISE above the scene's median; more where the neighbours deny it.
 SURE_GAIN, CONFIRMED_GAIN, LEAST_GAIN = 0.15, 0.04, 0.02
 RISE, ALONG, RISE_PER_ALONG = 0.16, 0.25, 0.3
-CHANCE_Z: Final = 3.0  # and how far above chance it must lie, in standard deviations
+CHANCE_Z: Final = 3.0  # how far above chance another alignment must fit, in standard deviations of it
 SURE_Z: Final = 5.0
 
 

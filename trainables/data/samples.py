@@ -124,7 +124,7 @@ def _across(values: npt.NDArray[np.float32], rows: Any, columns: Any) -> npt.NDA
 
 
 def _transposed(values: npt.NDArray[T]) -> npt.NDArray[T]:
-    """A transposed copy, by torch: three times as fast as NumPy's."""
+    """A transposed copy, by torch, which moves blocks where NumPy moves single values."""
     copy: npt.NDArray[T] = torch.from_numpy(values).t().contiguous().numpy()
     return copy
 

@@ -71,12 +71,8 @@ def test_planted_defects_are_found_by_kind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sensor", [False, True])
 def test_no_false_alarm_on_clean_rooms(tmp_path: Path, sensor: bool) -> None:
-    """Seeds are drawn anew. One set in some fifty has an accused frame; another two must then have none."""
-    found: dict[int, list[Finding]] = {}
-    while len(found) < (3 if any(found.values()) else 1):
-        seed = secrets.randbelow(10**6)
-        found[seed] = harm(write(tmp_path / f"{seed}", seed=seed, holes=sensor, white_border=sensor))
-    assert sum(map(bool, found.values())) <= len(found) // 3, found
+    seed = secrets.randbelow(10**6)
+    assert harm(write(tmp_path / "set", seed=seed, holes=sensor, white_border=sensor)) == [], f"seed {seed}"
 
 
 @pytest.mark.parametrize(
