@@ -25,10 +25,7 @@ BLOCK = 25  # trials whose samples become one point: neighbouring samples are no
 # What may grow, per 100 trials. A driver holds a record of every trial: the ledger's entry and Optuna's view of it,
 # which share the settings (2 kB as JSON, several times that as Python objects), and Tune's. Nothing else may grow.
 TOLERATED = {"rss_mb": 4.5, "fds": 0.5, "threads": 0.5, "children": 0.5, "shm_mb": 0.5, "trial_s": 0.005}
-# Without TPE, whose own time for a draw grows with the trials that it has seen.
-MANY = STUDY.replace("kind: successive_halving, min_images: 20, reduction: 3", "kind: none").replace(
-    "search:", "search:\n  sampler: random"
-)
+MANY = STUDY.replace("kind: successive_halving, min_images: 20, reduction: 3", "kind: none")
 
 
 @dataclass
