@@ -278,14 +278,23 @@ def _stoppable(session: Session) -> Iterator[None]:
 def _watchers(session: Session, on_tick: Callable[[], None], silence_limit_s: float | None) -> tuple[Any, Any]:
     """What Tune calls after each of its events or about twice a second, and what it asks whether to stop."""
     import ray
-    from ray.tune import Callback, Stopper
+    from ray.tune import Stopper
+    from ray.tune.progress_reporter import TrialProgressCallback
 
-    class Ticker(NotKept, Callback):
+    class Ticker(NotKept, TrialProgressCallback):
+        """A callback of the kind that prints results: where there is none, Tune adds one that keeps every trial."""
+
         def __init__(self, session: Session, on_tick: Callable[[], None], limit_s: float | None) -> None:
             self.session, self.on_tick, self.limit_s = session, on_tick, limit_s
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             self.session.began(trial.trial_id)
+
+        def log_result(self, trial: Any, result: dict[str, Any], error: bool = False) -> None:
+            """Nothing: the session's display does."""
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            """Nothing, too."""
 
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             silent = self.session.silent(self.limit_s) if self.limit_s is not None else []

@@ -31,9 +31,12 @@ STATES = {Outcome.COMPLETE: "COMPLETE", Outcome.PRUNED: "PRUNED"}
 RUNG = "completed_rung_"  # system attributes of Optuna's halving pruners
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
-    """One training as the ledger holds it. `history`: images seen -> the judge's metric."""
+    """One training as the ledger holds it. `history`: images seen -> the judge's metric.
+
+    `config` and `summary` are empty once an ended training is let go of (Ledger.release).
+    """
 
     phase: str
     number: int
@@ -52,6 +55,14 @@ class Entry:
     history: dict[int, float] = field(default_factory=dict)
     judged: tuple[int, bool] | None = None  # see Attr.JUDGED
     swept: bool = False  # none of its checkpoints is left (study/housekeeping.py)
+    seed: int = field(init=False)
+    stage: int = field(init=False)
+    batch_size: int = field(init=False)
+    budget_images: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seed, self.stage = int(self.config["seed"]), int(self.config["stage"])
+        self.batch_size, self.budget_images = int(self.config["batch_size"]), int(self.config["budget_images"])
 
     @property
     def key(self) -> str:
@@ -59,12 +70,7 @@ class Entry:
 
     @property
     def identity(self) -> tuple[str, int, int]:
-        return (self.group, int(self.config["seed"]), int(self.config["stage"]))
-
-    @property
-    def training(self) -> TrialConfig:
-        """The settings, validated again."""
-        return TrialConfig.model_validate_json(json.dumps(self.config))
+        return (self.group, self.seed, self.stage)
 
 
 class Ledger:
@@ -101,7 +107,7 @@ class Ledger:
         self.prunes = not nothing and not objectives
         if objectives:
             _name_objectives(self.studies["search"], objectives)
-        self.parts: dict[tuple[str, str], Any] = {}  # of ended trainings' settings: all but a few are the same
+        self.distributions: dict[str, Any] = {}  # those of ended trials, one for all that are equal
         self.entries: dict[str, list[Entry]] = {}
         self.entered: dict[str, dict[tuple[str, int, int], Entry]] = {}
         for phase in PHASES:
@@ -231,16 +237,24 @@ class Ledger:
         trial.set_user_attr(Attr.OUTCOME, outcome.value)
         entry.outcome, entry.reason = outcome, reason
         self._tell(entry)
-        kept = self.frozen(entry.phase)[entry.number].user_attrs  # Optuna's own, for as long as the ledger is open
-        entry.config = kept[Attr.CONFIG] = self._shared(kept[Attr.CONFIG])
 
-    def _shared(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The settings, their parts that equal another training's being that one's."""
-        parts = {sys.intern(name): part for name, part in config.items()}
-        return {
-            name: self.parts.setdefault((name, json.dumps(part)), part) if isinstance(part, dict) else part
-            for name, part in parts.items()
+    def release(self, entry: Entry) -> None:
+        """Drop from memory what nobody asks of an ended training: a study may have many thousands. Optuna's own view of
+        it, which stays as long as the ledger is open, keeps what samplers and pruners look at.
+        """
+        kept = self.frozen(entry.phase)[entry.number]
+        kept.user_attrs = {}
+        kept.params = {sys.intern(name): value for name, value in kept.params.items()}
+        kept.distributions = {
+            sys.intern(name): self.distributions.setdefault(f"{name} {distribution}", distribution)
+            for name, distribution in kept.distributions.items()
         }
+        entry.config, entry.summary, entry.history = {}, {}, kept.intermediate_values
+
+    def training(self, entry: Entry) -> TrialConfig:
+        """A training's settings, read from the storage and validated again."""
+        attrs = self.storage.get_trial(entry.trial_id).user_attrs
+        return TrialConfig.model_validate_json(json.dumps(attrs[Attr.CONFIG]))
 
     def rows(self, phase: str) -> list[dict[str, Any]]:
         """A phase's trainings as the judge ranks them."""

@@ -58,7 +58,7 @@ class Display:
         _, since, _, _ = self.running.get(entry.key, (entry, time.monotonic(), 0, None))
         self.running[entry.key] = (entry, since, images, value)
         self.say(
-            f"{entry.key} {images} of {entry.config['budget_images']} images, {self._named(value)}", to_console=False
+            f"{entry.key} {images} of {entry.budget_images} images, {self._named(value)}", to_console=False
         )
 
     def ended(self, entry: Entry) -> None:
@@ -125,11 +125,11 @@ class Display:
 
     def _images_done(self) -> int:
         ended = [e for members in self.ledger.entries.values() for e in members if e.outcome is not None]
-        return sum(int(e.config["budget_images"]) for e in ended)
+        return sum(e.budget_images for e in ended)
 
     def _images_planned(self) -> int:
         known = [e for members in self.ledger.entries.values() for e in members]
-        images = sum(int(e.config["budget_images"]) for e in known)
+        images = sum(e.budget_images for e in known)
         mean = images / len(known) if known else 0.0
         left = {name: max(count - len(self.ledger.entries[name]), 0) for name, count in self.ledger.planned.items()}
         longer = left.pop("confirm", 0) * (self.confirm_images or mean)
@@ -151,7 +151,7 @@ def duration(seconds: float) -> str:
 
 
 def _bar(entry: Entry, since: float, images: int, value: float | None, metric: str) -> str:
-    share = min(images / entry.config["budget_images"], 1.0)
+    share = min(images / entry.budget_images, 1.0)
     filled = round(share * 20)
     shown = "" if value is None else f" {metric} {value:.4f}"
     bar = "#" * filled + "." * (20 - filled)

@@ -74,11 +74,14 @@ def _active(drawn: dict[str, Any], dimensions: Sequence[Dimension], base: Mappin
     return kept
 
 
-def _shared(trial: FrozenTrial) -> FrozenTrial:
-    """A trial that Optuna takes in as it is: deep copies of all of them would take most of the time of asking."""
-    shared = copy.copy(trial)
-    shared.__dict__["__deepcopy__"] = lambda memo: copy.copy(trial)
-    return shared
+def _numbered(earlier: Sequence[FrozenTrial], history: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """All trials in one list, numbered in its order as samplers expect."""
+    if not earlier:
+        return list(history)
+    trials = [copy.copy(trial) for trial in (*earlier, *history)]
+    for number, trial in enumerate(trials):
+        trial.number = number
+    return trials
 
 
 def _ask(
@@ -98,8 +101,10 @@ def _ask(
         sampler = optuna.samplers.GPSampler(seed=seeded, n_startup_trials=STARTUP_TRIALS)
     else:
         sampler = optuna.samplers.TPESampler(seed=seeded, n_startup_trials=STARTUP_TRIALS, multivariate=True)
-    asked = optuna.create_study(directions=directions, sampler=sampler)
-    asked.add_trials([_shared(trial) for trial in (*earlier, *history)])
+    storage = optuna.storages.InMemoryStorage()
+    asked = optuna.create_study(directions=directions, sampler=sampler, storage=storage)
+    # Read, never written. Optuna's add_trials checks and copies each, for every draw anew: most of the time of asking.
+    storage._studies[asked._study_id].trials = _numbered(earlier, history)
     trial = asked.ask()
     settings, kept = dict(base), {}
     for dimension in dimensions:

@@ -65,29 +65,33 @@ def tune_classes() -> tuple[type[Searcher], type[TrialScheduler]]:
             """Let Tune's loop sleep longer where nothing happens: it looks ten times a second by itself."""
             manager = tune_controller._actor_manager
             manager.next = lambda timeout: type(manager).next(manager, max(timeout, IDLE_S))
+            _forget_ended(tune_controller)
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
             goes_on = self.session.ask(lambda: self.session.result(trial.trial_id, result), False)
             return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
-        def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-            _forget(trial)
-
         def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
             self.searcher.errors[trial.trial_id] = _error_text(trial)
-            _forget(trial)
 
     return LedgerSearcher, LedgerScheduler
 
 
-def _forget(trial: Any) -> None:
-    """Drop what Tune keeps of an ended trial for good: its metrics, a dozen kilobytes that the ledger has, too, and a
-    result that nobody fetches, with which Ray keeps the task that made it.
+def _forget_ended(controller: Any) -> None:
+    """Have Tune let go of ended trials, which it keeps for good, at some twenty kilobytes each, and looks through at
+    every event. The ledger holds them. The last ones stay until the next is added: Tune wants one at its end. The same
+    for workers that were asked for and not needed, because another became free.
     """
-    trial._default_result_or_future = None
-    trial.run_metadata.metric_analysis.clear()
-    trial.run_metadata.metric_n_steps.clear()
-    trial.run_metadata.invalidate_cache()
+    ended = {trial for trial in controller._trials if trial.is_finished() and trial not in controller._trial_to_actor}
+    if ended:
+        controller._trials[:] = [trial for trial in controller._trials if trial not in ended]
+        for kept in (controller._stopped_trials, controller._failed_trials, controller._trials_to_cache):
+            kept -= ended
+    manager = controller._actor_manager
+    waiting = manager._pending_actors_to_enqueued_actor_tasks
+    known = manager._pending_actors_to_attrs.keys() | manager._live_actors_to_ray_actors_resources.keys()
+    for actor in waiting.keys() - known:
+        del waiting[actor]
 
 
 def _error_text(trial: Any) -> str:

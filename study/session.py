@@ -85,6 +85,7 @@ class Session:
             self._confirmations()
         for entry in (e for entries in ledger.entries.values() for e in entries if e.outcome is not None):
             self._clear(entry)  # a kill of the last session's may have come while its worker closed
+            ledger.release(entry)
         sweep(ledger, plan)
 
     def next(self, worker: str) -> dict[str, Any] | str | None:
@@ -212,6 +213,7 @@ class Session:
         sweep(self.ledger, self.plan)
         for listener in self.listeners:
             listener.ended(entry)
+        self.ledger.release(entry)
         if not any(other.outcome is None for other in self.ledger.entries[entry.phase]):
             self.ledger.backup()
 
@@ -219,7 +221,7 @@ class Session:
         """A training to start again. One that the pruner had given up when the driver was killed ends now."""
         while self.again:
             entry = self.again.pop(0)
-            final = max(entry.history, default=0) >= entry.config["budget_images"]
+            final = max(entry.history, default=0) >= entry.budget_images
             if entry.phase != "search" or final or not self.ledger.should_have_pruned(entry):
                 return entry
             self._clear(entry)
@@ -273,7 +275,7 @@ class Session:
         if len(history) >= search.trials or plan.search_base is None or self.exhausted:
             return None
         base = flat(plan.search_base)
-        starved = {e.config["batch_size"] for e in self.ledger.entries["search"] if e.outcome is Outcome.OUT_OF_MEMORY}
+        starved = {e.batch_size for e in self.ledger.entries["search"] if e.outcome is Outcome.OUT_OF_MEMORY}
         config = plan.search_base
         for redraw in range(REDRAWS):
             seed = plan.study.config.seed + redraw * 1_000_003
@@ -306,7 +308,7 @@ class Session:
             return []
         by_key, wanted = {e.key: e for e in searched}, []
         for row in ledger.judge.rank(ledger.rows("search"))[: config.top]:
-            own = by_key[str(row["key"])].training
+            own = ledger.training(by_key[str(row["key"])])
             more = None if config.images == own.budget_images else config.images
             for index in range(config.seeds):
                 update = {

@@ -141,7 +141,16 @@ class Client:
         if record.reason:
             self.client.set_tag(run, Tag.REASON, record.reason[: LIMITS["tag"]])
         self.client.set_terminated(run, MLFLOW_STATUS.get(record.outcome, "FAILED"), record.ended_ms)
-        self.ended.add(record.key)
+        self._end(record.key)
+
+    def _end(self, key: str) -> None:
+        """A run is complete: keep nothing else of it, and have MLflow let go of the queue and pool it made for it."""
+        from mlflow.tracking._tracking_service import utils
+
+        self.ended.add(key)
+        utils._artifact_repos_cache.pop(self.runs.pop(key), None)
+        self.sent.pop(key, None)
+        self.described.discard(key)
 
     def end_parent(self, *, finished: bool) -> None:
         """Give the parent its study and, when all phases have ended, its end."""
@@ -187,13 +196,13 @@ class Client:
                 Tag.GROUP: record.group[: LIMITS["tag"]],
             }
             found = self.client.create_run(self.experiment, record.started_ms, tags, run_name=record.key)
-        elif found.info.status != "RUNNING":
+        run = self.runs[record.key] = str(found.info.run_id)
+        if found.info.status != "RUNNING":
             if record.outcome is not None and found.data.tags.get(Tag.OUTCOME) == record.outcome.value:
-                self.ended.add(record.key)  # ended is the last thing that is sent
+                self._end(record.key)  # the end is the last thing that is sent
             else:
-                self.client.update_run(found.info.run_id, status="RUNNING")
-        self.runs[record.key] = str(found.info.run_id)
-        return self.runs[record.key]
+                self.client.update_run(run, status="RUNNING")
+        return run
 
     def _describe(self, run: str, record: Record) -> None:
         """Settings as params, the data as an input with its digest."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from study.config import Study, load_study
 from study.plan import Plan, make_plan, seed_of
 from study.propose import propose
-from study.space import fits, label, make_pruner, read_space
+from study.space import STARTUP_TRIALS, fits, label, make_pruner, read_space
 from trainables.config import flat
 from trainables.errors import UserError
 
@@ -95,6 +97,40 @@ def test_proposals_are_valid_and_depend_on_number_and_history_alone(tmp_path: Pa
             history.append(made)
         assert propose(search, plan.dimensions, base, [], seed=3, directions=["minimize"]) == {}
         assert (True, False) not in conditional and (True, True) in conditional
+
+
+@pytest.mark.parametrize("warm", [0, 7])
+def test_a_proposal_is_what_optuna_draws_of_a_study_that_holds_the_trials(tmp_path: Path, warm: int) -> None:
+    import optuna
+
+    plan = plan_of(tmp_path, TEXT)
+    assert plan.search_base is not None
+    base, random = flat(plan.search_base), plan.study.config.search.model_copy(update={"sampler": "random"})
+    trials: list[optuna.trial.FrozenTrial] = []
+    for number in range(40):
+        settings = propose(random, plan.dimensions, base, [None] * number, seed=5, directions=["minimize"])  # type: ignore[list-item]
+        assert settings is not None
+        params = fits(plan.dimensions, flat(plan.trial(settings)))
+        spaces = {d.path: d.distribution() for d in plan.dimensions if d.path in params}
+        state = optuna.trial.TrialState.RUNNING if number == 38 else optuna.trial.TrialState.COMPLETE
+        value = None if number == 38 else float(number * 7 % 11)
+        labels = {path: label(chosen) for path, chosen in params.items()}
+        trials.append(optuna.trial.create_trial(state=state, params=labels, distributions=spaces, value=value))
+        trials[-1].number = number if number < warm else number - warm
+    history, before = trials[warm:], copy.deepcopy(trials)
+    drawn = propose(
+        plan.study.config.search, plan.dimensions, base, history, trials[:warm], seed=3, directions=["minimize"]
+    )
+    seed = int(np.random.SeedSequence((3, len(history))).generate_state(1)[0])
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True)
+    study = optuna.create_study(direction="minimize", sampler=sampler)
+    study.add_trials(trials)
+    asked, settings = study.ask(), dict(base)
+    for dimension in plan.dimensions:
+        if dimension.active(settings):
+            settings[dimension.path] = dimension.value(asked._suggest(dimension.path, dimension.distribution()))
+    assert drawn is not None and settings == base | drawn
+    assert trials == before
 
 
 def test_grid_and_quasi_random_cover_the_space(tmp_path: Path) -> None:

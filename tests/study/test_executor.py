@@ -6,11 +6,13 @@ import json
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from study.executor import Share, share_of
 from study.lock import owned
+from study.search import _forget_ended
 from tests.study.test_config import TEXT, plan_of
 from trainables.errors import UserError
 
@@ -28,6 +30,33 @@ def test_a_share_is_threads_and_decoders_and_gpus_where_there_are_any(tmp_path: 
     ):
         with pytest.raises(UserError, match=sentence):
             share_of(plan_of(tmp_path, TEXT, setting), resources)
+
+
+def test_tune_forgets_ended_trials_whose_worker_is_let_go_of() -> None:
+    class Trial:
+        def __init__(self, *, ended: bool) -> None:
+            self.is_finished = lambda: ended
+
+    stopped, failed, stopping = (Trial(ended=True) for _ in range(3))
+    running, pending = (Trial(ended=False) for _ in range(2))
+    listed = [stopped, running, failed, stopping, pending]
+    controller = SimpleNamespace(
+        _trials=listed,
+        _trial_to_actor={running: "actor", stopping: "actor"},
+        _stopped_trials={stopped, stopping},
+        _failed_trials={failed},
+        _trials_to_cache=set(listed),
+        _actor_manager=SimpleNamespace(
+            _pending_actors_to_enqueued_actor_tasks={"asked for": [1], "starting": [2], "not needed": [3]},
+            _pending_actors_to_attrs={"asked for": ()},
+            _live_actors_to_ray_actors_resources={"starting": (), "actor": ()},
+        ),
+    )
+    _forget_ended(controller)
+    assert controller._trials is listed and listed == [running, stopping, pending]
+    assert (controller._stopped_trials, controller._failed_trials) == ({stopping}, set())
+    assert controller._trials_to_cache == {running, stopping, pending}
+    assert list(controller._actor_manager._pending_actors_to_enqueued_actor_tasks) == ["asked for", "starting"]
 
 
 def test_a_dead_owners_lock_is_taken_over_a_living_ones_is_not(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from study.propose import propose
 from study.session import FINISHED, Session
 from study.space import make_pruner
 from tests.study.test_config import plan_of
-from trainables.config import flat
+from trainables.config import as_dict, flat
 from trainables.errors import UserError
 
 TEXT = """
@@ -120,7 +120,8 @@ def test_two_objectives_are_kept_as_optuna_expects_killed_or_not(tmp_path: Path)
     assert [d.name for d in study.directions] == ["MINIMIZE", "MINIMIZE"]
     assert study.metric_names == ["rmse", "device_seconds"]
     for trial, entry in zip(study.trials, ledger.entries["search"], strict=True):
-        assert trial.values == [judged(entry.config, 40), 2.0 * took(entry.config)]
+        config = as_dict(ledger.training(entry))
+        assert trial.values == [judged(config, 40), 2.0 * took(config)]
         assert sorted(trial.intermediate_values) == [20, 40]
     section = overview.history(runs.load(calm / "results/tiny"))
     front = [f"search-{trial.number:04d}" for trial in sorted(study.best_trials, key=lambda t: t.values[1])]
@@ -167,10 +168,8 @@ def test_a_finished_study_is_extended_by_longer_confirmations(tmp_path: Path) ->
     assert [entry.key for entry in entries[:4]] == first and len(entries) == 8
     assert Counter(entry.group.partition("@")[2] for entry in entries) == {"": 4, "80": 4}
     for old, new in zip(entries[:4], entries[4:], strict=True):
-        assert new.config == old.config | {"budget_images": 80} and (new.group, new.origin) == (
-            f"{old.group}@80",
-            old.origin,
-        )
+        assert ledger.training(new) == ledger.training(old).model_copy(update={"budget_images": 80})
+        assert (new.group, new.origin) == (f"{old.group}@80", old.origin)
     for text in (longer, CONFIRMED, CONFIRMED.replace("seeds: 2", "seeds: 2, images: 40")):
         assert begun(tmp_path, text).next("one") == FINISHED
     section = selection.analyse(runs.load(tmp_path / "results/tiny"))

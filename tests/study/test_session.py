@@ -80,6 +80,9 @@ def test_what_the_pruner_gave_up_stays_given_up_after_a_kill(tmp_path: Path, kin
     assert not resumed.result("again", {"report": json.dumps(late)})  # after its end: ignored
     assert resumed.ledger.entries["search"][6].history == {20: 0.5, 100: 0.4}
     assert [e.outcome for e in resumed.ledger.entries["search"]][6:] == [Outcome.COMPLETE, Outcome.PRUNED]
+    for entry, trial in zip(resumed.ledger.entries["search"], resumed.ledger.frozen("search"), strict=True):
+        assert not (entry.config or entry.summary or trial.user_attrs)  # in memory: they have ended
+        assert resumed.ledger.training(entry) == plan.trial(trial.params)
 
 
 def test_what_the_pruner_let_through_goes_on_after_a_kill_though_a_better_one_came(tmp_path: Path) -> None:
