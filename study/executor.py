@@ -32,7 +32,6 @@ ENVIRONMENT = {
     "TUNE_WARN_THRESHOLD_S": "60",
     "TUNE_FORCE_TRIAL_CLEANUP_S": "10",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "60000",  # its statistics are shown to nobody
     "RAY_metrics_report_interval_ms": "60000",
@@ -75,6 +74,7 @@ class Share:
 def ray_running(address: str | None) -> Iterator[dict[str, float]]:
     """Ray on this machine, or a cluster's; yields its resources. A Ray that is running already is used as it is."""
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its other output puts the study's own callback aside (see Ticker)
     token = Path.home() / ".ray" / "auth_token"
     if address is not None and token.exists():
         os.environ.setdefault(

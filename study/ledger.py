@@ -108,6 +108,7 @@ class Ledger:
         if objectives:
             _name_objectives(self.studies["search"], objectives)
         self.distributions: dict[str, Any] = {}  # those of ended trials, one for all that are equal
+        self.trainings: dict[int, TrialConfig] = {}
         self.entries: dict[str, list[Entry]] = {}
         self.entered: dict[str, dict[tuple[str, int, int], Entry]] = {}
         for phase in PHASES:
@@ -238,11 +239,15 @@ class Ledger:
         entry.outcome, entry.reason = outcome, reason
         self._tell(entry)
 
-    def release(self, entry: Entry) -> None:
-        """Drop from memory what nobody asks of an ended training: a study may have many thousands. Optuna's own view of
-        it, which stays as long as the ledger is open, keeps what samplers and pruners look at.
+    def release(self, *ended: Entry) -> None:
+        """Drop from memory what nobody asks of ended trainings: a study may have many thousands. Optuna's own view of
+        them, which stays as long as the ledger is open, keeps what samplers and pruners look at.
         """
-        kept = self.frozen(entry.phase)[entry.number]
+        trials = {phase: self.frozen(phase) for phase in {entry.phase for entry in ended}}
+        for entry in ended:
+            self._release(entry, trials[entry.phase][entry.number])
+
+    def _release(self, entry: Entry, kept: FrozenTrial) -> None:
         kept.user_attrs = {}
         kept.params = {sys.intern(name): value for name, value in kept.params.items()}
         kept.distributions = {
@@ -252,9 +257,11 @@ class Ledger:
         entry.config, entry.summary, entry.history = {}, {}, kept.intermediate_values
 
     def training(self, entry: Entry) -> TrialConfig:
-        """A training's settings, read from the storage and validated again."""
-        attrs = self.storage.get_trial(entry.trial_id).user_attrs
-        return TrialConfig.model_validate_json(json.dumps(attrs[Attr.CONFIG]))
+        """A training's settings, read from the storage and validated again. Few are asked for, but often: they are kept."""
+        if entry.trial_id not in self.trainings:
+            attrs = self.storage.get_trial(entry.trial_id).user_attrs
+            self.trainings[entry.trial_id] = TrialConfig.model_validate_json(json.dumps(attrs[Attr.CONFIG]))
+        return self.trainings[entry.trial_id]
 
     def rows(self, phase: str) -> list[dict[str, Any]]:
         """A phase's trainings as the judge ranks them."""

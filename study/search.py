@@ -85,8 +85,8 @@ def _forget_ended(controller: Any) -> None:
     ended = {trial for trial in controller._trials if trial.is_finished() and trial not in controller._trial_to_actor}
     if ended:
         controller._trials[:] = [trial for trial in controller._trials if trial not in ended]
-        for kept in (controller._stopped_trials, controller._failed_trials, controller._trials_to_cache):
-            kept -= ended
+        for name in ("_live_trials", "_resetting_trials", "_stopped_trials", "_failed_trials", "_trials_to_cache"):
+            getattr(controller, name).difference_update(ended)
     manager = controller._actor_manager
     waiting = manager._pending_actors_to_enqueued_actor_tasks
     known = manager._pending_actors_to_attrs.keys() | manager._live_actors_to_ray_actors_resources.keys()

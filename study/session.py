@@ -83,9 +83,10 @@ class Session:
         ledger.set_attributes({StudyAttr.SPENT: None})
         if len(ledger.entries["search"]) >= plan.counts["search"]:
             self._confirmations()
-        for entry in (e for entries in ledger.entries.values() for e in entries if e.outcome is not None):
+        past = [e for entries in ledger.entries.values() for e in entries if e.outcome is not None]
+        for entry in past:
             self._clear(entry)  # a kill of the last session's may have come while its worker closed
-            ledger.release(entry)
+        ledger.release(*past)
         sweep(ledger, plan)
 
     def next(self, worker: str) -> dict[str, Any] | str | None:

@@ -196,12 +196,13 @@ class Client:
                 Tag.GROUP: record.group[: LIMITS["tag"]],
             }
             found = self.client.create_run(self.experiment, record.started_ms, tags, run_name=record.key)
-        run = self.runs[record.key] = str(found.info.run_id)
+        run = str(found.info.run_id)
         if found.info.status != "RUNNING":
             if record.outcome is not None and found.data.tags.get(Tag.OUTCOME) == record.outcome.value:
-                self._end(record.key)  # the end is the last thing that is sent
-            else:
-                self.client.update_run(run, status="RUNNING")
+                self.ended.add(record.key)  # the end is the last thing that is sent
+                return run
+            self.client.update_run(run, status="RUNNING")
+        self.runs[record.key] = run
         return run
 
     def _describe(self, run: str, record: Record) -> None:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ class Closed:
     def read(self) -> str:
         ledger = run._open(self.plan.study, self.layout)
         try:
-            entries = [vars(entry) for entries in ledger.entries.values() for entry in entries]
+            entries = [asdict(entry) for entries in ledger.entries.values() for entry in entries]
             attributes = {phase: study.user_attrs for phase, study in ledger.studies.items()}
             return json.dumps([entries, attributes], sort_keys=True, default=str)
         finally:

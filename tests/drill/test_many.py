@@ -22,9 +22,9 @@ from tests.study.standin import value_of
 
 BUSY = 0.85  # of two CPUs, between the first trial's start and the last one's end
 BLOCK = 25  # trials whose samples become one point: neighbouring samples are no independent ones
-# What may grow, per 100 trials. A driver holds a record of every trial: the ledger's entry and Optuna's view of it,
-# which share the settings (2 kB as JSON, several times that as Python objects), and Tune's. Nothing else may grow.
-TOLERATED = {"rss_mb": 4.5, "fds": 0.5, "threads": 0.5, "children": 0.5, "shm_mb": 0.5, "trial_s": 0.005}
+# What may grow, per 100 trials. A driver holds a record of every trial, some 3 kB as Python objects: the ledger's entry
+# and what samplers and pruners look at. Nothing else may grow; what the heap's fragments add is in the bound.
+TOLERATED = {"rss_mb": 2.0, "fds": 0.5, "threads": 0.5, "children": 0.5, "shm_mb": 0.5, "trial_s": 0.005}
 MANY = STUDY.replace("kind: successive_halving, min_images: 20, reduction: 3", "kind: none")
 
 
@@ -120,7 +120,7 @@ def test_nothing_grows_over_a_thousand_trials(workplace: Workplace) -> None:
     found = study_of(workplace, count, 0.05, 2).slopes()
     ended = sorted(t.datetime_complete for t in workplace.ledger().values() if t.datetime_complete)
     seconds = np.diff([t.timestamp() for t in ended])[count // 2 :]
-    blocks = seconds[: len(seconds) // BLOCK * BLOCK].reshape(-1, BLOCK).mean(axis=1)
+    blocks = np.median(seconds[: len(seconds) // BLOCK * BLOCK].reshape(-1, BLOCK), axis=1)  # single stalls say nothing
     found["trial_s"] = slope(np.arange(len(blocks)) * BLOCK / 100, blocks)
     wrong = judge.faults(workplace, replay=value_of)
     told = ", ".join(f"{name} {value:+.4f} +- {half:.4f}" for name, (value, half) in found.items())

@@ -46,6 +46,8 @@ def test_tune_forgets_ended_trials_whose_worker_is_let_go_of() -> None:
         _stopped_trials={stopped, stopping},
         _failed_trials={failed},
         _trials_to_cache=set(listed),
+        _live_trials={running, pending, failed},
+        _resetting_trials={failed, running},
         _actor_manager=SimpleNamespace(
             _pending_actors_to_enqueued_actor_tasks={"asked for": [1], "starting": [2], "not needed": [3]},
             _pending_actors_to_attrs={"asked for": ()},
@@ -56,6 +58,7 @@ def test_tune_forgets_ended_trials_whose_worker_is_let_go_of() -> None:
     assert controller._trials is listed and listed == [running, stopping, pending]
     assert (controller._stopped_trials, controller._failed_trials) == ({stopping}, set())
     assert controller._trials_to_cache == {running, stopping, pending}
+    assert (controller._live_trials, controller._resetting_trials) == ({running, pending}, {running})
     assert list(controller._actor_manager._pending_actors_to_enqueued_actor_tasks) == ["asked for", "starting"]
 
 
