@@ -257,7 +257,7 @@ class Ledger:
         entry.config, entry.summary, entry.history = {}, {}, kept.intermediate_values
 
     def training(self, entry: Entry) -> TrialConfig:
-        """A training's settings, read from the storage and validated again. Few are asked for, but often: they are kept."""
+        """A training's settings, read from the storage and validated again; kept: few are asked for, but often."""
         if entry.trial_id not in self.trainings:
             attrs = self.storage.get_trial(entry.trial_id).user_attrs
             self.trainings[entry.trial_id] = TrialConfig.model_validate_json(json.dumps(attrs[Attr.CONFIG]))
