@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -50,7 +51,8 @@ class Postgres:
     def kill(self) -> None:
         family = [*psutil.Process(self.process.pid).children(), psutil.Process(self.process.pid)]
         for process in family:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # its helpers come and go
+                process.kill()
         self.process.wait()
         psutil.wait_procs(family, 10)
 
