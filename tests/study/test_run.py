@@ -114,11 +114,17 @@ def test_killed_stopped_and_extended_it_goes_on_as_if_undisturbed(
         time.sleep(moments.uniform(0, 4))
         driver.kill()
         driver.communicate()
-    driver, before = workplace.start("--resume", pause_s=1.0), len(_folders(workplace))
-    wait_until(lambda: len(_folders(workplace)) > before, driver, "nothing began")
+    driver, before = workplace.start("--resume", pause_s=1.0), set(_folders(workplace))
+    wait_until(lambda: len(_folders(workplace)) > len(before), driver, "nothing began")
     second = refused("--resume")
     assert f"process {driver.pid} on" in second and len(second.splitlines()) == 1
-    time.sleep(1.5)  # past what the pruner says of that report, so that a training runs
+
+    def goes_on() -> bool:
+        """A training has just made its second report, of which the pruner says nothing, and is at its third."""
+        logs = [state.parent / "computed.log" for state in set(_folders(workplace)) - before]
+        return any(log.exists() and len(log.read_text().splitlines()) == 2 for log in logs)
+
+    wait_until(goes_on, driver, "no training went on")
     driver.send_signal(signal.SIGTERM)
     out, err = driver.communicate(timeout=60)
     assert driver.returncode == 130, err
