@@ -78,7 +78,7 @@ def tune_classes() -> tuple[type[Searcher], type[TrialScheduler]]:
 
 
 def _forget_ended(controller: Any) -> None:
-    """Have Tune let go of ended trials, which it keeps for good, at some twenty kilobytes each, and looks through at
+    """Have Tune let go of ended trials, which it keeps for good, at more than ten kilobytes each, and looks through at
     every event. The ledger holds them. The last ones stay until the next is added: Tune wants one at its end. The same
     for workers that were asked for and not needed, because another became free.
     """
