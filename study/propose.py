@@ -1,8 +1,8 @@
 """The next setting to try.
 
 A sampler is made anew for each trial, seeded from (study's seed, trial's number), and asked in a study of its own that
-holds the ledger's trials: the number and the history alone decide what is tried next, so a resumed search goes on as if undisturbed, and
-nothing is written before the whole trial is known.
+holds the ledger's trials: the number and the history alone decide what is tried next, so a resumed search goes on as if
+undisturbed, and nothing is written before the whole trial is known.
 """
 
 from __future__ import annotations
