@@ -57,9 +57,7 @@ class Display:
         value = metrics[f"val/{self.ledger.judge.metric}"]
         _, since, _, _ = self.running.get(entry.key, (entry, time.monotonic(), 0, None))
         self.running[entry.key] = (entry, since, images, value)
-        self.say(
-            f"{entry.key} {images} of {entry.budget_images} images, {self._named(value)}", to_console=False
-        )
+        self.say(f"{entry.key} {images} of {entry.budget_images} images, {self._named(value)}", to_console=False)
 
     def ended(self, entry: Entry) -> None:
         self.running.pop(entry.key, None)
