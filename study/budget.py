@@ -9,7 +9,8 @@ from pathlib import Path
 
 from study.config import BudgetConfig
 from study.contract import StudyAttr
-from study.ledger import Entry, Ledger
+from study.entry import Entry
+from study.ledger import Ledger
 
 DISK_EVERY_S = 30.0  # between two looks at the results folder
 GIB = 2**30

@@ -99,7 +99,7 @@ def _concurrency(plan: Plan) -> tuple[int, int]:
     """Trainings at once, and the processes of each."""
     import torch
 
-    from study.executor import share_of
+    from study.resources import share_of
 
     resources = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
     share = share_of(plan, resources)

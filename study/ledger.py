@@ -6,17 +6,16 @@ outcome is written last of its attributes and told to Optuna right after; a kill
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from study import ledger_file
 from study.contract import DEVICE_SECONDS, PHASES, Attr, Judge, Layout, Outcome, StudyAttr, trial_key
+from study.entry import Entry, digest, read_entry
 from study.plan import Planned
 from study.space import Dimension, label
 from trainables.config import TrialConfig, as_dict
@@ -29,48 +28,6 @@ if TYPE_CHECKING:
 Direction = Literal["minimize", "maximize"]
 STATES = {Outcome.COMPLETE: "COMPLETE", Outcome.PRUNED: "PRUNED"}
 RUNG = "completed_rung_"  # system attributes of Optuna's halving pruners
-
-
-@dataclass(slots=True)
-class Entry:
-    """One training as the ledger holds it. `history`: images seen -> the judge's metric.
-
-    `config` and `summary` are empty once an ended training is let go of (Ledger.release).
-    """
-
-    phase: str
-    number: int
-    trial_id: int
-    group: str
-    config: dict[str, Any]
-    origin: Any
-    attempts: int
-    deaths: int
-    outcome: Outcome | None
-    reason: str | None
-    value: float | None
-    started: datetime
-    ended: datetime | None
-    summary: dict[str, Any]
-    history: dict[int, float] = field(default_factory=dict)
-    judged: tuple[int, bool] | None = None  # see Attr.JUDGED
-    swept: bool = False  # none of its checkpoints is left (study/housekeeping.py)
-    seed: int = field(init=False)
-    stage: int = field(init=False)
-    batch_size: int = field(init=False)
-    budget_images: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.seed, self.stage = int(self.config["seed"]), int(self.config["stage"])
-        self.batch_size, self.budget_images = int(self.config["batch_size"]), int(self.config["budget_images"])
-
-    @property
-    def key(self) -> str:
-        return trial_key(self.phase, self.number)
-
-    @property
-    def identity(self) -> tuple[str, int, int]:
-        return (self.group, self.seed, self.stage)
 
 
 class Ledger:
@@ -112,7 +69,7 @@ class Ledger:
         self.entries: dict[str, list[Entry]] = {}
         self.entered: dict[str, dict[tuple[str, int, int], Entry]] = {}
         for phase in PHASES:
-            self.entries[phase] = [self._read(phase, frozen) for frozen in self.frozen(phase)]
+            self.entries[phase] = [read_entry(phase, frozen, judge) for frozen in self.frozen(phase)]
             self.entered[phase] = {entry.identity: entry for entry in self.entries[phase]}
             for entry in self.entries[phase]:
                 if entry.outcome is not None and entry.ended is None:
@@ -137,7 +94,7 @@ class Ledger:
             Attr.ATTEMPTS: 0,
             Attr.DEATHS: 0,
         }
-        attrs[Attr.DIGEST] = _digest(attrs)
+        attrs[Attr.DIGEST] = digest(attrs)
         study.add_trial(
             optuna.trial.create_trial(
                 state=optuna.trial.TrialState.RUNNING,
@@ -146,7 +103,7 @@ class Ledger:
                 user_attrs=attrs,
             )
         )
-        entry = self._read(planned.phase, study.get_trials(deepcopy=False)[-1])
+        entry = read_entry(planned.phase, study.get_trials(deepcopy=False)[-1], self.judge)
         if entry.number != number:
             raise UserError(f"{self.layout.ledger}: another process writes to this ledger; end it, then --resume")
         self.entries[planned.phase].append(entry)
@@ -317,33 +274,6 @@ class Ledger:
         alone = len(self.studies[entry.phase].directions) == 1
         return judged if alone else judged | {DEVICE_SECONDS: entry.summary.get(DEVICE_SECONDS)}
 
-    def _read(self, phase: str, frozen: FrozenTrial) -> Entry:
-        attrs = frozen.user_attrs
-        outcome = attrs.get(Attr.OUTCOME)
-        history = dict(frozen.intermediate_values)
-        if Attr.DIGEST in attrs and attrs[Attr.DIGEST] != _digest(attrs):
-            raise ValueError(f"what {phase} {frozen.number} is to train has changed")
-        if frozen.datetime_start is None:
-            raise ValueError(f"{phase} {frozen.number} never began")
-        return Entry(
-            phase=phase,
-            number=frozen.number,
-            trial_id=frozen._trial_id,
-            group=attrs[Attr.GROUP],
-            config=attrs[Attr.CONFIG],
-            origin=attrs[Attr.ORIGIN],
-            attempts=attrs[Attr.ATTEMPTS],
-            deaths=attrs[Attr.DEATHS],
-            outcome=Outcome(outcome) if outcome else None,
-            reason=attrs.get(Attr.REASON),
-            value=self.judge.value([{f"val/{self.judge.metric}": v} for _, v in sorted(history.items())]),
-            started=frozen.datetime_start,
-            ended=frozen.datetime_complete,
-            summary=attrs.get(Attr.SUMMARY) or {},
-            history=history,
-            judged=tuple(attrs[Attr.JUDGED]) if Attr.JUDGED in attrs else None,
-        )
-
 
 def _name_objectives(study: optuna.Study, names: Sequence[str]) -> None:
     """For those who open the ledger with Optuna's own tools."""
@@ -351,8 +281,3 @@ def _name_objectives(study: optuna.Study, names: Sequence[str]) -> None:
         warnings.simplefilter("ignore")  # experimental
         if study.metric_names is None and len(study.directions) == len(names):
             study.set_metric_names(list(names))
-
-
-def _digest(attrs: Mapping[str, Any]) -> str:
-    fixed = [attrs[name] for name in (Attr.KEY, Attr.CONFIG, Attr.GROUP, Attr.ORIGIN)]
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()

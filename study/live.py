@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.contract import Outcome
-from study.ledger import Entry, Ledger
+from study.entry import Entry
+from study.ledger import Ledger
 
 if TYPE_CHECKING:
     from rich.live import Live as RichLive

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from study.contract import Layout, masked
-from study.ledger import Entry
+from study.entry import Entry
 from study.tracking import TIMEOUT_S, Client, Record, failures, record_of
 
 RETRY_S = (1.0, 30.0)  # first and longest wait after a failed call

@@ -95,13 +95,14 @@ def _phases(
     from study.budget import limits
     from study.live import Display
     from study.mirror import Mirror
+    from study.resources import capacity_of, share_of
     from study.session import Listener, Session
 
     config = plan.study.config
     starting = time.monotonic()
     uri = config.tracking.uri
     with executor.ray_running(config.resources.address) as resources:
-        share = executor.share_of(plan, resources)
+        share = share_of(plan, resources)
         timings["start_s"] = time.monotonic() - starting
         mirror = None  # begun after Ray: importing both at once would take longer than one after the other
         if uri is not None:
@@ -109,7 +110,7 @@ def _phases(
             for entry in (entry for entries in ledger.entries.values() for entry in entries):
                 mirror.reported(entry, 0, {})
         display = Display(ledger, config.confirm.images, device_share=share.gpus or 1.0)
-        capacity = executor.capacity_of(share, growing=config.resources.address is not None)
+        capacity = capacity_of(share, growing=config.resources.address is not None)
         listeners: list[Listener] = [display, *([mirror] if mirror else [])]
         budget = limits(config.budget, ledger, share.gpus or 1.0)
         session = Session(plan, ledger, listeners, capacity, executor.memory_kills, budget, share.gpus or 1.0)

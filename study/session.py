@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from study.contract import DEVICE_SECONDS, Outcome, StudyAttr, confirm_group, trial_key
+from study.entry import Entry
 from study.housekeeping import sweep
-from study.ledger import Entry, Ledger
+from study.ledger import Ledger
 from study.plan import Plan, Planned, seed_of
 from study.propose import propose
 from study.space import fits

@@ -28,7 +28,7 @@ from study.contract import (
     sqlite_file,
     store_lock,
 )
-from study.ledger import Entry
+from study.entry import Entry
 from trainables.config import flatten
 from trainables.errors import UserError
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from study.executor import Share, share_of
 from study.lock import owned
+from study.resources import Share, share_of
 from study.search import _forget_ended
 from tests.study.test_config import TEXT, plan_of
 from trainables.errors import UserError

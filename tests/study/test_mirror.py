@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from study.contract import Layout, Outcome, masked
-from study.ledger import Entry
+from study.entry import Entry
 from study.mirror import Mirror
 from study.tracking import check_reachable
 from trainables.config import TrialConfig, as_dict

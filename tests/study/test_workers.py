@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from study.contract import Attr
-from study.executor import Share, share_of
+from study.resources import Share, share_of
 from tests.study.conftest import REAL, Workplace, command
 from tests.study.test_config import TEXT, plan_of
 from trainables.errors import UserError
