@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from study import ledger_file
 from study.contract import DEVICE_SECONDS, PHASES, Attr, Judge, Layout, Outcome, StudyAttr, trial_key
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Direction = Literal["minimize", "maximize"]
 STATES = {Outcome.COMPLETE: "COMPLETE", Outcome.PRUNED: "PRUNED"}
+NOTHING: Final[dict[str, Any]] = {}  # one for all ended trainings; never written to
 RUNG = "completed_rung_"  # system attributes of Optuna's halving pruners
 
 
@@ -64,7 +65,7 @@ class Ledger:
         self.prunes = not nothing and not objectives
         if objectives:
             _name_objectives(self.studies["search"], objectives)
-        self.distributions: dict[str, Any] = {}  # those of ended trials, one for all that are equal
+        self.distributions: dict[str, dict[str, Any]] = {}  # those of ended trials, one for all that are equal
         self.trainings: dict[int, TrialConfig] = {}
         self.entries: dict[str, list[Entry]] = {}
         self.entered: dict[str, dict[tuple[str, int, int], Entry]] = {}
@@ -205,13 +206,10 @@ class Ledger:
             self._release(entry, trials[entry.phase][entry.number])
 
     def _release(self, entry: Entry, kept: FrozenTrial) -> None:
-        kept.user_attrs = {}
+        kept.user_attrs = NOTHING
         kept.params = {sys.intern(name): value for name, value in kept.params.items()}
-        kept.distributions = {
-            sys.intern(name): self.distributions.setdefault(f"{name} {distribution}", distribution)
-            for name, distribution in kept.distributions.items()
-        }
-        entry.config, entry.summary, entry.history = {}, {}, kept.intermediate_values
+        kept.distributions = self.distributions.setdefault(str(kept.distributions), kept.distributions)
+        entry.config, entry.summary, entry.history = NOTHING, NOTHING, kept.intermediate_values
 
     def training(self, entry: Entry) -> TrialConfig:
         """A training's settings, read from the storage and validated again; kept: few are asked for, but often."""
