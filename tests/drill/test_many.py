@@ -22,9 +22,9 @@ from tests.study.standin import value_of
 
 BUSY = 0.85  # of two CPUs, between the first trial's start and the last one's end
 BLOCK = 25  # trials whose samples become one point: neighbouring samples are no independent ones
-# What may grow, per 100 trials. A driver holds a record of every trial, some 2.5 kB of Python objects: the ledger's
-# entry, and what samplers and pruners look at. The rest of the bound is for what fills once: caches of sqlite, and
-# NumPy's of small arrays, of which a sampler makes new sizes up to its 1,024th trial. TRIALS=3000 shows what is left.
+# What may grow, per 100 trials. A driver holds a record of every trial (the ledger's entry, and what samplers and pruners
+# look at), and the heap has gaps. The rest of the bound is for what fills once: caches of sqlite, and NumPy's of small
+# arrays, of which a sampler makes new sizes up to its 1,024th trial. TRIALS=3000 shows what is left.
 TOLERATED = {"rss_mb": 2.0, "fds": 0.5, "threads": 0.5, "children": 0.5, "shm_mb": 0.5, "driver_s": 0.005}
 MANY = STUDY.replace("kind: successive_halving, min_images: 20, reduction: 3", "kind: none")
 
@@ -55,16 +55,19 @@ class Watched:
     def slopes(self) -> dict[str, tuple[float, float]]:
         """Growth per 100 trials over the second half of the study, and half of its 95% interval.
 
-        Of the driver's own CPU seconds: of what it takes for one trial, at this machine's average speed.
+        Of the driver's own CPU seconds: of what it takes for one trial; `driver_s` at this machine's average speed,
+        `driver_raw_s` as they are.
         """
         half = max(self.trials) // 2
         blocks = np.array(self.trials) // BLOCK
         inside = [b for b in sorted(set(blocks)) if half <= b * BLOCK < max(self.trials) - BLOCK + 1]
         points = {n: [float(np.mean(np.array(v)[blocks == b])) for b in inside] for n, v in self.values.items()}
+        assert len(inside) > 5, "too few trials for slopes"
         x, machine = np.array(inside) * BLOCK / 100, np.array(points.pop("machine_s"))
-        taken = np.diff(points.pop("driver_s")) / BLOCK * machine.mean() / ((machine[1:] + machine[:-1]) / 2)
+        taken = np.diff(points.pop("driver_s")) / BLOCK
         found = {name: slope(x, values) for name, values in points.items()}
-        return found | {"driver_s": slope(x[1:], taken)}
+        steady = taken * machine.mean() / ((machine[1:] + machine[:-1]) / 2)
+        return found | {"driver_s": slope(x[1:], steady), "driver_raw_s": slope(x[1:], taken)}
 
 
 def reference_s() -> float:
@@ -138,11 +141,11 @@ def test_nothing_grows_over_a_thousand_trials(workplace: Workplace) -> None:
     wrong = judge.faults(workplace, replay=value_of)
     told = ", ".join(f"{name} {value:+.4f} +- {half:.4f}" for name, (value, half) in found.items())
     value, half = found["driver_s"]
-    if value - half <= TOLERATED["driver_s"] < min(half, value + half):  # the machine is noisier than what is asked of it
-        del found["driver_s"]
-        told += " (driver_s is not judged: its interval is wider than the bound and holds it)"
+    noisy = value - half <= 0 and TOLERATED["driver_s"] < min(half, value + half)
+    told += " (driver_s is not judged: no growth is shown, and none above the bound excluded)" if noisy else ""
     result = f"per 100 trials: {told}; {span / count:.3f} s per trial; {wrong or 'nothing wrong'}"
     record(f"{count:,} trials", 0, count, result, time.monotonic() - began)
     assert not wrong, "\n".join(wrong)
-    grown = {name: value for name, (value, half) in found.items() if value + half > TOLERATED[name]}
+    judged = TOLERATED.keys() - ({"driver_s"} if noisy else set())
+    grown = {name for name in judged if found[name][0] > TOLERATED[name] or sum(found[name]) > TOLERATED[name]}
     assert not grown, told

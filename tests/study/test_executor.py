@@ -1,4 +1,4 @@
-"""Shares of a machine, and owners of a study."""
+"""What Tune keeps of a study, and owners of a study."""
 
 from __future__ import annotations
 
@@ -11,25 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from study.lock import owned
-from study.resources import Share, share_of
 from study.search import _forget_ended
-from tests.study.test_config import TEXT, plan_of
 from trainables.errors import UserError
-
-
-def test_a_share_is_threads_and_decoders_and_gpus_where_there_are_any(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, TEXT, "data.workers=1")
-    assert share_of(plan, {"CPU": 8.0}) == Share(2, 0.0)
-    assert share_of(plan, {"CPU": 8.0, "GPU": 2.0}) == Share(2, 1.0)
-    assert Share(2, 1.0).fits({"CPU": 8.0, "GPU": 2.0}) == 2
-    assert Share(1, 0.25).fits({"CPU": 8.0, "GPU": 1.0}) == 4
-    for setting, resources, sentence in (
-        ("resources.gpus_per_trial=3", {"CPU": 8.0, "GPU": 2.0}, "3 wanted, 2 there"),
-        ("resources.gpus_per_trial=1.5", {"CPU": 8.0, "GPU": 2.0}, "neither whole nor a part"),
-        ("trial.threads=16", {"CPU": 8.0}, "needs 16 CPUs and there are 8; lower trial.threads"),
-    ):
-        with pytest.raises(UserError, match=sentence):
-            share_of(plan_of(tmp_path, TEXT, setting), resources)
 
 
 def test_tune_forgets_ended_trials_whose_worker_is_let_go_of() -> None:

@@ -1,4 +1,4 @@
-"""Trainings of several processes: what a share of them is, and drills with the real trainer on a Ray of their own."""
+"""Trainings of several processes: drills with the real trainer on a Ray of their own."""
 
 from __future__ import annotations
 
@@ -13,43 +13,9 @@ import psutil
 import pytest
 
 from study.contract import Attr
-from study.resources import Share, share_of
 from tests.study.conftest import REAL, Workplace, command
-from tests.study.test_config import TEXT, plan_of
-from trainables.errors import UserError
 
-EVEN = TEXT.replace("{low: 2, high: 16, scale: log}", "{choices: [4, 8]}")
-FIRST = EVEN.replace("  trials: 8\n", "  trials: 8\n  first: [{batch_size: 5}]\n")
 GONE_S = 20.0  # within which a training's processes have ended with what they belong to
-
-
-def test_a_share_has_one_worker_per_whole_gpu_or_as_many_as_are_asked_for(tmp_path: Path) -> None:
-    large = {"CPU": 8.0, "GPU": 4.0}
-    two = share_of(plan_of(tmp_path, EVEN, "resources.gpus_per_trial=2", "data.workers=1"), large)
-    assert two == Share(4, 2.0, 2)
-    assert two.bundles == [{"CPU": 2.0, "GPU": 1.0}] * 2
-    assert two.fits(large) == 2
-    asked = plan_of(tmp_path, EVEN, "resources.workers_per_trial=2")
-    assert share_of(asked, {"CPU": 8.0}) == Share(2, 0.0, 2)
-    assert share_of(asked, large) == Share(2, 2.0, 2)
-    assert share_of(plan_of(tmp_path, EVEN, "resources.gpus_per_trial=0.5"), large).bundles == [
-        {"CPU": 1.0, "GPU": 0.5}
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "settings", "sentence"),
-    [
-        (TEXT, ["gpus_per_trial=2"], r"study.yaml:11: search.space.batch_size: a batch of 3 has no 2 equal parts"),
-        (EVEN, ["gpus_per_trial=4"], r"study.yaml:3: trial.batch_size: a batch of 2 has no 4 equal parts"),
-        (FIRST, ["workers_per_trial=2"], r"study.yaml:8: search.first: a batch of 5 has no 2 equal parts"),
-        (EVEN, ["gpus_per_trial=0.5", "workers_per_trial=2"], "2, of which each trains on one GPU, .* is 0.5; make"),
-        (EVEN, ["workers_per_trial=2", "cpus_per_trial=3"], "cpus_per_trial: 3 cannot be shared equally by 2 workers"),
-    ],
-)
-def test_what_workers_cannot_share_is_refused(tmp_path: Path, text: str, settings: list[str], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        share_of(plan_of(tmp_path, text, *(f"resources.{s}" for s in settings)), {"CPU": 8.0, "GPU": 4.0})
 
 
 def drill(place: Workplace, root: Path) -> None:
