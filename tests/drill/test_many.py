@@ -22,9 +22,9 @@ from tests.study.standin import value_of
 
 BUSY = 0.85  # of two CPUs, between the first trial's start and the last one's end
 BLOCK = 25  # trials whose samples become one point: neighbouring samples are no independent ones
-# What may grow, per 100 trials. A driver holds a record of every trial (the ledger's entry, and what samplers and pruners
-# look at), and the heap has gaps. The rest of the bound is for what fills once: caches of sqlite, and NumPy's of small
-# arrays, of which a sampler makes new sizes up to its 1,024th trial. TRIALS=3000 shows what is left.
+# What may grow, per 100 trials. A driver holds a record of every trial (the ledger's entry, and what samplers and
+# pruners look at), and the heap has gaps. The rest of the bound is for what fills once: caches of sqlite, and NumPy's
+# of small arrays, of which a sampler makes new sizes up to its 1,024th trial. TRIALS=3000 shows what is left.
 TOLERATED = {"rss_mb": 2.0, "fds": 0.5, "threads": 0.5, "children": 0.5, "shm_mb": 0.5, "driver_s": 0.005}
 MANY = STUDY.replace("kind: successive_halving, min_images: 20, reduction: 3", "kind: none")
 
