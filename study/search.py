@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.session import Session
+from study.session import FINISHED, Session
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
@@ -42,7 +42,8 @@ def tune_classes() -> tuple[type[Searcher], type[TrialScheduler]]:
             self.errors: dict[str, str] = {}
 
         def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-            return self.session.ask(lambda: self.session.next(trial_id), None)
+            """After a crash FINISHED: at None Tune would wait for ten minutes where nothing runs."""
+            return self.session.ask(lambda: self.session.next(trial_id), FINISHED)
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             detail = self.errors.pop(trial_id, "")
