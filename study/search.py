@@ -42,8 +42,9 @@ def tune_classes() -> tuple[type[Searcher], type[TrialScheduler]]:
             self.errors: dict[str, str] = {}
 
         def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-            """After a crash FINISHED: at None Tune would wait for ten minutes where nothing runs."""
-            return self.session.ask(lambda: self.session.next(trial_id), FINISHED)
+            """At None after a crash Tune would wait for ten minutes where nothing runs."""
+            after_a_crash: dict[str, Any] | str | None = FINISHED
+            return self.session.ask(lambda: self.session.next(trial_id), after_a_crash)
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             detail = self.errors.pop(trial_id, "")
