@@ -71,14 +71,8 @@ def test_planted_defects_are_found_by_kind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sensor", [False, True])
 def test_no_false_alarm_on_clean_rooms(tmp_path: Path, sensor: bool) -> None:
-    """Of 60 clean frames none is accused. Where one is, three more sets are drawn, of which none may be: one in a
-    thousand is what test_error_rates_over_many_sets allows. Seeds are drawn anew.
-    """
-    false: dict[int, list[Finding]] = {}
-    while not false or (len(false) < 4 and sum(map(len, false.values())) == 1):
-        seed = secrets.randbelow(10**6)
-        false[seed] = harm(write(tmp_path / str(seed), seed=seed, holes=sensor, white_border=sensor))
-    assert sum(map(len, false.values())) <= 1, false
+    seed = secrets.randbelow(10**6)
+    assert harm(write(tmp_path / "set", seed=seed, holes=sensor, white_border=sensor)) == [], f"seed {seed}"
 
 
 @pytest.mark.parametrize(
