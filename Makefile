@@ -5,14 +5,14 @@ STUDY ?= study.yaml
 PY := $(VENV)/bin/python
 READY := $(VENV)/installed
 
-.PHONY: study test check ui report bench drill clean
+.PHONY: study test check ui report bench drill gpu clean
 
 study: $(READY)
 	$(PY) -m study.run --resume $(STUDY)
 	$(PY) -m analysis.report $(STUDY)
 
 test: $(READY)
-	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(VENV)/bin/ruff check .
@@ -30,6 +30,9 @@ bench: $(READY)
 
 drill: $(READY)
 	$(PY) -m pytest -m slow tests
+
+gpu: $(READY)
+	$(PY) -m tests.gpu
 
 # Installs when requirements.txt's content changed, not when its date did (a fresh clone has new dates).
 $(READY): requirements.txt

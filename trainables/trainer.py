@@ -34,8 +34,10 @@ from trainables.data.dataset import TrainingData, open_training
 from trainables.data.loader import Batch, TrainLoader, augment
 from trainables.durable import remove_unfinished, write_bytes, write_json
 from trainables.errors import Blocked, Diverged, OutOfMemory, Stopped, UserError
+from trainables.graphed import GraphedForward
 from trainables.losses import Pool, composite
 from trainables.models import build_model, parameter_counts
+from trainables.models.concatenation import chain_concatenations
 from trainables.optim import GuardedStep, build_optimiser, scheduled_lr
 from trainables.preview import write_preview
 from trainables.progress import Progress, Report
@@ -90,14 +92,16 @@ class Training:
         if config.start_from is not None:
             checkpoint.start_from(model, Path(config.start_from))
         self.taps = dict(model.taps)
+        if self.device.type == "cuda":
+            chain_concatenations(model)  # a CPU's numbers stay as they were, to the bit
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.optimiser = build_optimiser(config.optim, self.model.parameters())
         self.guarded = GuardedStep(self.optimiser, config.optim.clip_norm, self.device)
-        self.forward = torch.compile(self.model) if config.compile else self.model
         if self.leads:
             remove_unfinished(folder)
         self.progress = self._resume(replay)
         parallel.start_alike(self.model)
+        self.forward = self._forward()
         self.skipped = dict(self.data.skipped)  # bad frames met so far, id -> reason
         self.loader = TrainLoader(self.data.train, config, self.progress.images, rank=parallel.rank(), size=processes)
         self.log = StepLog(self.terms)
@@ -133,6 +137,15 @@ class Training:
         self._close_trace()
         if self.leads and not (self.folder / PREVIEW).exists():
             write_preview(self.folder / PREVIEW, self.model, self.data.validation, config, self.device)
+
+    def _forward(self) -> Callable[[Tensor], Tensor]:
+        """The model as the steps call it."""
+        forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if self.config.compile else self.model
+        # Where a step adds up several batches, the next replay would overwrite gradients that are still to be added to.
+        if self.device.type != "cuda" or self.config.accumulate > 1:
+            return forward
+        shape = (self.config.batch_size // parallel.size(), 3, *self.config.input)
+        return GraphedForward(self.model, forward, shape, self.device, self.dtype)
 
     def close(self) -> None:
         """Stop sampling and compact the trace of the steps that were looked at."""

@@ -111,15 +111,19 @@ def join(x: Tensor, skip: Tensor | None) -> Tensor:
 
 
 def resize(x: Tensor, size: Size, align_corners: bool) -> Tensor:
-    """Bilinear, and nothing where the size is right already."""
+    """Bilinear, and nothing where the size is right already.
+
+    Autocast interpolates in float32. The result goes back to the type of `x`: the next convolution would round it so
+    anyway, and what is concatenated until then takes half the memory.
+    """
     if (x.shape[-2], x.shape[-1]) == size:
         return x
-    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners).to(x.dtype)
 
 
 def in_float32(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The last layer outside autocast: bfloat16 would round an inverse depth of 100 to steps of 0.5."""
-    if not torch.amp.is_autocast_available(x.device.type):  # the meta device, on which shapes are measured
+    if x.is_meta:  # on which shapes are measured, and which has no autocast
         return layer(x)
     with torch.autocast(x.device.type, enabled=False):
         return layer(x.to(torch.promote_types(x.dtype, torch.float32)))

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from trainables.config import SCALES, ModelConfig
 from trainables.errors import UserError
 from trainables.models import DepthModel, build_model, check_model, output_size, parameter_counts
+from trainables.models.concatenation import chain_concatenations
 from trainables.models.encoder import ENCODERS, build_encoder, tap_channels
 from trainables.recipe import load_recipe
 
@@ -318,3 +319,21 @@ def test_dispnet_feeds_each_prediction_on() -> None:
     with torch.no_grad():
         decoder.predict.bias.add_(5.0)
     assert not torch.equal(answer(), before)
+
+
+def test_chained_concatenations_change_nothing_but_rounding() -> None:
+    """DenseNet-121's forward pass to the bit, its gradients to rounding, in half as many layers' concatenations."""
+    small = {"model.weights": None, "model.encoder": "densenet121", "model.width": 0.25}
+    (settings,) = load_recipe("densedepth", small)
+    results = []
+    for chained in (False, True):
+        torch.manual_seed(0)
+        model = build_model(settings.model, "inverse")
+        if chained:
+            assert chain_concatenations(model) == 6 + 12 + 24 + 16
+        y = model(torch.rand(2, 3, 64, 96))
+        y.square().mean().backward()
+        results.append((y.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])))
+    (plain, plain_gradient), (chained_y, gradient) = results
+    assert torch.equal(plain, chained_y)
+    assert torch.linalg.vector_norm(plain_gradient - gradient) < 1e-4 * torch.linalg.vector_norm(plain_gradient)
