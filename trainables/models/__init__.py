@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from trainables.config import ModelConfig, TargetKind
 from trainables.errors import UserError
+from trainables.models.backbone import BOTTLENECK, INPUT, STRIDE
 from trainables.models.decoder import Decoder
 from trainables.models.dispnet import DispNetDecoder
-from trainables.models.backbone import BOTTLENECK, INPUT, STRIDE
 from trainables.models.encoder import (
     Encoder,
     build_encoder,

@@ -94,8 +94,8 @@ def input_statistics(config: ModelConfig) -> Training | None:
         raise UserError("model.input_normalisation: of_weights needs weights; set it to imagenet or none")
     if is_file(config.weights):
         raise UserError(
-            f"model.input_normalisation: of_weights needs weights that say their mean and std, unlike {config.weights}; "
-            "set it to what the file was trained with, imagenet or none"
+            f"model.input_normalisation: {config.weights} does not say its mean and std, which of_weights needs; "
+            "set it to what the file was trained with: imagenet or none"
         )
     return training_of(_backbone(config.encoder), config.weights)
 
