@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from trainables.config import SCALES, ModelConfig
 from trainables.errors import UserError
-from trainables.models.backbone import BOTTLENECK, INPUT, STRIDE, Backbone, Training
+from trainables.models.backbone import BOTTLENECK, INPUT, STRIDE, Backbone, Halving, Training
 from trainables.models.encoder_torchvision import ENCODERS
 from trainables.models.weights import Network, fill, is_file, read_weights, training_of
 from trainables.yamlfile import nearest
@@ -27,13 +27,15 @@ IMAGENET = Training(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 class Encoder:
     """A module from an image to {scale: map}, with the channels and the tapped node of each; s1 is in `taps` alone.
 
-    `rectified`: the decoder sees the bottleneck's positive part.
+    `rectified`: the decoder sees the bottleneck's positive part. `first_halving`: how an odd side of the image is
+    halved.
     """
 
     features: nn.Module
     channels: Mapping[str, int]
     taps: Mapping[str, str]
     rectified: bool
+    first_halving: Halving
 
 
 def build_encoder(config: ModelConfig, *, pretrained: bool = True) -> Encoder:
@@ -50,7 +52,7 @@ def build_encoder(config: ModelConfig, *, pretrained: bool = True) -> Encoder:
     features = _tapped(network, {node: scale for scale, node in taps.items() if node != INPUT})
     for name, parameter in features.named_parameters():
         parameter.requires_grad_(not any(_within(name, prefix) for prefix in config.frozen))
-    return Encoder(features, tap_channels(features), taps, backbone.rectified)
+    return Encoder(features, tap_channels(features), taps, backbone.rectified, backbone.first_halving)
 
 
 def check_encoder(config: ModelConfig) -> None:
@@ -119,9 +121,14 @@ def last_block_channels(name: str) -> int:
     return int(module.get_submodule(backbone.head[0]).in_features)  # type: ignore[arg-type]
 
 
-def halved(name: str, side: int) -> int:
+def first_halving(name: str) -> Halving:
+    """How an encoder halves an odd side of the image."""
+    return _backbone(name).first_halving
+
+
+def halved(side: int, halving: Halving) -> int:
     """Rows or columns at s2 of an image of that many."""
-    return (side + 1) // 2 if _backbone(name).first_halving == "ceil" else side // 2
+    return (side + 1) // 2 if halving == "ceil" else side // 2
 
 
 def _backbone(name: str) -> Backbone:

@@ -93,6 +93,8 @@ def timm_backbone(name: str) -> TimmBackbone:
             first = first.next
         post_pool[scale], pre_pool[scale] = names[first], stage
     del pre_pool["s32"]  # the bottleneck itself
+    if post_pool["s32"] == names[_last_node(name, graph, names, stages["s32"])]:
+        del post_pool["s32"]
     scales = [scale for scale in SCALES[1:] if scale in stages]
     first_map = next(node for node in graph.nodes if names.get(node) == post_pool[scales[0]])
     odd = _sizes(name, module, graph, SIDE + 1)[first_map][0]
@@ -119,10 +121,14 @@ def _make(name: str, **arguments: Any) -> nn.Module:
 @functools.cache
 def _stages(name: str) -> dict[str, str]:
     """Scale -> the module that gives its last map, as timm says."""
-    if not timm.is_model(_bare(name)):
+    architecture, _, tag = _bare(name).partition(".")
+    if not timm.is_model(architecture):
         known = [f"{PREFIX}{model}" for model in timm.list_models()]
-        tag = "; a tag belongs in model.weights" if timm.is_model(_bare(name).partition(".")[0]) else ""
-        raise UserError(f"model.encoder: timm has no {name}{nearest(name, known)}{tag}; see timm.list_models()")
+        raise UserError(f"model.encoder: timm has no {name}{nearest(name, known)}; timm.list_models() lists its names")
+    if tag:
+        raise UserError(
+            f"model.encoder: {name} names weights, too; set it to {PREFIX}{architecture} and model.weights to {tag}"
+        )
     with torch.device("meta"):
         info: Any = _make(name, features_only=True).feature_info
     stages = dict(zip((f"s{reduction}" for reduction in info.reduction()), info.module_name(), strict=True))
@@ -186,9 +192,9 @@ def _outline(name: str) -> tuple[fx.Graph, dict[fx.Node, str]]:
     tracer = _Outline(tuple(stages.values()))
     try:
         graph = tracer.trace(module)
-    except fx.proxy.TraceError as error:
+    except (fx.proxy.TraceError, TypeError) as error:
         raise UserError(
-            f"model.encoder: the blocks of {name} cannot be told apart ({str(error).splitlines()[0]}); "
+            f"model.encoder: {name} cannot be followed block by block ({_first_line(error)}); "
             "choose another, such as timm/convnext_atto"
         ) from error
     names = tracer.names
@@ -212,6 +218,10 @@ def _last_node(name: str, graph: fx.Graph, names: Mapping[fx.Node, str], stage: 
     return last
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def _is_within(name: str, module: str) -> bool:
     return f"{name}.".startswith(f"{module}.")
 
@@ -222,10 +232,10 @@ def _sizes(name: str, module: nn.Module, graph: fx.Graph, side: int) -> dict[fx.
     try:
         with torch.no_grad():
             measure.run(torch.empty(1, 3, side, side, device="meta"))
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise UserError(
-            f"model.encoder: {name} does not take images of any size ({side} x {side} ends in "
-            f"{type(error).__name__} {error}); choose another, such as timm/convnext_atto"
+            f"model.encoder: {name} cannot be followed block by block through an image of {side} x {side} "
+            f"({_first_line(error)}); choose another, such as timm/convnext_atto"
         ) from error
     return measure.sizes
 
