@@ -70,13 +70,14 @@ def resolve_taps(config: ModelConfig) -> dict[str, str]:
         kind = getattr(config.skips, scale)
         if kind == "none" or scale in backbone.scales_left_out:
             continue
-        nodes = backbone.post_pool if kind == "post_pool" else backbone.pre_pool
-        if scale not in nodes:
+        nodes = {"post_pool": backbone.post_pool, "pre_pool": backbone.pre_pool}
+        if scale not in nodes[kind]:
+            there = [other for other in nodes if scale in nodes[other]]
             raise UserError(
-                f"model.skips.{scale}: {backbone.name} has no {kind} tap there (only at {', '.join(nodes)}); "
-                "choose another tap or none"
+                f"model.skips.{scale}: {backbone.name} has no {kind} tap there (only at {', '.join(nodes[kind])}); "
+                f"set it to {' or '.join([*there, 'none'])}"
             )
-        taps[scale] = nodes[scale]
+        taps[scale] = nodes[kind][scale]
     if config.bottleneck not in backbone.bottleneck:
         raise UserError(
             f"model.bottleneck: {backbone.name} has no {config.bottleneck}; "

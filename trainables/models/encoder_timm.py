@@ -88,23 +88,25 @@ def timm_backbone(name: str) -> TimmBackbone:
                 f"model.encoder: the map of {name} at 1/{scale[1:]} is no rows and columns of pixels, channels first; "
                 "choose a convolutional one, such as timm/convnext_atto"
             )
-        first = next(node for node, size in sizes.items() if size == (side, side) and node.op == "call_module")
+        pre_pool[scale] = stage
+        first = next((n for n, size in sizes.items() if size == (side, side) and n.op == "call_module"), None)
+        if first is None:  # a transformer's tokens, which become a map at the end of the scale alone
+            continue
         while _only_scales(module, first.next) and sizes.get(first.next) == (side, side):
             first = first.next
-        post_pool[scale], pre_pool[scale] = names[first], stage
-    del pre_pool["s32"]  # the bottleneck itself
-    if post_pool["s32"] == names[_last_node(name, graph, names, stages["s32"])]:
+        post_pool[scale] = names[first]
+    bottleneck = pre_pool.pop("s32")
+    if post_pool.get("s32") == names[_last_node(name, graph, names, bottleneck)]:
         del post_pool["s32"]
-    scales = [scale for scale in SCALES[1:] if scale in stages]
-    first_map = next(node for node in graph.nodes if names.get(node) == post_pool[scales[0]])
-    odd = _sizes(name, module, graph, SIDE + 1)[first_map][0]
+    odd = _sizes(name, module, graph, SIDE + 1)  # which some cannot take
+    at_half = odd[_last_node(name, graph, names, stages["s2"])] if "s2" in stages else None
     return TimmBackbone(
         name,
         post_pool,
         pre_pool,
-        {"norm": stages["s32"]},
+        {"norm": bottleneck},
         head=_unused(module, graph),
-        first_halving="floor" if scales[0] == "s2" and odd == SIDE // 2 else "ceil",
+        first_halving="floor" if at_half == (SIDE // 2, SIDE // 2) else "ceil",
         scales_left_out=tuple(scale for scale in SCALES[1:] if scale not in stages),
     )
 

@@ -215,6 +215,10 @@ def test_a_frozen_encoder(name: str) -> None:
             skips(s32="post_pool") | {"model.encoder": "timm/vgg11"},
             r"model\.skips\.s32: timm/vgg11 has no post_pool tap",
         ),
+        (  # tokens until the end of a scale
+            skips(s4="post_pool") | {"model.encoder": "timm/pvt_v2_b0"},
+            r"model\.skips\.s4: timm/pvt_v2_b0 has no post_pool tap there \(only at s1\); set it to pre_pool or none",
+        ),
         ({"model.encoder": "timm/hrnet_w18_small"}, r"timm/hrnet_w18_small cannot be followed block by block .*choose"),
         (
             {"model.encoder": "timm/vit_tiny_patch16_224"},
@@ -226,7 +230,10 @@ def test_a_frozen_encoder(name: str) -> None:
         ),
         ({"model.encoder": "timm/dla34"}, r"model\.encoder: timm/dla34 cannot be followed .* 65 x 65 \(.*choose"),
         ({"model.bottleneck": "last_layer_input"}, r"model\.bottleneck: timm/mobilenetv3_\S+ has no last_layer_input;"),
-        (skips(s32="pre_pool"), r"model\.skips\.s32: timm/\S+ has no pre_pool tap there \(only at s2, s4, s8, s16\)"),
+        (
+            skips(s32="pre_pool"),
+            r"model\.skips\.s32: timm/\S+ has no pre_pool tap there \(only at s2, s4, s8, s16\); set it to post_pool",
+        ),
         (skips(s1="pre_pool"), r"model\.skips\.s1: timm/\S+ has no pre_pool tap there"),
         ({"model.frozen": ["block.1"]}, r"model\.frozen: the encoder has no block\.1 \(did you mean blocks\.1\?\); it"),
         ({"model.frozen": ["classifier"]}, r"model\.frozen: the encoder has no classifier"),
