@@ -24,6 +24,7 @@ from trainables.config import SCALES, ModelConfig, TrialConfig
 from trainables.data.loader import TrainLoader
 from trainables.errors import UserError
 from trainables.models import DepthModel, build_model, check_model, encoder_timm, output_size
+from trainables.models import encoder as encoder_module
 from trainables.models import weights as weights_module
 from trainables.models.encoder import input_statistics
 from trainables.recipe import load_recipe
@@ -372,7 +373,7 @@ def test_a_checkpoint_needs_only_what_belongs_to_the_weights(tmp_path: Path, mon
     torch.manual_seed(0)
     model = build_model(config.model, config.target.kind).eval()
     write_checkpoint(tmp_path / "best", take_snapshot(model, None, {}), config)
-    monkeypatch.setattr(weights_module, "read_weights", None)
+    monkeypatch.setattr(encoder_module, "read_weights", None)
     loaded, _ = load_model(tmp_path / "best")
     image = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
