@@ -216,6 +216,7 @@ def test_a_frozen_encoder(name: str) -> None:
             skips(s32="post_pool") | {"model.encoder": "timm/vgg11"},
             r"model\.skips\.s32: timm/vgg11 has no post_pool tap",
         ),
+        ({"model.encoder": "timm/resnetaa50"}, r"timm/resnetaa50 cannot be followed .* 97 x 131 \(.*choose"),
         (  # tokens until the end of a scale
             skips(s4="post_pool") | {"model.encoder": "timm/pvt_v2_b0"},
             r"model\.skips\.s4: timm/pvt_v2_b0 has no post_pool tap there \(only at s1\); set it to pre_pool or none",
@@ -229,7 +230,7 @@ def test_a_frozen_encoder(name: str) -> None:
             {"model.encoder": "timm/swin_tiny_patch4_window7_224"},
             r"model\.encoder: timm/swin_\S+ takes images of one size only; choose",
         ),
-        ({"model.encoder": "timm/dla34"}, r"model\.encoder: timm/dla34 cannot be followed .* 65 x 65 \(.*choose"),
+        ({"model.encoder": "timm/dla34"}, r"model\.encoder: timm/dla34 cannot be followed .* 97 x 131 \(.*choose"),
         ({"model.bottleneck": "last_layer_input"}, r"model\.bottleneck: timm/mobilenetv3_\S+ has no last_layer_input;"),
         (
             skips(s32="pre_pool"),
