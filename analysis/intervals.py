@@ -63,21 +63,42 @@ def by_scene(values: Sequence[float], scenes: Sequence[str | None], seed: int) -
     The mean is over frames, as the protocol's; with a scene unknown, or fewer than MIN_CLUSTERS, without an interval.
     """
     array = np.asarray(values, dtype=np.float64)
+    value = float(array.mean()) if len(array) else math.nan
+    means, n = _resampled(array[:, None], scenes, seed)
+    return Estimate(value, *(_ends(means[:, 0]) if means is not None else (None, None)), n)
+
+
+def reduction_by_scene(
+    values: Sequence[float], others: Sequence[float], scenes: Sequence[str | None], seed: int
+) -> Estimate:
+    """By how many percent of the mean of `others` the mean of `values` lies below it; both resampled by whole scenes."""
+    both = np.stack([np.asarray(v, dtype=np.float64) for v in (values, others)], axis=1)
+    first, second = both.mean(0) if len(both) else (math.nan, math.nan)
+    means, n = _resampled(both, scenes, seed)
+    ends = (None, None) if means is None else _ends(100 * (1 - means[:, 0] / means[:, 1]))
+    return Estimate(float(100 * (1 - first / second)), *ends, n)
+
+
+def _resampled(frames: Floats, scenes: Sequence[str | None], seed: int) -> tuple[Floats | None, str]:
+    """DRAWS resampled means of each column of (frames, columns), None where scenes do not carry them; n in words."""
     known = [scene for scene in scenes if isinstance(scene, str)]
     names = sorted(set(known))
-    value = float(array.mean()) if len(array) else math.nan
-    if len(known) < len(array):
-        return Estimate(value, None, None, f"{len(array)} frames of unknown scenes")
+    if len(known) < len(frames):
+        return None, f"{len(frames)} frames of unknown scenes"
     if len(names) < MIN_CLUSTERS:
-        return Estimate(value, None, None, f"{len(names)} scenes")
+        return None, f"{len(names)} scenes"
     place = {name: i for i, name in enumerate(names)}
     member = np.array([place[scene] for scene in known])
-    sums = np.bincount(member, weights=array, minlength=len(names))
     counts = np.bincount(member, minlength=len(names)).astype(np.float64)
     picks = np.random.default_rng(seed).integers(len(names), size=(DRAWS, len(names)))
-    means = sums[picks].sum(1) / counts[picks].sum(1)
+    drawn = counts[picks].sum(1)
+    sums = [np.bincount(member, weights=column, minlength=len(names)) for column in frames.T]
+    return np.stack([total[picks].sum(1) / drawn for total in sums], axis=1), f"{len(names)} scenes"
+
+
+def _ends(means: Floats) -> tuple[float, float]:
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(value, float(low), float(high), f"{len(names)} scenes")
+    return float(low), float(high)
 
 
 def paired(differences: Sequence[float], what: str = "seeds") -> Estimate:

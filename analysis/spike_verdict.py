@@ -52,6 +52,11 @@ def judge_cause(found: Findings) -> tuple[str, list[str]]:
     return str(verdict), [*sentences, *_settings_sentences(found), *_position_sentences(found)]
 
 
+def accused(found: Findings) -> bool:
+    """Whether any sample is suspect: then the second sentence of `judge_cause` names the first."""
+    return bool(len(found.suspects) and found.suspects["suspect"].any())
+
+
 def _accusation(suspects: pd.DataFrame, found: Findings) -> str:
     first = suspects.iloc[0]
     spiked = 0 if found.spikes.empty else int((found.spikes["cause"] == "data").sum())
