@@ -78,6 +78,7 @@ def show_plan(plan: Plan, *, measure: bool) -> dict[str, Any]:
         "at_once": concurrency,
         "hours": hours,
         "measured": measure,
+        "claims": {claim.id: claim.untestable or "to be tested" for claim in plan.stated},
     }
 
 
@@ -89,7 +90,7 @@ def _trainings(plan: Plan) -> dict[str, list[TrialConfig]]:
     longer = [c.model_copy(update={"budget_images": more}) for c in unknown] if more else unknown
     return {
         "reproduce": [p.config for p in plan.reproduce],
-        "ablate": [p.config for p in plan.ablate],
+        "claims": [p.config for p in plan.claims],
         "search": unknown * counts["search"],
         "confirm": longer * counts["confirm"],
     }
@@ -205,6 +206,9 @@ def _print(plan: Plan, rows: list[dict[str, Any]], concurrency: int, *, measure:
     print(f"{total} in all ({how}; pruning shortens it)")
     for dimension in plan.dimensions:
         print(f"  searched: {dimension.path} {_range(dimension)}")
+    for claim in plan.stated:
+        how = f"{claim.seeds} pairs" if claim.untestable is None else f"not testable here: {claim.untestable}"
+        print(f"  claim {claim.id}: {claim.a.settings} against {claim.b.settings}, {how}")
 
 
 def _range(dimension: Any) -> str:

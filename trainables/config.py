@@ -183,6 +183,7 @@ class TrialConfig(Section):
     checkpoint_every_images: Count
     best_metric: str  # the validation metric whose best report keeps its weights; a study sets it to its judge's
     protocol: str  # under which validation is scored (trainables.evaluate.PROTOCOLS)
+    validate_structure: bool  # validation also scores edges and structural similarity (protocol `structure`)
     snapshot_every_steps: Annotated[int, Field(ge=0)]  # rolling in-memory snapshot for spike replay; 0: none
     train_mode: Literal["train", "eval_after_first_step"]  # the port's: eval mode after the first step of an epoch
     mirrored: bool  # predictions are averaged with the mirrored image's
