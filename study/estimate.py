@@ -121,7 +121,7 @@ def _counted(config: TrialConfig) -> Cost:
         kept += output.numel() * output.element_size() if isinstance(output, torch.Tensor) else 0
 
     with torch.device("meta"):
-        model = build_model(config.model.model_copy(update={"weights": None}), config.target.kind)
+        model = build_model(config.model, config.target.kind, pretrained=False)
         for module in model.modules():
             if not list(module.children()):
                 module.register_forward_hook(keep)
@@ -156,7 +156,7 @@ def _parameters(config: TrialConfig) -> int:
     from trainables.models import build_model
 
     with torch.device("meta"):
-        model = build_model(config.model.model_copy(update={"weights": None}), config.target.kind)
+        model = build_model(config.model, config.target.kind, pretrained=False)
     return sum(p.numel() for p in model.parameters())
 
 
