@@ -4,7 +4,7 @@ Importance by Optuna (PED-ANOVA: what separates the best tenth; fANOVA: share of
 trials; pruned ones stopped at another number of images and are left out. A setting is called to matter only when a
 permutation test with Holm's correction over settings says so and the interval of best against worst bin, widened for
 having picked those two after a look, leaves out zero. With the sampler's own choices as a design that is a hint, no
-proof, which the sentence says; `ablate` (analysis/ablation.py) is the paired answer. Divergence is tested the same way.
+proof, which the sentence says; claims (analysis/claims.py) are the paired answer. Divergence is tested the same way.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def analyse(tables: StudyTables) -> Section:
     complete = search[(search["outcome"] == Outcome.COMPLETE) & search["value"].notna()]
     dimensions = dimensions_of(tables)
     if judge is None or not dimensions or not len(search):
-        answer = "Nothing was searched, so nothing can be said of what matters; the paired ablations are the other way."
+        answer = "Nothing was searched, so nothing can be said of what matters; claims are the other way."
         return Section("importance", TITLE, [answer], (), (), {"trials": 0, "effects": []})
     needed = max(MIN_TRIALS, TRIALS_PER_DIMENSION * len(dimensions))
     enough = len(complete) >= needed

@@ -33,7 +33,7 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY = (
     "#0072b2", "#d55e00", "#009e73", "#b5568e", "#c98a00", "#3a9fdc", "#7f8480",
 )  # fmt: skip
 CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY)
-PHASE_COLOUR = {"reproduce": GREEN, "ablate": PURPLE, "search": BLUE, "confirm": VERMILION}
+PHASE_COLOUR = {"reproduce": GREEN, "claims": PURPLE, "search": BLUE, "confirm": VERMILION}
 OUTCOME_COLOUR = {
     "complete": BLUE, "pruned": GREY, "diverged": VERMILION, "failed": PURPLE, "out_of_memory": ORANGE, "running": SKY,
 }  # fmt: skip

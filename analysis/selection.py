@@ -56,7 +56,7 @@ def why_none(tables: StudyTables) -> str:
     """Why `choose` has nothing to choose from, as part of a sentence."""
     trials = tables.trials
     if len(trials) and not trials["phase"].isin(COMPETING).any():
-        return "all trainings of this study are ablations, which are compared in pairs and do not compete"
+        return "all trainings of this study test claims, which are compared in pairs and do not compete"
     ended = int(trials["outcome"].isin(list(Outcome)).sum())
     return f"none of {ended} ended trainings is complete with a finite judged value"
 

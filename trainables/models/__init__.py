@@ -18,21 +18,18 @@ from trainables.config import ModelConfig, TargetKind
 from trainables.errors import UserError
 from trainables.models.decoder import Decoder
 from trainables.models.dispnet import DispNetDecoder
+from trainables.models.backbone import BOTTLENECK, INPUT, STRIDE
 from trainables.models.encoder import (
-    BOTTLENECK,
-    INPUT,
-    STRIDE,
+    Encoder,
     build_encoder,
     check_encoder,
     halved,
+    input_statistics,
     last_block_channels,
-    tap_channels,
 )
-from trainables.models.unet import UNetDecoder, UNetEncoder, check_unet, unet_taps
+from trainables.models.unet import UNetDecoder, check_unet, unet_encoder
 
 __all__ = ["DepthModel", "build_model", "check_model", "output_size", "parameter_counts"]
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class DepthModel(nn.Module):
@@ -41,31 +38,30 @@ class DepthModel(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: ModelConfig, kind: TargetKind) -> None:
+    def __init__(self, config: ModelConfig, kind: TargetKind, *, pretrained: bool = True) -> None:
         super().__init__()
         self.config, self.kind = config, kind
-        if config.family == "unet":
-            check_unet(config)
-            unet = UNetEncoder(config)
-            self.encoder: nn.Module = unet
-            self.taps, channels = unet_taps(config), unet.channels
-        else:
-            self.encoder, self.taps = build_encoder(config)
-            channels = tap_channels(self.encoder)
+        encoder = _encoder(config, pretrained)
+        self.encoder, self.taps = encoder.features, dict(encoder.taps)
+        self.rectified = encoder.rectified
         self.input_is_skip = self.taps.get("s1") == INPUT
         skips = {
-            scale: 3 if node == INPUT else channels[scale] for scale, node in self.taps.items() if scale != BOTTLENECK
+            scale: 3 if node == INPUT else encoder.channels[scale]
+            for scale, node in self.taps.items()
+            if scale != BOTTLENECK
         }
-        bottleneck = channels[BOTTLENECK]
+        bottleneck = encoder.channels[BOTTLENECK]
         self.project: nn.Module = nn.Identity()
         if config.bottleneck == "last_layer_input":
             whole = last_block_channels(str(config.encoder))
             self.project, bottleneck = nn.Conv2d(bottleneck, whole, 1), whole
         decoders = {"densedepth": Decoder, "dispnet": DispNetDecoder, "unet": UNetDecoder}
         self.decoder: nn.Module = decoders[config.family](config, bottleneck, skips)
-        if config.input_normalisation == "imagenet":
-            self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-            self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        statistics = input_statistics(config)
+        self.normalised = statistics is not None
+        if statistics is not None:
+            self.register_buffer("mean", torch.tensor(statistics.mean).view(1, 3, 1, 1), persistent=False)
+            self.register_buffer("std", torch.tensor(statistics.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """images: N x 3 x H x W float, 0 to 1. Returns y: N x 1 x rows x columns (`output_size`), float32.
@@ -75,14 +71,14 @@ class DepthModel(nn.Module):
         size = output_size(self.config, (images.shape[-2], images.shape[-1]))
         if self.config.input_pool > 1:
             images = F.max_pool2d(images, self.config.input_pool)
-        if self.config.input_normalisation == "imagenet":
+        if self.normalised:
             images = (images - self.mean) / self.std
         self._refuse_single_pixel(images)
         maps = self.encoder(images)
         if self.input_is_skip:
             maps = maps | {"s1": images}
         bottleneck = self.project(maps[BOTTLENECK])
-        if self.config.family != "unet":
+        if self.rectified:
             bottleneck = F.relu(bottleneck)  # the published decoder sees the final BatchNorm's ReLU
         skips = {scale: value for scale, value in maps.items() if scale != BOTTLENECK}
         y: Tensor = self.decoder(bottleneck, skips, size)
@@ -109,18 +105,20 @@ class DepthModel(nn.Module):
             )
 
 
-def build_model(config: ModelConfig, kind: TargetKind) -> DepthModel:
+def build_model(config: ModelConfig, kind: TargetKind, *, pretrained: bool = True) -> DepthModel:
     """A model in train mode, initialised from torch's global random state, with the encoder's weights loaded.
 
-    Raises UserError for what the encoder lacks and for weights that cannot be had or do not fit.
+    Not `pretrained`: the same model, whose weights come from elsewhere (a checkpoint). Raises UserError for what the
+    encoder lacks and for weights that cannot be had or do not fit.
     """
-    return DepthModel(config, kind).train()
+    return DepthModel(config, kind, pretrained=pretrained).train()
 
 
 def check_model(config: ModelConfig) -> None:
-    """Raise UserError for what `build_model` would refuse. Weights named by torchvision are fetched if need be."""
+    """Raise UserError for what `build_model` would refuse. Weights named by a library are fetched if need be."""
     if config.family == "unet":
         check_unet(config)
+        input_statistics(config)
     else:
         check_encoder(config)
 
@@ -146,6 +144,10 @@ def parameter_counts(model: DepthModel) -> dict[str, int]:
     encoder = sum(p.numel() for p in model.encoder.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"total": total, "trainable": trainable, "encoder": encoder, "decoder": total - encoder}
+
+
+def _encoder(config: ModelConfig, pretrained: bool) -> Encoder:
+    return unet_encoder(config) if config.family == "unet" else build_encoder(config, pretrained=pretrained)
 
 
 def _stride(config: ModelConfig) -> int:

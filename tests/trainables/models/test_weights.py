@@ -18,6 +18,7 @@ from torch import Tensor
 from trainables.errors import UserError
 from trainables.models import build_model, check_model
 from trainables.models import weights as module
+from trainables.models.encoder_torchvision import ENCODERS
 from trainables.models.weights import Network, read_weights
 from trainables.recipe import load_recipe
 
@@ -34,7 +35,7 @@ def state() -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def network() -> Network:
     with torch.device("meta"):
-        return Network(ENCODER, torchvision.models.resnet50(weights=None), "fc")
+        return Network(ENCODERS[ENCODER], torchvision.models.resnet50(weights=None))
 
 
 def settings(weights: str | None) -> Any:
@@ -57,7 +58,7 @@ def test_local_files(state: dict[str, Tensor], tmp_path: Path, form: str) -> Non
 def test_torchvision_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By name, through torch.hub's cache, with the older names that torchvision's DenseNet files carry."""
     with torch.device("meta"):
-        dense = Network("densenet121", torchvision.models.densenet121(weights=None), "classifier")
+        dense = Network(ENCODERS["densenet121"], torchvision.models.densenet121(weights=None))
     state = {key: torch.full(value.shape, 0.25) for key, value in dense.module.state_dict().items()}
     old = {}
     for key, value in state.items():
@@ -97,7 +98,7 @@ def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch, network: Network
 
 def test_names_that_are_none(network: Network) -> None:
     for name in ("IMAGENET1K_V9", "weights.h5", ""):
-        with pytest.raises(UserError, match=r"is neither a \.pth or .* torchvision knows IMAGENET1K_V1, IMAGENET1K_V2"):
+        with pytest.raises(UserError, match=r"is neither a file \(\.pt, .* torchvision knows IMAGENET1K_V1, IMAGENET1K_V2"):
             read_weights(network, name)
 
 
@@ -105,7 +106,7 @@ def test_names_that_are_none(network: Network) -> None:
     ("change", "problem"),
     [
         ({"layer1.0.conv1.weight": None}, r"layer1\.0\.conv1\.weight is missing"),
-        ({"layer9.weight": torch.zeros(1)}, r"it has layer9\.weight, which the encoder has not"),
+        ({"layer9.weight": torch.zeros(1)}, r"unexpected key layer9\.weight"),
         ({"conv1.weight": torch.zeros(64, 1, 7, 7)}, r"conv1\.weight is 64 x 1 x 7 x 7 and not 64 x 3 x 7 x 7"),
         ({"bn1.weight": torch.zeros(64, dtype=torch.int64)}, r"bn1\.weight holds torch\.int64"),
     ],

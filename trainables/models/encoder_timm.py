@@ -1,0 +1,233 @@
+"""timm's backbones, as timm/NAME: any whose `features_only` form is a pyramid of maps that ends at 1/32.
+
+Source: huggingface/pytorch-image-models, `feature_info` (the module that gives the last map of each scale). `pre_pool`
+is that map. `post_pool` is the first one of a scale: the answer of the pooling or strided convolution that reaches it,
+with the normalisation and activation behind, or of the block that strides inside. Where a scale has a single map, both
+names mean it. A scale without any (a ConvNeXt starts at 1/4) is left out.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, fx, nn
+from torchvision.models.feature_extraction import NodePathTracer
+
+from trainables.config import SCALES
+from trainables.errors import UserError
+from trainables.models.backbone import INPUT, STRIDE, Backbone, Training
+from trainables.models.weights import GO_ON, NO_WEIGHTS, PACKAGES
+from trainables.yamlfile import nearest
+
+PREFIX = "timm/"
+SIDE = 2 * STRIDE  # of the image that maps are measured with
+
+
+@dataclass(frozen=True)
+class TimmBackbone(Backbone):
+    """A classifier of timm.
+
+    Its bottleneck keeps its sign. The ReLU of the published decoder belongs to DenseNet's last BatchNorm; these maps
+    come from linear bottlenecks, residual sums or smooth activations, and a ReLU would cut what their own head sees.
+    """
+
+    rectified: bool = False
+
+    def make(self) -> nn.Module:
+        return _make(self.name)
+
+    def trace(self) -> tuple[fx.Graph, Mapping[fx.Node, str]]:
+        return _outline(self.name)
+
+    def published(self, weights: str) -> dict[str, Tensor]:
+        self.training_of(weights)
+        try:
+            with torch.device("cpu"):  # a check runs without memory
+                model = timm.create_model(f"{_bare(self.name)}.{weights}", pretrained=True)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"model.weights: {weights} of {self.name} cannot be had from timm's hub "
+                f"({str(error).splitlines()[0]}); connect to the internet once, {GO_ON}"
+            ) from error
+        state: dict[str, Tensor] = model.state_dict()
+        return state
+
+    def training_of(self, weights: str) -> Training:
+        tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{_bare(self.name)}.*")]
+        if weights not in tags:
+            known = [*tags, "installed"] if self.name in PACKAGES else tags
+            raise UserError(
+                f"model.weights: {weights} is {NO_WEIGHTS} of {self.name}{nearest(weights, known)}; "
+                f"there are {', '.join(known) or 'none'}, and null starts from random weights"
+            )
+        config = timm.get_pretrained_cfg(f"{_bare(self.name)}.{weights}")
+        return Training(tuple(config.mean), tuple(config.std))
+
+
+@functools.cache
+def timm_backbone(name: str) -> TimmBackbone:
+    """The backbone of that name, measured on the meta device. Raises UserError for one that is unknown or no pyramid."""
+    stages = _stages(name)
+    graph, names = _outline(name)
+    with torch.device("meta"):
+        module = _make(name).eval()
+    sizes = _sizes(module, graph, SIDE)
+    post_pool, pre_pool = {"s1": INPUT}, {}
+    for scale, stage in stages.items():
+        side = SIDE // int(scale[1:])
+        last = [node for node in graph.nodes if _is_within(names.get(node, ""), stage)][-1]
+        if sizes.get(last) != (side, side):
+            raise UserError(
+                f"model.encoder: the map of {name} at 1/{scale[1:]} is no rows and columns of pixels, channels first; "
+                "choose a convolutional one, such as timm/convnext_atto"
+            )
+        first = next(node for node, size in sizes.items() if size == (side, side) and node.op == "call_module")
+        while _only_scales(module, first.next) and sizes.get(first.next) == (side, side):
+            first = first.next
+        post_pool[scale], pre_pool[scale] = names[first], stage
+    del pre_pool["s32"]  # the bottleneck itself
+    scales = [scale for scale in SCALES[1:] if scale in stages]
+    first_map = next(node for node in graph.nodes if names.get(node) == post_pool[scales[0]])
+    odd = _sizes(module, graph, SIDE + 1)[first_map][0]
+    return TimmBackbone(
+        name,
+        post_pool,
+        pre_pool,
+        {"norm": stages["s32"]},
+        head=_unused(module, graph),
+        first_halving="floor" if scales[0] == "s2" and odd == SIDE // 2 else "ceil",
+        scales_left_out=tuple(scale for scale in SCALES[1:] if scale not in stages),
+    )
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix(PREFIX)
+
+
+def _make(name: str, **arguments: Any) -> nn.Module:
+    module: nn.Module = timm.create_model(_bare(name), **arguments)
+    return module
+
+
+@functools.cache
+def _stages(name: str) -> dict[str, str]:
+    """Scale -> the module that gives its last map, as timm says."""
+    if not timm.is_model(_bare(name)):
+        known = [f"{PREFIX}{model}" for model in timm.list_models()]
+        tag = "; a tag belongs in model.weights" if timm.is_model(_bare(name).partition(".")[0]) else ""
+        raise UserError(f"model.encoder: timm has no {name}{nearest(name, known)}{tag}; see timm.list_models()")
+    if timm.get_pretrained_cfg(_bare(name)).fixed_input_size:
+        raise UserError(
+            f"model.encoder: {name} takes images of one size only, and gives no pyramid at others; "
+            "choose a convolutional one, such as timm/convnext_atto"
+        )
+    with torch.device("meta"):
+        info = _make(name, features_only=True).feature_info
+    stages = dict(zip((f"s{reduction}" for reduction in info.reduction()), info.module_name(), strict=True))
+    stages.pop("s1", None)
+    if not stages.keys() <= set(SCALES) or list(stages)[-1:] != [f"s{STRIDE}"] or len(stages) < 2:
+        raise UserError(
+            f"model.encoder: {name} gives no pyramid of maps down to 1/{STRIDE} (timm: {info.reduction()}); "
+            "choose another, such as timm/convnext_atto"
+        )
+    return stages
+
+
+class _Outline(NodePathTracer):
+    """A trace that enters containers and stages, and takes each block as a whole."""
+
+    def __init__(self, stages: tuple[str, ...]) -> None:
+        super().__init__()
+        self.stages = stages
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if type(m) in (nn.Sequential, nn.ModuleList):
+            return False
+        if any(stage.startswith(f"{module_qualified_name}.") for stage in self.stages):
+            return False
+        return not (module_qualified_name in self.stages and _holds_blocks(m))
+
+
+def _holds_blocks(module: nn.Module) -> bool:
+    """Whether a stage is a sequence of blocks: as a container, in its `blocks`, or as children of one type."""
+    children = [type(child) for child in module.children()]
+    alike = len(children) > 1 and len(set(children)) == 1
+    return isinstance(module, nn.Sequential | nn.ModuleDict) or hasattr(module, "blocks") or alike
+
+
+@functools.cache
+def _outline(name: str) -> tuple[fx.Graph, dict[fx.Node, str]]:
+    """The graph of a backbone's blocks, down to its bottleneck, and its nodes' names."""
+    stages = _stages(name)
+    with torch.device("meta"):
+        module = _make(name).eval()
+    tracer = _Outline(tuple(stages.values()))
+    try:
+        graph = tracer.trace(module)
+    except fx.proxy.TraceError as error:
+        raise UserError(
+            f"model.encoder: the blocks of {name} cannot be told apart ({str(error).splitlines()[0]}); "
+            "choose another, such as timm/convnext_atto"
+        ) from error
+    names = dict(tracer.node_to_qualname)
+    bottleneck = [node for node in graph.nodes if _is_within(names.get(node, ""), stages["s32"])][-1]
+    for node in reversed(list(graph.nodes)):
+        if node is bottleneck:
+            break
+        graph.erase_node(node)
+    graph.output(bottleneck)
+    return graph, names
+
+
+def _is_within(name: str, module: str) -> bool:
+    return f"{name}.".startswith(f"{module}.")
+
+
+def _sizes(module: nn.Module, graph: fx.Graph, side: int) -> dict[fx.Node, tuple[int, int]]:
+    """Rows and columns of each map, in order, for a square image."""
+    measure = _Measure(module, graph=graph)
+    with torch.no_grad():
+        measure.run(torch.empty(1, 3, side, side, device="meta"))
+    return measure.sizes
+
+
+class _Measure(fx.Interpreter):
+    """A run of a graph that notes the size of each map."""
+
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(module, graph=graph)
+        self.sizes: dict[fx.Node, tuple[int, int]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor) and result.ndim == 4:
+            self.sizes[n] = (result.shape[-2], result.shape[-1])
+        return result
+
+
+def _only_scales(module: nn.Module, node: fx.Node) -> bool:
+    """Whether a node normalises or activates: a module without any weight that joins channels, or other than its own."""
+    if node.op != "call_module":
+        return False
+    called = module.get_submodule(str(node.target))
+    return all(parameter.ndim < 2 for parameter in called.parameters())
+
+
+def _unused(module: nn.Module, graph: fx.Graph) -> tuple[str, ...]:
+    """Modules that the graph does not need: the largest whose weights are all unused."""
+    used = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
+
+    def walk(parent: nn.Module, path: str) -> Iterator[str]:
+        for name, child in parent.named_children():
+            inner = f"{path}{name}"
+            if not any(_is_within(target, inner) or _is_within(inner, target) for target in used):
+                yield inner
+            elif not any(_is_within(inner, target) for target in used):
+                yield from walk(child, f"{inner}.")
+
+    return tuple(walk(module, ""))
