@@ -17,8 +17,8 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from analysis import intervals, runs
-from analysis.plots import BLUE, FAINT, GREY
-from analysis.section import Figure, Headline, Section, Table, number, plain, records
+from analysis.plots import BLUE, FAINT, GREY, empty
+from analysis.section import Figure, Section, Table, number, plain, records
 from analysis.selection import unit_of
 from analysis.tables import StudyTables
 from study.contract import Judge, Outcome
@@ -60,12 +60,8 @@ def analyse(tables: StudyTables) -> Section:
         "checkerboard: share of the gradient's energy of the network's outputs at the finest frequencies, last report."
     )
     parts = [Table("ablation-effects", "Effect of each flip", frame, note, units)]
-    figures = [_figure(tables, effects)] if any(e["pairs"] for e in effects) else []
-    short = frame[["recipe", "question", "effect", "pairs"]].assign(verdict=[_verdict(e) for e in effects])
-    short.insert(3, "95% interval", [_ends(e) for e in effects])
-    first = Table("first-ablation", "Each flip", short, f"effect > 0: {tables.judge.metric} is worse.", units)
-    return Section("ablation", "What does each published choice do?", answers, figures, parts,
-                   plain({"effects": effects, "metric": tables.judge.metric}), Headline((), (), [first]))  # fmt: skip
+    return Section("ablation", "What does each published choice do?", answers, [_figure(tables, effects)], parts,
+                   plain({"effects": effects, "metric": tables.judge.metric}))  # fmt: skip
 
 
 def questions(rows: pd.DataFrame) -> list[tuple[str, str]]:
@@ -147,18 +143,6 @@ def _clearest(effect: Row) -> tuple[bool, float]:
     return (not effect["distinguishable"], -size)
 
 
-def _verdict(effect: Row) -> str:
-    if not effect["pairs"]:
-        return "no pair"
-    if effect["low"] is None:
-        return "cannot be told"
-    return ("worse" if effect["effect"] > 0 else "better") if effect["distinguishable"] else "not distinguishable"
-
-
-def _ends(effect: Row) -> str:
-    return "none" if effect["low"] is None else f"{number(effect['low'])} to {number(effect['high'])}"
-
-
 def _sentence(effect: Row, metric: str, unit: str) -> str:
     name = f"{effect['recipe']} with {effect['question']}"
     ended = f"with the flip {effect['outcomes']}, without it {effect['outcomes_unflipped']}"
@@ -190,6 +174,9 @@ def _figure(tables: StudyTables, effects: Sequence[Row]) -> Figure:
 
     def draw(canvas: Canvas, data: pd.DataFrame) -> None:
         axes = canvas.add_subplot()
+        if data.empty:
+            empty(axes, "no pair of complete trainings")
+            return
         names = list(dict.fromkeys(data["question"]))[::-1]
         for place, name in enumerate(names):
             rows = data[data["question"] == name]

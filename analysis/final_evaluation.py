@@ -44,11 +44,16 @@ BASELINE_BATCH = 8  # frames that a baseline is scored on at once
 
 def analyse(tables: StudyTables) -> Section:
     """The section; opens the sealed test where the study has ended and nothing is stored yet."""
+    collect(tables)
+    return evaluation_section.build(tables)
+
+
+def collect(tables: StudyTables) -> None:
+    """Fill in the scores, opening the test where the study has ended; why not is a note."""
     try:
         open_once(tables, None)
     except UserError as error:
         tables.notes.append(f"The sealed test was not opened, or its scores cannot be used: {error}.")
-    return evaluation_section.build(tables)
 
 
 def open_once(tables: StudyTables, again: str | None) -> None:

@@ -288,8 +288,8 @@ def _effect_sentences(effects: Sequence[Row], dimensions: Sequence[Dimension], j
 
 def _unknown(complete: int, all_trials: int, needed: int, dimensions: Sequence[Dimension]) -> str:
     return (
-        f"n = {complete} of {all_trials} trials complete: to say which of {counted(len(dimensions), 'searched setting')}"
-        f" matter takes at least {needed}."
+        f"n = {complete} of {all_trials} trials complete: to say which of {counted(len(dimensions), 'setting')} matter "
+        f"takes at least {needed}."
     )
 
 

@@ -109,13 +109,6 @@ def on_paper(document: str) -> str:
     return f'{document[:head]}<rect width="100%" height="100%" fill="{PAPER}"/>{document[head:]}'
 
 
-def to_png(canvas: Canvas) -> bytes:
-    """The canvas as PNG on white paper, for photographs."""
-    out = io.BytesIO()
-    canvas.savefig(out, format="png", dpi=144, facecolor=PAPER, metadata={"Software": None})
-    return out.getvalue()
-
-
 _TAG = re.compile(r"<[^>]*>")  # "<" and ">" of a text or an attribute are written as entities
 _STYLE = re.compile(r' style="([^"]*)"')
 _GROUP_ID = re.compile(r'<g id="[^"]*"')

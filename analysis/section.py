@@ -23,7 +23,7 @@ class Figure:
     """One picture. `draw` fills an empty matplotlib figure of `size_in` inches (width, height) from `data`.
 
     name: file stem, unique in a report. alt: what a reader who cannot see it needs to know. caption: runs, split,
-    spread and n. photograph: pixels (PNG); otherwise lines (SVG).
+    spread and n.
     """
 
     name: str
@@ -32,7 +32,6 @@ class Figure:
     caption: str
     draw: Draw
     data: pd.DataFrame
-    photograph: bool = False
     size_in: tuple[float, float] = (7.0, 4.0)
 
     def render(self) -> Canvas:

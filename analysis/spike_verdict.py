@@ -48,7 +48,11 @@ def judge_cause(found: Findings) -> tuple[str, list[str]]:
         sentences.append(_accusation(suspects, found))
     else:
         samples = int(found.trainings["samples"].max())
-        sentences.append(f"No sample of {samples} is suspect: none stands out over all its passes.")
+        unsuspected = f"no sample of {samples} is suspect: none stands out over all its passes."
+        if count:
+            sentences.append(f"N{unsuspected[1:]}")
+        else:
+            sentences = [f"No loss spike in {extent}, and {unsuspected}"]
     return str(verdict), [*sentences, *_settings_sentences(found), *_position_sentences(found)]
 
 

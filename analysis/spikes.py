@@ -179,6 +179,7 @@ def analyse(tables: StudyTables) -> Section:
     pairs = spike_pairs.by_question(tables, found.trainings)
     paired, again = spike_pairs.sentences(pairs), replays.sentences(replayed)
     headline = Headline([*sentences[: 1 + accused(found)], *again, *paired])
+    shown = len(found.spikes) > 0 or accused(found)  # nothing spiked and no sample is suspect: a line says so
     named = [] if found.suspects.empty else found.suspects.loc[found.suspects["suspect"], "sample"].tolist()
     return Section(
         "spikes",
@@ -188,8 +189,10 @@ def analyse(tables: StudyTables) -> Section:
             *spike_plots.figures(found.spikes, found.suspects.head(SHOWN), found.trainings, found.curves),
             *replays.figures(tables, replayed, steps),
             *_frames(tables, found),
-        ],
-        [*_tables(tables, found), *replays.table(replayed), *_paired(pairs)],
+        ]
+        if shown
+        else (),
+        [*_tables(tables, found), *replays.table(replayed), *_paired(pairs)] if shown else (),
         plain({
             "verdict": verdict,
             "spikes": len(found.spikes),
