@@ -220,7 +220,11 @@ def _protocol_table(entries: Mapping[str, Row]) -> Table:
         for asked, run in entry["protocols"].items():
             measured = entry["summary"][run["name"]]
             row = {"entry": name, "role": ", ".join(entry["roles"]), "protocol": run["name"], "frames": entry["frames"]}
-            note = run["note"] if entry["same_test_data"] else "; ".join(["another test split", *filter(None, [run["note"]])])
+            note = (
+                run["note"]
+                if entry["same_test_data"]
+                else "; ".join(["another test split", *filter(None, [run["note"]])])
+            )
             rows.append(row | measured | {"comparable": comparable(entry, asked)[0], "note": note})
     frame = pd.DataFrame(rows)
     last = ["comparable", "note"]

@@ -50,13 +50,15 @@ def _data(tables: StudyTables) -> str:
     """The data and how many frames of each split: 'rendered rooms (510 training, 60 validation, 180 test frames)'."""
     trials = tables.trials
     first = trials.iloc[0] if len(trials) else pd.Series(dtype=object)
-    source = first.get("config.data.source", (tables.study.get("data") or {}).get("source", "an unknown source"))
+    source = next_step.source(tables)
     test = tables.data.get("test_frames")
     named = "rendered rooms" if source == "rooms" else f"data of the form {source}"
     if source != "rooms" and test == NYU_TEST_FRAMES:
         named = "NYU Depth v2"
     counts = {"training": first.get("summary.train_frames"), "validation": first.get("summary.validation_frames")}
-    known = [f"{int(n):,} {split}" for split, n in (counts | {"test": test}).items() if n is not None and not pd.isna(n)]
+    known = [
+        f"{int(n):,} {split}" for split, n in (counts | {"test": test}).items() if n is not None and not pd.isna(n)
+    ]
     return f"{named} ({', '.join(known)} frames)" if known else named
 
 

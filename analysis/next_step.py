@@ -14,9 +14,8 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -24,7 +23,6 @@ from analysis import replays, selection
 from analysis.section import Headline, counted
 from analysis.tables import StudyTables
 from study.contract import confirm_images
-from trainables.config import flatten
 
 NYU_STUDY = "studies/nyu.yaml"
 MOST_SEEDS = 30  # more are another study than the one that was run
@@ -64,7 +62,7 @@ def _steps(tables: StudyTables, verdicts: Sequence[tuple[str, str]]) -> Iterator
                 f"{images:,} images."
             )
             yield reason, command(*again, "--set", f"confirm.images={images}")
-    if _data(tables).get("source") == "rooms":
+    if source(tables) == "rooms":
         reason = (
             "Numbers of rendered rooms say nothing of NYU Depth v2; this plans the study on it (README says how to get "
             "the data) and starts nothing."
@@ -100,8 +98,12 @@ def longer(tables: StudyTables) -> int | None:
     return LONGER * seen
 
 
-def _data(tables: StudyTables) -> Mapping[str, Any]:
-    return flatten(dict(tables.study.get("data") or {})) if tables.study else {}
+def source(tables: StudyTables) -> str | None:
+    """The form of the data: of the first training, before there is one as the study's settings say; None: unknown."""
+    column = "config.data.source"
+    if len(tables.trials) and column in tables.trials:
+        return str(tables.trials[column].iloc[0])
+    return (tables.study.get("data") or {}).get("source")
 
 
 def command(module: str, *arguments: str) -> str:

@@ -48,9 +48,7 @@ def waiting(tables: StudyTables, spikes: pd.DataFrame) -> int:
     return 0 if tables.layout is None else sum(row is not None for *_, row in _snapshots(tables, spikes))
 
 
-def _snapshots(
-    tables: StudyTables, spikes: pd.DataFrame
-) -> Iterator[tuple[str, Path, int, pd.Series[Any] | None]]:
+def _snapshots(tables: StudyTables, spikes: pd.DataFrame) -> Iterator[tuple[str, Path, int, pd.Series[Any] | None]]:
     """Each snapshot not replayed yet of a training that spiked: key, folder, step, the nearest spike of its batch."""
     for key in spikes["key"].unique() if len(spikes) else ():
         for snapshot in sorted((tables.folder(str(key)) / "checkpoints" / checkpoint.SPIKES).glob("step-*")):

@@ -102,7 +102,9 @@ def _compare(tables: StudyTables, group: str, entries: Mapping[str, Row]) -> lis
             "protocol": _protocol_run(entry, published),
         }
         for metric in ("delta1", "abs_rel", "rmse", "log10"):
-            row[f"published_{metric}"] = published.metrics.get(metric) if published and entry and on_nyu(entry) else None
+            row[f"published_{metric}"] = (
+                published.metrics.get(metric) if published and entry and on_nyu(entry) else None
+            )
             row[f"ours_{metric}"] = ours.get(metric)
         rows.append(row | {"gaps": ", ".join(f"{m} {gap:+.3f}" for m, gap in gaps.items())})
     return rows
@@ -217,8 +219,7 @@ def _headline(rows: Sequence[Row]) -> list[str]:
 
 
 def _published_table(entries: Mapping[str, Row], tables: StudyTables) -> Table:
-    """Every published row, then ours on the same data under the same protocol, so that a reader sees them in one table.
-    """
+    """Every published row, then ours on the same data under the same protocol, so that a reader sees them in one table."""
     metrics = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")
     rows: list[Row] = [
         {"who": p.who, "kind": "published", "protocol": p.protocol or "not stated",

@@ -91,7 +91,7 @@ def test_the_gap_to_the_search_has_its_sign_in_words(tmp_path: Path) -> None:
 def test_failed_confirmations_are_no_number_and_no_waiting(tmp_path: Path) -> None:
     half = confirmed(tmp_path / "half", {"a": 0.5, "b": 0.5},
                      {"search-0000": [0.5, 0.5, 0.5], "search-0001": [0.4, None, None]})  # fmt: skip
-    assert any("Too few fresh seeds of search-0001 were completed" in answer for answer in half.answers)
+    assert any("Half of the fresh seeds of search-0001, or more, have no value" in answer for answer in half.answers)
     assert not any("- m" in answer or "nan" in answer for answer in half.answers)
     json.dumps(half.data, allow_nan=False)
     worse = confirmed(tmp_path / "worse", {"a": 0.5}, {"search-0000": [0.4, 0.5, None, None, None]})
