@@ -21,7 +21,7 @@ import pandas as pd
 import yaml
 
 from analysis import (
-    ablation,
+    claims,
     compare,
     cost,
     final_evaluation,
@@ -56,7 +56,7 @@ QUESTIONS: Sequence[tuple[str, Question]] = (
     ("learned", learned.analyse),
     ("spikes", spikes.analyse),
     ("importance", importance.analyse),
-    ("ablation", ablation.analyse),
+    ("claims", claims.analyse),
     ("selection", selection.analyse),
     ("variance", variance.analyse),
     ("curves", overview.curves),
@@ -66,7 +66,7 @@ QUESTIONS: Sequence[tuple[str, Question]] = (
     ("data", cost.data),
 )
 PAGE = (
-    "compare", "reproduction", "learned", "importance", "ablation", "spikes", "selection", "evaluation", "variance",
+    "compare", "reproduction", "learned", "importance", "claims", "spikes", "selection", "evaluation", "variance",
     "curves", "history", "outcomes", "cost", "data", "provenance",
 )  # fmt: skip
 
@@ -104,12 +104,14 @@ def lead(tables: StudyTables, sections: Sequence[Section]) -> list[page.Lead]:
         sentences.append(page.Lead("No training of this study was completed.", warn=True))
     if not tables.judge_unchanged and len(tables.trials):
         sentences.append(page.Lead("The judge's settings are not those hashed before the first training.", warn=True))
+    if not tables.claims_unchanged:
+        sentences.append(page.Lead("The claims are not those hashed before the first training.", warn=True))
     unfinished = tables.unfinished()
     if unfinished:
         sentences.append(page.Lead(f"This study has not ended: {'; '.join(unfinished)}.", warn=True))
     asked = ["compare", "reproduction", "learned", "evaluation", "selection", "importance", "spikes"]
-    if (tables.trials["phase"] == "ablate").any():
-        asked.insert(-1, "ablation")
+    if tables.claims:
+        asked.insert(-1, "claims")
     by_key = {section.key: section for section in sections}
     answered = [by_key[key] for key in asked if key in by_key and by_key[key].answers]
     return sentences + [page.Lead(section.answers[0], asked=section.title) for section in answered]

@@ -176,7 +176,7 @@ def analyse(tables: StudyTables) -> Section:
     found = collect(tables)
     verdict, sentences = judge_cause(found)
     replayed, steps = replays.read(tables)
-    pairs = spike_pairs.by_question(tables, found.trainings)
+    pairs = spike_pairs.by_claim(tables, found.trainings)
     named = [] if found.suspects.empty else found.suspects.loc[found.suspects["suspect"], "sample"].tolist()
     return Section(
         "spikes",
@@ -239,10 +239,10 @@ def _tables(tables: StudyTables, found: Findings) -> Sequence[Table]:
 
 
 def _paired(pairs: pd.DataFrame) -> list[Table]:
-    units = dict.fromkeys(("unflipped", "flipped", "difference", "low", "high"), "spikes per 1,000 steps")
+    units = dict.fromkeys(("of_a", "of_b", "difference", "low", "high"), "spikes per 1,000 steps")
     note = (
-        "Means over pairs of complete trainings of the same seed, and the mean difference with its 95% t interval from "
-        "three pairs on; left_out: pairs with a training that did not complete, or without a trace."
+        "Means over pairs of complete trainings of the same seed, and the mean difference, a minus b, with its 95% t "
+        "interval from three pairs on; left_out: pairs with a training that did not complete, or without a trace."
     )
     return [Table("spike-pairs", "Spikes of paired trainings", pairs, note, units)] if len(pairs) else []
 
