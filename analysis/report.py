@@ -22,7 +22,7 @@ import pandas as pd
 import yaml
 
 from analysis import (
-    ablation,
+    claims,
     compare,
     cost,
     evaluation_section,
@@ -59,7 +59,7 @@ PAGE: Sequence[tuple[str, Callable[[StudyTables], Section]]] = (  # in the page'
     ("evaluation", evaluation_section.build),
     ("learned", learned.analyse),
     ("reproduction", reproduction.analyse),
-    ("ablation", ablation.analyse),
+    ("claims", claims.analyse),
     ("importance", importance.analyse),
     ("spikes", spikes.analyse),
     ("selection", selection.analyse),

@@ -176,7 +176,7 @@ def analyse(tables: StudyTables) -> Section:
     found = collect(tables)
     verdict, sentences = judge_cause(found)
     replayed, steps = replays.read(tables)
-    pairs = spike_pairs.by_question(tables, found.trainings)
+    pairs = spike_pairs.by_claim(tables, found.trainings)
     paired, again = spike_pairs.sentences(pairs), replays.sentences(replayed)
     headline = Headline([*sentences[: 1 + accused(found)], *again, *paired])
     shown = len(found.spikes) > 0 or accused(found)  # nothing spiked and no sample is suspect: a line says so
@@ -245,10 +245,10 @@ def _tables(tables: StudyTables, found: Findings) -> Sequence[Table]:
 
 
 def _paired(pairs: pd.DataFrame) -> list[Table]:
-    units = dict.fromkeys(("unflipped", "flipped", "difference", "low", "high"), "spikes per 1,000 steps")
+    units = dict.fromkeys(("of_a", "of_b", "difference", "low", "high"), "spikes per 1,000 steps")
     note = (
-        "Means over pairs of complete trainings of the same seed, and the mean difference with its 95% t interval from "
-        "three pairs on; left_out: pairs with a training that did not complete, or without a trace."
+        "Means over pairs of complete trainings of the same seed, and the mean difference, a minus b, with its 95% t "
+        "interval from three pairs on; left_out: pairs with a training that did not complete, or without a trace."
     )
     return [Table("spike-pairs", "Spikes of paired trainings", pairs, note, units)] if len(pairs) else []
 

@@ -1,9 +1,9 @@
 """Claims: published statements as paired trainings, read and checked before anything trains.
 
-A claim stands in study/claims.yaml or in a study's claims.test. Its arms `a` and `b` are each a mapping of settings by
-dotted path over the claim's recipe; `name` says in words what it is, `recipe: NAME` takes another recipe, `stages: [{...},
-...]` trains one after another, each from the best weights of the one before. Arms that train the same are trained
-once, whoever names them.
+A claim stands in study/claims.yaml or in a study's claims.test. Its arms `a` and `b` are each a mapping of settings
+by dotted path over the claim's recipe; `name` says in words what it is, `recipe: NAME` takes another recipe, and
+`stages: [{...}, ...]` trains one after another, each from the best weights of the one before. Arms that train the same
+are trained once, whoever names them.
 
     needs       what a claim needs beyond its settings; where it is not there, the claim is not tested, and it says why
     untestable  such a reason; other problems of a claim are errors with file, line and key
@@ -112,7 +112,7 @@ def plan_claims(study: Study, check: Check) -> tuple[tuple[Claim, ...], tuple[Pl
         untestable = _untestable(config, pair, check)
         if pair[0].digests == pair[1].digests and untestable is None:
             raise UserError(
-                f"{document.where('b')}: the arms of {config.id} train the same ({pair[0].words} and {pair[1].words}); "
+                f"{document.name}: the arms of {config.id} train the same ({pair[0].words} and {pair[1].words}); "
                 "change one of them"
             )
         measured = config.measured or (str(study.config.judge.metric),)
@@ -121,17 +121,18 @@ def plan_claims(study: Study, check: Check) -> tuple[tuple[Claim, ...], tuple[Pl
             for stage, digest in enumerate(side.digests):
                 places.setdefault(digest, (side.words, stage))
         a, b = (Arm(side.name, side.words, *places[side.digests[-1]]) for side in pair)
-        said, seeds = (config.who, config.statement, config.source), config.seeds or study.config.claims.seeds
+        said, count = (config.who, config.statement, config.source), config.seeds or study.config.claims.seeds
+        seeds = tuple(seed_of(study, "claims", index) for index in range(count))
         claims.append(Claim(config.id, *said, a, b, measured, config.expected, config.margin, seeds, untestable))
         pairs.append(pair)
     return tuple(claims), _trainings(study, claims, pairs, places)
 
 
-def read_claims(study: Study) -> list[tuple[ClaimConfig, Document]]:
+def read_claims(study: Study) -> list[tuple[ClaimConfig, Layers]]:
     """The claims that a study tests, validated, each with where its fields were written."""
     library = read_yaml(LIBRARY)
     known, unstated = library.value["claims"], library.value["unless_stated"]
-    result: list[tuple[ClaimConfig, Document]] = []
+    result: list[tuple[ClaimConfig, Layers]] = []
     for number, entry in enumerate(study.config.claims.test):
         place = f"claims.test.{number}"
         whole = isinstance(entry, dict) and "id" in entry
@@ -157,7 +158,7 @@ def read_claims(study: Study) -> list[tuple[ClaimConfig, Document]]:
     return result
 
 
-def _side(study: Study, config: ClaimConfig, name: Literal["a", "b"], document: Document, structure: bool) -> Side:
+def _side(study: Study, config: ClaimConfig, name: Literal["a", "b"], document: Layers, structure: bool) -> Side:
     """An arm with its settings checked. structure: some claim measures what validation shows only when asked."""
     written = dict(config.a if name == "a" else config.b)
     own, called = "recipe" in written, written.pop("name", None)
@@ -186,7 +187,8 @@ def _side(study: Study, config: ClaimConfig, name: Literal["a", "b"], document: 
     first = max(i for i, one in enumerate(trained) if one.start_from != PREVIOUS_STAGE)  # earlier ones lead nowhere
     shown = {"validate_structure": True} if structure else {}
     chain = tuple(one.model_copy(update=shown) for one in trained[first:])
-    return Side(called or words, words, document.where(name), chain)
+    here = name in document.layers[-1][0]  # the study's own part
+    return Side(called or words, words, document.where(name) if here else f"{document.name}: {name}", chain)
 
 
 def _trainings(
@@ -197,10 +199,9 @@ def _trainings(
 ) -> tuple[Planned, ...]:
     """Every training once, seed by seed, with the arms that it serves."""
     planned: dict[Identity, Planned] = {}
-    for index in range(max((claim.seeds for claim in claims), default=0)):
-        seed = seed_of(study, "claims", index)
+    for seed in sorted({seed for claim in claims for seed in claim.seeds}):
         for claim, pair in zip(claims, pairs, strict=True):
-            if claim.untestable is not None or index >= claim.seeds:
+            if claim.untestable is not None or seed not in claim.seeds:
                 continue
             for name, side in zip("ab", pair, strict=True):
                 after: Identity | None = None
@@ -245,8 +246,8 @@ def _refuse_unmeasured(claim: str, measured: Sequence[str], judged: Sequence[Tri
     for name in set(measured) & {m for protocol in PROTOCOLS.values() for m in protocol.metrics} - STRUCTURE:
         if len(protocols) > 1:
             raise UserError(
-                f"{where}: the arms of {claim} are scored under {' and '.join(protocols)}, whose {name} do not compare; "
-                "give both the same target.kind"
+                f"{where}: the arms of {claim} are scored under {' and '.join(protocols)}, whose {name} "
+                "do not compare; give both the same target.kind"
             )
         if name not in PROTOCOLS[protocols[0]].metrics:
             raise UserError(f"{where}: protocol {protocols[0]} measures no {name}; name another quantity")
@@ -259,8 +260,8 @@ def _quarantine(trained: Sequence[TrialConfig]) -> str | None:
 
 
 def _densenet(trained: Sequence[TrialConfig]) -> str | None:
-    other = next((one.model.encoder for one in trained if not str(one.model.encoder).startswith("densenet")), None)
-    return None if other is None else f"it is about DenseNets, and the encoder is {other}"
+    others = [one.model.encoder for one in trained if not str(one.model.encoder).startswith("densenet")]
+    return f"it is about DenseNets, and the encoder is {others[0] or 'a U-Net'}" if others else None
 
 
 def _holes(trained: Sequence[TrialConfig]) -> str | None:

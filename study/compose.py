@@ -1,4 +1,4 @@
-"""From layers of settings to validated trainings: recipe, then data, then trial, then overrides, then the study's own."""
+"""From layers of settings to validated trainings: recipe, data, trial, overrides, then what the study itself sets."""
 
 from __future__ import annotations
 

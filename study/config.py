@@ -244,7 +244,7 @@ def load_study(path: Path, assignments: list[str]) -> Study:
     document = read_yaml(path)
     if "ablate" in document.value:
         raise UserError(
-            f"{document.where('ablate')} is `claims` now; write each question as a claim under claims.test, for example "
+            f"{document.where('ablate')} is `claims` now; write each question as a claim in claims.test, for example "
             "{id: no-gradient, statement: ..., a: {loss.gradient: 0.0}}"
         )
     value = _fill(document.value, read_yaml(DEFAULTS).value, "")

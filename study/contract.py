@@ -299,7 +299,7 @@ class Claim:
 
     measured: names of QUANTITIES; the first decides. expected: what the statement says of it: better and worse follow
     the quantity's direction, more and less its value. margin: absolute, in the quantity's unit; a smaller difference is
-    none. untestable: why it cannot be tested here; None: it is.
+    none. seeds: of its pairs. untestable: why it cannot be tested here; None: it is.
     """
 
     id: str
@@ -311,14 +311,14 @@ class Claim:
     measured: tuple[str, ...]
     expected: Expected
     margin: float | None
-    seeds: int
+    seeds: tuple[int, ...]
     untestable: str | None
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> Claim:
         """A claim from the mapping that the ledger holds."""
-        parts = {"a": Arm(**value["a"]), "b": Arm(**value["b"]), "measured": tuple(value["measured"])}
-        return cls(**{**value, **parts})
+        arms = {name: Arm(**value[name]) for name in ("a", "b")}
+        return cls(**{**value, **arms, "measured": tuple(value["measured"]), "seeds": tuple(value["seeds"])})
 
 
 def claims_hash(claims: Sequence[Claim]) -> str:

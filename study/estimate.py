@@ -207,8 +207,8 @@ def _print(plan: Plan, rows: list[dict[str, Any]], concurrency: int, *, measure:
     for dimension in plan.dimensions:
         print(f"  searched: {dimension.path} {_range(dimension)}")
     for claim in plan.stated:
-        how = f"{claim.seeds} pairs" if claim.untestable is None else f"not testable here: {claim.untestable}"
-        print(f"  claim {claim.id}: {claim.a.settings} against {claim.b.settings}, {how}")
+        how = f"{len(claim.seeds)} pairs" if claim.untestable is None else f"not testable here: {claim.untestable}"
+        print(f"  claim {claim.id}: {claim.a.name} against {claim.b.name}, {how}")
 
 
 def _range(dimension: Any) -> str:

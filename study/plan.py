@@ -71,7 +71,9 @@ def make_plan(study: Study) -> Plan:
     plan = Plan(study, _reproduce(study), claims, stated, tuple(dimensions), search_base, earlier)
     if not any(plan.counts.values()):
         raise UserError(
-            f"{study.document.name}: nothing to train; name reproduce.recipes, claims.test or set search.trials"
+            f"{study.document.name}: nothing to train"
+            + (f" ({stated[0].id} is not testable here: {stated[0].untestable})" if stated else "")
+            + "; name reproduce.recipes, claims.test or set search.trials"
         )
     for config in {config.model.model_dump_json(): config for config in (*plan.configs, *tried)}.values():
         check_parts(f"{study.document.name} (recipe {config.recipe})", config)

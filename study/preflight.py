@@ -133,8 +133,8 @@ def _take_earlier(ledger: Ledger, plan: Plan, before: dict[str, Any]) -> None:
         return
     if before.pop("ablate")["settings"]:
         raise UserError(
-            f"{ledger.layout.root}: this study was begun with the phase ablate, which is claims now; finish it with the "
-            "version that began it, or give the study another name"
+            f"{ledger.layout.root}: this study was begun with the phase ablate, which is claims now; finish it with "
+            "the version that began it, or give the study another name"
         )
     before["claims"] = plan.study.resolved["claims"] | {"test": []}
     ledger.set_attributes({StudyAttr.CLAIMS_HASH: claims_hash(())})
@@ -144,12 +144,12 @@ def _testable(study: Study, before: Sequence[Claim], now: Sequence[Claim]) -> li
     """Sentences about claims that can be tested now or not any more; raises for one that states something else."""
     old = {claim.id: claim for claim in before}
     for claim in now:
-        was = asdict(old[claim.id]) if claim.id in old else {}
+        was = asdict(old[claim.id])
         for name, value in asdict(claim).items():
-            if name != "untestable" and was.get(name) != value:
+            if name != "untestable" and was[name] != value:
                 raise UserError(
                     f"{study.document.where('claims.test')}: {name} of {claim.id} is {value!r}, but the study began "
-                    f"with {was.get(name)!r}; set it back, or give the study another name"
+                    f"with {was[name]!r}; set it back, or give the study another name"
                 )
     return [
         f"{claim.id} is {'not testable' if claim.untestable else 'testable'} now"

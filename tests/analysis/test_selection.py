@@ -136,8 +136,8 @@ def test_relative_depth_never_wins_over_metres(tmp_path: Path) -> None:
     assert [c and c.group for c in chosen] == ["m", "r"]
 
 
-def test_ablations_alone_are_said_to_be_no_candidates(tmp_path: Path) -> None:
-    pair = [Training("ablate", 0.5, seed=1, origin={"question": "x", "arm": arm}) for arm in ("base", "flipped")]
+def test_trainings_of_claims_alone_are_said_to_be_no_candidates(tmp_path: Path) -> None:
+    pair = [Training("claims", 0.5, seed=1, group=f"densedepth: {arm}") for arm in ("base", "x")]
     section = selection.analyse(runs.load(make_results(tmp_path / "s", pair).root))
     assert section.data["champion"] is None
-    assert "all trainings of this study are ablations" in section.answers[0]
+    assert "all trainings of this study test claims" in section.answers[0]

@@ -98,7 +98,9 @@ def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch, network: Network
 
 def test_names_that_are_none(network: Network) -> None:
     for name in ("IMAGENET1K_V9", "weights.h5", ""):
-        with pytest.raises(UserError, match=r"is neither a file \(\.pt, .* torchvision knows IMAGENET1K_V1, IMAGENET1K_V2"):
+        with pytest.raises(
+            UserError, match=r"is neither a file \(\.pt, .* torchvision knows IMAGENET1K_V1, IMAGENET1K_V2"
+        ):
             read_weights(network, name)
 
 
