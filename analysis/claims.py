@@ -91,10 +91,10 @@ def _headline(found: Sequence[ClaimAnswer]) -> Headline:
     """The verdicts in a table that a reader takes in at once; why a claim is not testable stands in the section."""
     rows = [
         {
-            "claim": answer.id, "who": answer.who, "statement": answer.statement,
-            "a against b": f"{answer.arm_a} against {answer.arm_b}", "measured": answer.measured,
-            "a better by": _effect(answer), "n": answer.n,
-            "verdict": UNTESTABLE if answer.verdict.startswith(UNTESTABLE) else answer.verdict,
+            "claim": answer.id, "verdict": UNTESTABLE if answer.verdict.startswith(UNTESTABLE) else answer.verdict,
+            "statement": f"{answer.statement.rstrip('.')} ({answer.who})",
+            "a against b": f"{answer.arm_a} against {answer.arm_b}", "a better by": _effect(answer),
+            "seeds": answer.n or None,
         }
         for answer in found
     ]  # fmt: skip
@@ -102,10 +102,10 @@ def _headline(found: Sequence[ClaimAnswer]) -> Headline:
     return Headline([_counted(found)], (), [Table("first-claims", "Claims", pd.DataFrame(rows), note)])
 
 
-def _effect(answer: ClaimAnswer) -> str:
+def _effect(answer: ClaimAnswer) -> str | None:
     if answer.effect is None:
-        return ""
-    size = f"{number(answer.effect)} {answer.unit}".strip()
+        return None
+    size = f"{answer.measured} {number(answer.effect)} {answer.unit}".strip()
     return size if answer.low is None else f"{size} ({number(answer.low)} to {number(answer.high)})"
 
 

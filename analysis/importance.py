@@ -101,9 +101,9 @@ def _headline(answers: Sequence[str], effects: Sequence[Row], judge: Judge) -> H
     )
     rows = [
         {
-            "setting": row["setting"], "worst": row["worst"], "best": row["best"], f"{judge.metric} worse by":
-            row["difference"], "95% interval": f"{number(row['low'])} to {number(row['high'])}",
-            "trials": f"{row['n_worst']} + {row['n_best']}", "clear": row["distinguishable"],
+            "setting": row["setting"], f"{judge.metric} worse by": row["difference"],
+            "95% interval": f"{number(row['low'])} to {number(row['high'])}", "worst": row["worst"],
+            "best": row["best"], "trials": f"{row['n_worst']} + {row['n_best']}", "clear": row["distinguishable"],
         }
         for row in (clear or effects)[:STRONGEST]
     ]  # fmt: skip

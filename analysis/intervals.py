@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import stdtrit  # scipy.stats, whose t.ppf calls it, takes a second to import
 
 from analysis.section import number
 
@@ -108,7 +108,7 @@ def paired(differences: Sequence[float], what: str = "seeds") -> Estimate:
     value = float(array.mean()) if n else math.nan
     if n < MIN_SEEDS:
         return Estimate(value, None, None, f"{n} paired {what}")
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * array.std(ddof=1) / math.sqrt(n))
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2) * array.std(ddof=1) / math.sqrt(n))
     return Estimate(value, value - half, value + half, f"{n} paired {what}")
 
 
@@ -128,7 +128,7 @@ def unpaired(first: Sequence[float], second: Sequence[float], what: str = "seeds
     if error == 0:
         return Estimate(value, value, value, n)
     freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1))
-    half = float(stats.t.ppf(1 - (1 - LEVEL) / (2 * pairs), freedom) * error)
+    half = float(stdtrit(freedom, 1 - (1 - LEVEL) / (2 * pairs)) * error)
     return Estimate(value, value - half, value + half, n)
 
 

@@ -11,6 +11,7 @@ A released table has no folder that a command could go on from: only the last ru
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -51,8 +52,10 @@ def _steps(tables: StudyTables, verdicts: Sequence[tuple[str, str]]) -> Iterator
             yield reason, command("analysis.spikes", root, "--replay")
         if seeds := seeds_needed(verdicts):
             ids = [name for name, words in verdicts if _needed(words) is not None]
-            alone = ("search.trials=0", "confirm.top=0", "reproduce.recipes=[]", f"claims.seeds={seeds}")
-            settings = (f"name={tables.name[:50]}-{seeds}-seeds", *alone)
+            settings = (
+                f"name={tables.name[:50]}-{seeds}-seeds", f"claims.test={_asked(tables, ids)}", f"claims.seeds={seeds}",
+                "reproduce.recipes=[]", "search.trials=0", "confirm.top=0",
+            )  # fmt: skip
             reason = f"{', '.join(ids)} cannot be told on the seeds there are; {seeds} would do if the spread stays."
             args = [part for setting in settings for part in ("--set", setting)]
             yield reason, command("study.run", f"{root}/study.yaml", *args)
@@ -80,6 +83,14 @@ def _needed(verdict: str) -> int | None:
     found = _WOULD_DO.search(verdict)
     seeds = int(found[1].replace(",", "")) if found else None
     return seeds if seeds is not None and seeds <= MOST_SEEDS else None
+
+
+def _asked(tables: StudyTables, ids: Sequence[str]) -> str:
+    """The study's own entries of claims.test with these ids, as --set takes them."""
+    entries = (tables.study.get("claims") or {}).get("test") or []
+    names = [entry if isinstance(entry, str) else entry.get("id", next(iter(entry))) for entry in entries]
+    kept = [entry for entry, name in zip(entries, names, strict=True) if name in ids]
+    return f"[{', '.join(entry if isinstance(entry, str) else json.dumps(entry) for entry in kept)}]"
 
 
 def longer(tables: StudyTables) -> int | None:

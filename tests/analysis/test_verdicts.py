@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import claims, quantities, report, runs, verdicts
+from analysis import claims, first_screen, quantities, runs, verdicts
 from analysis.tables import read_table, write_table
 from study.contract import QUANTITIES, Claim, Outcome
 from tests.analysis.make_results import PLANTED, Training, claim, make_results, planted_study, planted_trace
@@ -136,7 +136,8 @@ def test_planted_claims_are_answered_from_the_results(tmp_path: Path) -> None:
     assert "0.05" in section.answers[2]
     assert len(section.figures[0].data) == 6 and section.figures[0].render().axes
     assert list(section.tables[0].frame["verdict"]) == [gradient.verdict, flip.verdict]
-    assert section.answers[0] in [lead.text for lead in report.lead(tables, [section])]
+    assert section.headline is not None and list(section.headline.sentences) == section.answers[:1]
+    assert list(section.headline.tables[0].frame["verdict"]) == [gradient.verdict, flip.verdict]
     write_table(tables, tmp_path / "released.parquet")
     assert claims.answers(read_table(tmp_path / "released.parquet")) == [gradient, flip]
 
@@ -147,7 +148,8 @@ def test_claims_that_were_changed_after_their_trainings_are_told(tmp_path: Path)
     assert tables.claims_unchanged
     changed = replace(tables, claims=[replace(PLANTED[0], expected="b_better"), PLANTED[1]])
     assert "The claims are not those hashed before the first training." in claims.analyse(changed).answers
-    assert any("claims are not those hashed" in lead.text and lead.warn for lead in report.lead(changed, []))
+    (state,) = [headline for key, _, headline in first_screen.headlines(changed, [], []) if key == "state"]
+    assert state.warn and any("claims are not those hashed" in said for said in state.sentences)
     untestable = replace(tables, claims=[replace(PLANTED[0], untestable="no weights"), PLANTED[1]])
     assert untestable.claims_unchanged  # what a machine has is no part of what is claimed
 
