@@ -22,7 +22,7 @@ MEANINGLESS_SSIM = 0.5  # a similarity that a random guess exceeds tells nothing
 
 
 def explained(entries: Mapping[str, Row], champion: str | None) -> list[str]:
-    """A sentence for each puzzle that the stored scores can measure; without published values on other data than NYU."""
+    """A sentence for each puzzle that the stored scores can measure; published values stand in it on NYU alone."""
     if champion is None or champion not in entries:
         return []
     entry = entries[champion]

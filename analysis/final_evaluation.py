@@ -137,7 +137,7 @@ def _scored(
     listed = [entry for entry in frozen if not entry.get("missing")]
     side = len(listed) if device.choose_device(reference).type == "cpu" else 1  # a GPU is busy with one
     pool, workers = device.side_by_side(side, "score")
-    results = []
+    results: list[dict[str, Any]] = []
     with pool:
         for few in (listed[i : i + workers] for i in range(0, len(listed), workers)):
             models = [_model(tables, e, configs[e["name"]]) if e["key"] is not None else None for e in few]

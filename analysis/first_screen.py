@@ -1,5 +1,6 @@
-"""The report's first screen: what was studied on what data, then each section's headline in the page's order, then what
-to do next.
+"""The report's first screen: what was studied on what data, then each section's headline, then what to do next.
+
+Headlines stand in the page's own order; a section without one is not on the first screen.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def studied(tables: StudyTables) -> str:
     each = f" of {images:,} images each" if isinstance(images, int) else ""
     at = f" at {' x '.join(map(str, shape))}" if isinstance(shape, (list, tuple)) else ""
     return (
-        f"{systems}{f' ({encoder})' if encoder else ''} on {_data(tables)}{at}: {counted(len(trials), 'training')}{each} "
-        f"({ended})."
+        f"{systems}{f' ({encoder})' if encoder else ''} on {_data(tables)}{at}: "
+        f"{counted(len(trials), 'training')}{each} ({ended})."
     )
 
 

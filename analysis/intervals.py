@@ -65,18 +65,19 @@ def by_scene(values: Sequence[float], scenes: Sequence[str | None], seed: int) -
     array = np.asarray(values, dtype=np.float64)
     value = float(array.mean()) if len(array) else math.nan
     means, n = _resampled(array[:, None], scenes, seed)
-    return Estimate(value, *(_ends(means[:, 0]) if means is not None else (None, None)), n)
+    low, high = (None, None) if means is None else _ends(means[:, 0])
+    return Estimate(value, low, high, n)
 
 
 def reduction_by_scene(
     values: Sequence[float], others: Sequence[float], scenes: Sequence[str | None], seed: int
 ) -> Estimate:
-    """By how many percent of the mean of `others` the mean of `values` lies below it; both resampled by whole scenes."""
+    """By how many percent the mean of `values` lies below that of `others`; both are resampled by whole scenes."""
     both = np.stack([np.asarray(v, dtype=np.float64) for v in (values, others)], axis=1)
     first, second = both.mean(0) if len(both) else (math.nan, math.nan)
     means, n = _resampled(both, scenes, seed)
-    ends = (None, None) if means is None else _ends(100 * (1 - means[:, 0] / means[:, 1]))
-    return Estimate(float(100 * (1 - first / second)), *ends, n)
+    low, high = (None, None) if means is None else _ends(100 * (1 - means[:, 0] / means[:, 1]))
+    return Estimate(float(100 * (1 - first / second)), low, high, n)
 
 
 def _resampled(frames: Floats, scenes: Sequence[str | None], seed: int) -> tuple[Floats | None, str]:

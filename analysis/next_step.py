@@ -1,4 +1,4 @@
-"""What to do next, by rule: the first of these that applies to the study, as a command that runs as it stands.
+"""What to do next, by rule: the first that applies to the study, as a command that runs as it stands.
 
     the study has not ended                  go on with it
     spikes have snapshots and no replay      replay them

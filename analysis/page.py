@@ -123,7 +123,7 @@ def _drawn(shown: Section | Headline, links: Mapping[str, str]) -> tuple[list[Pi
 
 
 def picture(figure: Figure) -> Picture:
-    """Draw a figure as inline SVG, and narrower for phones where its text stays readable; also as files with its data."""
+    """Draw a figure as inline SVG, and again narrower where a phone could not read it; also as files with its data."""
     table = plots.csv_text(figure.data).encode()
     alt = html.escape(spelled(figure.alt), quote=True)
     with plots.style(figure.name):

@@ -36,7 +36,7 @@ def comparable(entry: Mapping[str, Any], asked: str) -> tuple[bool, str]:
 
 def on_nyu(entry: Mapping[str, Any]) -> bool:
     """Whether an entry was scored on the test frames of NYU Depth v2, beside whose numbers published ones may stand."""
-    return entry["source"] != "rooms" and entry["frames"] == NYU_TEST_FRAMES
+    return bool(entry["source"] != "rooms" and entry["frames"] == NYU_TEST_FRAMES)
 
 
 def obstacles(entry: Mapping[str, Any]) -> list[str]:

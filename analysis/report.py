@@ -104,7 +104,8 @@ def write(tables: StudyTables, sections: Sequence[Section], folder: Path, links:
 
     links: key -> address of a training's run in the MLflow UI.
     """
-    verdicts = [(c["id"], c["verdict"]) for section in sections for c in section.data.get("claims", ())]
+    asked = [claim for section in sections if section.key == "claims" for claim in section.data.get("claims", ())]
+    verdicts = [(claim["id"], claim["verdict"]) for claim in asked]
     leads = [page.lead(*entry, links) for entry in first_screen.headlines(tables, sections, verdicts)]
     parts = [page.part(section, links) for section in sections]
     footer = (
@@ -112,7 +113,8 @@ def write(tables: StudyTables, sections: Sequence[Section], folder: Path, links:
     )
     text = page.render(tables.name, leads, parts, footer)
     files: dict[str, bytes] = {}
-    for one in (*leads, *parts):
+    shown_parts: list[page.Lead | page.Part] = [*leads, *parts]
+    for one in shown_parts:
         for shown in one.figures:
             files.update(shown.files)
         for listed in one.tables:

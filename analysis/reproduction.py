@@ -219,7 +219,7 @@ def _headline(rows: Sequence[Row]) -> list[str]:
 
 
 def _published_table(entries: Mapping[str, Row], tables: StudyTables) -> Table:
-    """Every published row, then ours on the same data under the same protocol, so that a reader sees them in one table."""
+    """Every published row, then ours on the same data under the same protocol, in one table."""
     metrics = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")
     rows: list[Row] = [
         {"who": p.who, "kind": "published", "protocol": p.protocol or "not stated",

@@ -59,8 +59,8 @@ def sentences(found: Sequence[Row], unit: str) -> list[str]:
             )
     if lost := [row["origin"] for row in found if row not in known]:
         said.append(
-            f"Half of the fresh seeds of {', '.join(lost)}, or more, have no value, so they have no median to set beside "
-            "what the search said."
+            f"Half of the fresh seeds of {', '.join(lost)}, or more, have no value, so they have no median to set "
+            "beside what the search said."
         )
     return said
 

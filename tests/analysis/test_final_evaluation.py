@@ -48,8 +48,8 @@ def write_study(root: Path, config: TrialConfig, tracking: str | None) -> Layout
     layout = make_results(root / "s", trainings, data=fingerprint(config.data), base=as_dict(config))
     if tracking is not None:
         give_tracking(layout, tracking)
-    for number, folder in enumerate(sorted(layout.trials.iterdir())):
-        torch.manual_seed(number)
+    for seed, folder in enumerate(sorted(layout.trials.iterdir())):
+        torch.manual_seed(seed)
         model = build_model(config.model, config.target.kind)
         checkpoint.write_checkpoint(folder / "checkpoints" / "best", checkpoint.take_snapshot(model, None, {}), config)
     return layout

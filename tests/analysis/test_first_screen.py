@@ -16,7 +16,7 @@ from matplotlib.figure import Figure as Canvas
 from analysis import first_screen, importance, intervals, next_step, page, plots, replays, report, reproduction, runs
 from analysis.published import ELSEWHERE, PAPER, STRUCTURE
 from analysis.section import Figure, Headline, Section, Table
-from analysis.tables import StudyTables, read_table
+from analysis.tables import StudyTables
 from study.contract import Outcome
 from tests.analysis.make_results import PAPER as PAPER_SETTING
 from tests.analysis.make_results import Training, make_results, planted_study
@@ -91,7 +91,7 @@ def numbers_of(section: Section) -> str:
 def test_published_numbers_stand_beside_those_of_nyu_alone(
     tmp_path: Path, changes: dict[str, Any], beside: bool
 ) -> None:
-    ours = {name: 0.111 for name in (*PAPER.metrics, "mssim_10", "mssim_255", "edge_f1_0.5", "edge_f1_0.2")}
+    ours = dict.fromkeys((*PAPER.metrics, "mssim_10", "mssim_255", "edge_f1_0.5", "edge_f1_0.2"), 0.111)
     layout = make_results(tmp_path / "s", [Training("reproduce", 0.46, group="densedepth")])
     tables = runs.load(layout.root)
     guess = entry(ours, **changes) | {"name": "random guess", "roles": ["baseline"]}

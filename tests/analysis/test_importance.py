@@ -1,4 +1,4 @@
-"""What matters, on planted searches: the setting that matters is named, the others are not, a few trials say nothing."""
+"""What matters, on planted searches: the setting that matters is named, the others are not, few trials say nothing."""
 
 from __future__ import annotations
 
