@@ -212,7 +212,7 @@ def _headline(rows: Sequence[Row]) -> list[str]:
     if len(blocked) == len(rows):
         recipes = list(dict.fromkeys(r["recipe"] for r in rows))
         which = f"{recipes[0]} cannot" if len(recipes) == 1 else f"None of the {len(recipes)} recipes can"
-        answers.append(f"{which} be compared with published numbers: {blocked[0]['why']}.")
+        answers.append(f"{which} be compared with published numbers; the table says why.")
     elif blocked:
         answers.append(f"{len(blocked)} of {len(rows)} published rows cannot be compared; the table says why for each.")
     return answers
