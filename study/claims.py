@@ -225,14 +225,14 @@ def _untestable(config: ClaimConfig, pair: Sequence[Side], check: Check) -> str 
             return reason
     for side in pair:
         for one in side.chain:
-            if "weights" not in config.needs or one.model.weights is None:
-                check(side.where, one)
-                continue
-            check(side.where, one.model_copy(update={"model": one.model.model_copy(update={"weights": None})}))
             try:
-                check("its weights cannot be had", one)
+                check(side.where, one)
             except UserError as error:
-                return str(error)
+                if "weights" not in config.needs:
+                    raise
+                bare = one.model.model_copy(update={"weights": None, "input_normalisation": "none"})
+                check(side.where, one.model_copy(update={"model": bare}))  # all but the weights is to be had
+                return str(error).removeprefix(f"{side.where}: ")
     return None
 
 

@@ -181,7 +181,7 @@ def test_what_a_claim_needs_and_does_not_have_is_said_before_anything_trains(
         tmp_path, text, "trial.model.encoder=vgg16", "data.rooms.holes=false", "data.rooms.white_border=false"
     )
     assert [claim.untestable for claim in plan.stated[:5]] == [
-        "its weights cannot be had: there is no network; give a file",
+        "there is no network; give a file",
         "the pictures have no white border",
         "the data have no holes",
         "it is about DenseNets, and the encoder is vgg16",
