@@ -214,8 +214,8 @@ def _errors(claims: Sequence[Claim]) -> str:
 
 def _table(found: Sequence[ClaimAnswer]) -> Table:
     columns = [
-        "id", "who", "statement", "arm_a", "arm_b", "measured", "unit", "expected", "effect", "low", "high", "n",
-        "verdict", "reason", "also",
+        "id", "verdict", "statement", "who", "arm_a", "arm_b", "measured", "unit", "expected", "effect", "low", "high",
+        "n", "reason", "also",
     ]  # fmt: skip
     rows = [asdict(answer) | {"also": "; ".join(answer.also)} for answer in found]
     frame = pd.DataFrame([{c: row[c] for c in columns} for row in rows], columns=columns)

@@ -32,7 +32,7 @@ from trainables import checkpoint
 from trainables.predict import predict_picture, read_picture
 
 NEEDS = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "safetensors", "pydantic", "pyyaml", "h5py",
-         "kornia", "pytorch-msssim")  # fmt: skip
+         "kornia", "pytorch-msssim", "timm")  # fmt: skip
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.binary, "image")]),
     outputs=Schema([ColSpec(Array(Array(DataType.double)), "depth_m")]),

@@ -1,9 +1,9 @@
 """Claims: published statements as paired trainings, read and checked before anything trains.
 
 A claim stands in study/claims.yaml or in a study's claims.test. Its arms `a` and `b` are each a mapping of settings
-by dotted path over the claim's recipe; `name` says in words what it is, `recipe: NAME` takes another recipe, and
-`stages: [{...}, ...]` trains one after another, each from the best weights of the one before. Arms that train the same
-are trained once, whoever names them.
+by dotted path over the claim's recipe, `both` what they share; in an arm, `name` says in words what it is, `recipe:
+NAME` takes another recipe, and `stages: [{...}, ...]` trains one after another, each from the best weights of the one
+before. Arms that train the same are trained once, whoever names them.
 
     needs       what a claim needs beyond its settings; where it is not there, the claim is not tested, and it says why
     untestable  such a reason; other problems of a claim are errors with file, line and key
@@ -27,7 +27,7 @@ from study.contract import QUANTITIES, STRUCTURE, Arm, Claim, Expected
 from trainables.config import Count, Section, TrialConfig, as_dict
 from trainables.errors import UserError
 from trainables.recipe import recipe_stages, validate
-from trainables.yamlfile import Document, nearest, read_yaml
+from trainables.yamlfile import nearest, read_yaml
 
 LIBRARY = Path(__file__).parent / "claims.yaml"
 BASE = "base"  # an arm that changes nothing of its recipe
@@ -46,6 +46,7 @@ class ClaimConfig(Section):
     statement: str
     source: str | None
     recipe: str | None  # null: the study's claims.recipe
+    both: dict[str, Any]  # settings of both arms, under their own
     a: dict[str, Any]
     b: dict[str, Any]
     measured: tuple[str, ...] | None  # the first decides; null: the judge's metric
@@ -160,7 +161,8 @@ def read_claims(study: Study) -> list[tuple[ClaimConfig, Layers]]:
 
 def _side(study: Study, config: ClaimConfig, name: Literal["a", "b"], document: Layers, structure: bool) -> Side:
     """An arm with its settings checked. structure: some claim measures what validation shows only when asked."""
-    written = dict(config.a if name == "a" else config.b)
+    arm = dict(config.a if name == "a" else config.b)
+    written = config.both | arm
     own, called = "recipe" in written, written.pop("name", None)
     if called is not None and not isinstance(called, str):
         raise UserError(f"{document.where(f'{name}.name')}: say what the arm is in words, not {called!r}")
@@ -175,11 +177,12 @@ def _side(study: Study, config: ClaimConfig, name: Literal["a", "b"], document: 
         raise UserError(f"{document.where(f'{name}.recipe' if own else 'recipe')}: {error}") from None
     if many and published > 1:
         raise UserError(f"{document.where(f'{name}.stages')}: {recipe} has stages of its own; leave these out")
-    inside = Within(document.name, {}, {}, name, document)
+    inside = [(frozenset(keys), Within(document.name, {}, {}, part, document))
+              for part, keys in (("both", config.both), (name, arm))]  # fmt: skip
     words, trained = f"{recipe}: {described(written) or BASE}", []
     for number, stage in enumerate(stages or [{}]):
         deeper = Within(document.name, {}, {}, f"{name}.stages.{number}", document)
-        layers = Layers(document.where(name), {}, {}, ((frozenset(written), inside), (frozenset(stage), deeper)))
+        layers = Layers(document.where(name), {}, {}, (*inside, (frozenset(stage), deeper)))
         trained += compose(study, recipe, written | stage, layers, 0)
     if many:
         words += f"; {', then '.join(described(stage) or BASE for stage in stages)}"
@@ -225,14 +228,14 @@ def _untestable(config: ClaimConfig, pair: Sequence[Side], check: Check) -> str 
             return reason
     for side in pair:
         for one in side.chain:
-            if "weights" not in config.needs or one.model.weights is None:
-                check(side.where, one)
-                continue
-            check(side.where, one.model_copy(update={"model": one.model.model_copy(update={"weights": None})}))
             try:
-                check("its weights cannot be had", one)
+                check(side.where, one)
             except UserError as error:
-                return str(error)
+                if "weights" not in config.needs:
+                    raise
+                bare = one.model.model_copy(update={"weights": None, "input_normalisation": "none"})
+                check(side.where, one.model_copy(update={"model": bare}))  # all but the weights is to be had
+                return str(error).removeprefix(f"{side.where}: ")
     return None
 
 

@@ -272,14 +272,14 @@ _LOWER_IS_BETTER = {
     "peak_memory_mib": "MiB",
 }  # fmt: skip
 _HIGHER_IS_BETTER = {
-    "delta1": "", "delta2": "", "delta3": "", "edge_f1_0.2": "", "edge_f1_0.5": "", "mssim_10": "", "mssim_255": "",
-    "images_per_s": "images/s",
+    "delta1": "", "delta2": "", "delta3": "", "edge_f1_0.05": "", "edge_f1_0.2": "", "edge_f1_0.5": "", "mssim_10": "",
+    "mssim_255": "", "images_per_s": "images/s",
 }  # fmt: skip
 QUANTITIES = {name: Quantity(unit, higher_is_better=False) for name, unit in _LOWER_IS_BETTER.items()} | {
     name: Quantity(unit, higher_is_better=True) for name, unit in _HIGHER_IS_BETTER.items()
 }
 # Of those, what validation reports only where the training asks for it (validate_structure).
-STRUCTURE = frozenset({"edge_f1_0.2", "edge_f1_0.5", "mssim_10", "mssim_255"})
+STRUCTURE = frozenset({"edge_f1_0.05", "edge_f1_0.2", "edge_f1_0.5", "mssim_10", "mssim_255"})
 Expected = Literal["a_better", "b_better", "a_more", "a_less", "a_not_better", "no_difference", "open"]
 
 

@@ -190,6 +190,7 @@ METRICS: dict[str, Metric] = {
     "mssim_255": partial(mssim, 255.0),
     "edge_f1_0.5": partial(edge_f1, 0.5),
     "edge_f1_0.2": partial(edge_f1, 0.2),
+    "edge_f1_0.05": partial(edge_f1, 0.05),  # for networks so small or so little trained that no slope is steeper
 }
 DEPTH_METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "delta1", "delta2", "delta3", "silog")
 STRUCTURE_METRICS = tuple(name for name in METRICS if name not in DEPTH_METRICS)

@@ -217,10 +217,16 @@ def test_metrics_are_taken_where_the_judge_looks(tmp_path: Path) -> None:
 
 
 def test_spikes_are_counted_in_the_trace_and_their_damage_in_the_validation(tmp_path: Path) -> None:
-    """Planted: one spike in 400 steps, after which the RMSE rises from 0.5 to 0.7; the calm arm has none."""
+    """Planted: one spike in 400 steps, after which the RMSE rises from 0.5 to 0.7; the calm arm has none, and one arm a
+    spike after which it falls.
+    """
     ids = [f"data/nyu2_train/room{i // 8}_out/{i % 8}.jpg" for i in range(200)]
     rows = []
-    for arm, spikes, history in (("x", {250: 30.0}, [0.6, 0.5, 0.7, 0.6]), ("base", {}, [0.6, 0.5, 0.45, 0.4])):
+    for arm, spikes, history in (
+        ("x", {250: 30.0}, [0.6, 0.5, 0.7, 0.6]),
+        ("base", {}, [0.6, 0.5, 0.45, 0.4]),
+        ("y", {250: 30.0}, [0.6, 0.5, 0.4, 0.3]),
+    ):
         for seed in SEEDS:
             trace = planted_trace(
                 np.random.default_rng(seed), steps=400, batch_size=6, samples=ids, spikes=spikes, noise=0.05
@@ -230,10 +236,12 @@ def test_spikes_are_counted_in_the_trace_and_their_damage_in_the_validation(tmp_
         claim("rate", "x", expected="a_more", measured=("spikes_per_1000_steps", "damage_after_spikes")),
         claim("damage", "base", "x", expected="a_less", measured=("damage_after_spikes",)),
     ]
-    rate, damage = claims.answers(runs.load(make_results(tmp_path / "s", rows, claims=asked).root))
+    asked.append(claim("harmless", "base", "y", expected="a_less", measured=("damage_after_spikes",)))
+    rate, damage, harmless = claims.answers(runs.load(make_results(tmp_path / "s", rows, claims=asked).root))
     assert (rate.verdict, rate.effect, rate.unit) == ("holds", pytest.approx(-2.5), "spikes per 1,000 steps")
     assert (damage.verdict, damage.effect, damage.unit) == ("holds", pytest.approx(0.2), "m")
     assert rate.also[0].startswith("damage_after_spikes: a more by 0.200 m")
+    assert (harmless.effect, harmless.verdict) == (0.0, "no difference beyond the margin")
 
 
 def test_every_quantity_is_known_on_both_sides() -> None:

@@ -176,12 +176,13 @@ def test_what_a_claim_needs_and_does_not_have_is_said_before_anything_trains(
             raise UserError(f"{where}: there is no network; give a file")
 
     monkeypatch.setattr(planning, "check_parts", offline)
-    text = "claims: {test: [P1, R3, R5, T1, K4, {P4: {a: {model.weights: null}, b: {model.weights: null, batch_size: 4}}}]}\n"
+    trained = "{P4: {both: {model.weights: null}, b: {batch_size: 4}}}"
+    text = f"claims: {{test: [P1, R3, R5, T1, K4, {trained}]}}\n"
     plan = claims_of(
         tmp_path, text, "trial.model.encoder=vgg16", "data.rooms.holes=false", "data.rooms.white_border=false"
     )
     assert [claim.untestable for claim in plan.stated[:5]] == [
-        "its weights cannot be had: there is no network; give a file",
+        "there is no network; give a file",
         "the pictures have no white border",
         "the data have no holes",
         "it is about DenseNets, and the encoder is vgg16",

@@ -16,13 +16,14 @@ from torch.nn import functional as F
 
 from trainables.config import ModelConfig, TargetKind
 from trainables.errors import UserError
+from trainables.models.backbone import BOTTLENECK, INPUT, STRIDE, Halving
 from trainables.models.decoder import Decoder
 from trainables.models.dispnet import DispNetDecoder
-from trainables.models.backbone import BOTTLENECK, INPUT, STRIDE
 from trainables.models.encoder import (
     Encoder,
     build_encoder,
     check_encoder,
+    first_halving,
     halved,
     input_statistics,
     last_block_channels,
@@ -43,7 +44,7 @@ class DepthModel(nn.Module):
         self.config, self.kind = config, kind
         encoder = _encoder(config, pretrained)
         self.encoder, self.taps = encoder.features, dict(encoder.taps)
-        self.rectified = encoder.rectified
+        self.rectified, self.first_halving = encoder.rectified, encoder.first_halving
         self.input_is_skip = self.taps.get("s1") == INPUT
         skips = {
             scale: 3 if node == INPUT else encoder.channels[scale]
@@ -68,7 +69,7 @@ class DepthModel(nn.Module):
 
         Raises UserError for images that are too small.
         """
-        size = output_size(self.config, (images.shape[-2], images.shape[-1]))
+        size = _output_size(self.config, (images.shape[-2], images.shape[-1]), self.first_halving)
         if self.config.input_pool > 1:
             images = F.max_pool2d(images, self.config.input_pool)
         if self.normalised:
@@ -125,17 +126,7 @@ def check_model(config: ModelConfig) -> None:
 
 def output_size(config: ModelConfig, input_hw: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of the answer to an image of that many. Raises UserError where the image is too small."""
-    rows, columns = (side // config.input_pool for side in input_hw)
-    stride = _stride(config)
-    if min(rows, columns) < stride:
-        pooled = f", pooled to {rows} x {columns}," if config.input_pool > 1 else ""
-        raise UserError(
-            f"input: {input_hw[0]} x {input_hw[1]}{pooled} is too small for the encoder, "
-            f"which halves it to 1/{stride}; enlarge it to at least {stride * config.input_pool} on both sides"
-        )
-    if config.family == "unet" or config.skips.s1 != "none":
-        return rows, columns
-    return halved(str(config.encoder), rows), halved(str(config.encoder), columns)
+    return _output_size(config, input_hw, "floor" if config.encoder is None else first_halving(config.encoder))
 
 
 def parameter_counts(model: DepthModel) -> dict[str, int]:
@@ -148,6 +139,21 @@ def parameter_counts(model: DepthModel) -> dict[str, int]:
 
 def _encoder(config: ModelConfig, pretrained: bool) -> Encoder:
     return unet_encoder(config) if config.family == "unet" else build_encoder(config, pretrained=pretrained)
+
+
+def _output_size(config: ModelConfig, input_hw: tuple[int, int], halving: Halving) -> tuple[int, int]:
+    """As `output_size`, without looking the encoder up, which torch.compile would follow into its library."""
+    rows, columns = (side // config.input_pool for side in input_hw)
+    stride = _stride(config)
+    if min(rows, columns) < stride:
+        pooled = f", pooled to {rows} x {columns}," if config.input_pool > 1 else ""
+        raise UserError(
+            f"input: {input_hw[0]} x {input_hw[1]}{pooled} is too small for the encoder, "
+            f"which halves it to 1/{stride}; enlarge it to at least {stride * config.input_pool} on both sides"
+        )
+    if config.family == "unet" or config.skips.s1 != "none":
+        return rows, columns
+    return halved(rows, halving), halved(columns, halving)
 
 
 def _stride(config: ModelConfig) -> int:

@@ -17,6 +17,7 @@ INPUT = "x"  # the graph's input, the tap of s1
 BOTTLENECK = "bottleneck"
 STRIDE = 32  # of every encoder's bottleneck
 
+Halving = Literal["ceil", "floor"]  # of an odd side
 Color = tuple[float, float, float]  # a number per channel: red, green, blue
 
 
@@ -43,7 +44,7 @@ class Backbone(ABC):
     pre_pool: Mapping[str, str]
     bottleneck: Mapping[str, str]
     head: tuple[str, ...]
-    first_halving: Literal["ceil", "floor"]
+    first_halving: Halving
     scales_left_out: tuple[str, ...]
     rectified: bool
 

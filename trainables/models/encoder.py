@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from trainables.config import SCALES, ModelConfig
 from trainables.errors import UserError
-from trainables.models.backbone import BOTTLENECK, INPUT, STRIDE, Backbone, Training
+from trainables.models.backbone import BOTTLENECK, INPUT, STRIDE, Backbone, Halving, Training
 from trainables.models.encoder_torchvision import ENCODERS
 from trainables.models.weights import Network, fill, is_file, read_weights, training_of
 from trainables.yamlfile import nearest
@@ -27,13 +27,15 @@ IMAGENET = Training(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 class Encoder:
     """A module from an image to {scale: map}, with the channels and the tapped node of each; s1 is in `taps` alone.
 
-    `rectified`: the decoder sees the bottleneck's positive part.
+    `rectified`: the decoder sees the bottleneck's positive part. `first_halving`: how an odd side of the image is
+    halved.
     """
 
     features: nn.Module
     channels: Mapping[str, int]
     taps: Mapping[str, str]
     rectified: bool
+    first_halving: Halving
 
 
 def build_encoder(config: ModelConfig, *, pretrained: bool = True) -> Encoder:
@@ -50,7 +52,7 @@ def build_encoder(config: ModelConfig, *, pretrained: bool = True) -> Encoder:
     features = _tapped(network, {node: scale for scale, node in taps.items() if node != INPUT})
     for name, parameter in features.named_parameters():
         parameter.requires_grad_(not any(_within(name, prefix) for prefix in config.frozen))
-    return Encoder(features, tap_channels(features), taps, backbone.rectified)
+    return Encoder(features, tap_channels(features), taps, backbone.rectified, backbone.first_halving)
 
 
 def check_encoder(config: ModelConfig) -> None:
@@ -68,13 +70,14 @@ def resolve_taps(config: ModelConfig) -> dict[str, str]:
         kind = getattr(config.skips, scale)
         if kind == "none" or scale in backbone.scales_left_out:
             continue
-        nodes = backbone.post_pool if kind == "post_pool" else backbone.pre_pool
-        if scale not in nodes:
+        nodes = {"post_pool": backbone.post_pool, "pre_pool": backbone.pre_pool}
+        if scale not in nodes[kind]:
+            there = [other for other in nodes if scale in nodes[other]]
             raise UserError(
-                f"model.skips.{scale}: {backbone.name} has no {kind} tap there (only at {', '.join(nodes)}); "
-                "choose another tap or none"
+                f"model.skips.{scale}: {backbone.name} has no {kind} tap there (only at {', '.join(nodes[kind])}); "
+                f"set it to {' or '.join([*there, 'none'])}"
             )
-        taps[scale] = nodes[scale]
+        taps[scale] = nodes[kind][scale]
     if config.bottleneck not in backbone.bottleneck:
         raise UserError(
             f"model.bottleneck: {backbone.name} has no {config.bottleneck}; "
@@ -94,8 +97,8 @@ def input_statistics(config: ModelConfig) -> Training | None:
         raise UserError("model.input_normalisation: of_weights needs weights; set it to imagenet or none")
     if is_file(config.weights):
         raise UserError(
-            f"model.input_normalisation: of_weights needs weights that say their mean and std, unlike {config.weights}; "
-            "set it to what the file was trained with, imagenet or none"
+            f"model.input_normalisation: {config.weights} does not say its mean and std, which of_weights needs; "
+            "set it to what the file was trained with: imagenet or none"
         )
     return training_of(_backbone(config.encoder), config.weights)
 
@@ -119,9 +122,14 @@ def last_block_channels(name: str) -> int:
     return int(module.get_submodule(backbone.head[0]).in_features)  # type: ignore[arg-type]
 
 
-def halved(name: str, side: int) -> int:
+def first_halving(name: str) -> Halving:
+    """How an encoder halves an odd side of the image."""
+    return _backbone(name).first_halving
+
+
+def halved(side: int, halving: Halving) -> int:
     """Rows or columns at s2 of an image of that many."""
-    return (side + 1) // 2 if _backbone(name).first_halving == "ceil" else side // 2
+    return (side + 1) // 2 if halving == "ceil" else side // 2
 
 
 def _backbone(name: str) -> Backbone:

@@ -9,14 +9,13 @@ names mean it. A scale without any (a ConvNeXt starts at 1/4) is left out.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, fx, nn
-from torchvision.models.feature_extraction import NodePathTracer
 
 from trainables.config import SCALES
 from trainables.errors import UserError
@@ -50,9 +49,12 @@ class TimmBackbone(Backbone):
             with torch.device("cpu"):  # a check runs without memory
                 model = timm.create_model(f"{_bare(self.name)}.{weights}", pretrained=True)
         except (OSError, RuntimeError) as error:
+            first: BaseException = error
+            while first.__cause__ or first.__context__:  # the hub wraps "Name or service not known" four times
+                first = first.__cause__ or first.__context__ or first
             raise UserError(
-                f"model.weights: {weights} of {self.name} cannot be had from timm's hub "
-                f"({str(error).splitlines()[0]}); connect to the internet once, {GO_ON}"
+                f"model.weights: {weights} of {self.name} cannot be had from timm's hub ({first}); "
+                f"connect to the internet once, {GO_ON}"
             ) from error
         state: dict[str, Tensor] = model.state_dict()
         return state
@@ -71,36 +73,40 @@ class TimmBackbone(Backbone):
 
 @functools.cache
 def timm_backbone(name: str) -> TimmBackbone:
-    """The backbone of that name, measured on the meta device. Raises UserError for one that is unknown or no pyramid."""
+    """The backbone of that name, measured on the meta device. Raises UserError for one unknown or without pyramid."""
     stages = _stages(name)
     graph, names = _outline(name)
     with torch.device("meta"):
         module = _make(name).eval()
-    sizes = _sizes(module, graph, SIDE)
+    sizes = _sizes(name, module, graph, SIDE)
     post_pool, pre_pool = {"s1": INPUT}, {}
     for scale, stage in stages.items():
         side = SIDE // int(scale[1:])
-        last = [node for node in graph.nodes if _is_within(names.get(node, ""), stage)][-1]
+        last = _last_node(name, graph, names, stage)
         if sizes.get(last) != (side, side):
             raise UserError(
                 f"model.encoder: the map of {name} at 1/{scale[1:]} is no rows and columns of pixels, channels first; "
                 "choose a convolutional one, such as timm/convnext_atto"
             )
-        first = next(node for node, size in sizes.items() if size == (side, side) and node.op == "call_module")
+        pre_pool[scale] = stage
+        first = next((n for n, size in sizes.items() if size == (side, side) and n.op == "call_module"), None)
+        if first is None:  # a transformer's tokens, which become a map at the end of the scale alone
+            continue
         while _only_scales(module, first.next) and sizes.get(first.next) == (side, side):
             first = first.next
-        post_pool[scale], pre_pool[scale] = names[first], stage
-    del pre_pool["s32"]  # the bottleneck itself
-    scales = [scale for scale in SCALES[1:] if scale in stages]
-    first_map = next(node for node in graph.nodes if names.get(node) == post_pool[scales[0]])
-    odd = _sizes(module, graph, SIDE + 1)[first_map][0]
+        post_pool[scale] = names[first]
+    bottleneck = pre_pool.pop("s32")
+    if post_pool.get("s32") == names[_last_node(name, graph, names, bottleneck)]:
+        del post_pool["s32"]
+    odd = _sizes(name, module, graph, SIDE + 1)  # which some cannot take
+    at_half = odd[_last_node(name, graph, names, stages["s2"])] if "s2" in stages else None
     return TimmBackbone(
         name,
         post_pool,
         pre_pool,
-        {"norm": stages["s32"]},
+        {"norm": bottleneck},
         head=_unused(module, graph),
-        first_halving="floor" if scales[0] == "s2" and odd == SIDE // 2 else "ceil",
+        first_halving="floor" if at_half == (SIDE // 2, SIDE // 2) else "ceil",
         scales_left_out=tuple(scale for scale in SCALES[1:] if scale not in stages),
     )
 
@@ -117,17 +123,16 @@ def _make(name: str, **arguments: Any) -> nn.Module:
 @functools.cache
 def _stages(name: str) -> dict[str, str]:
     """Scale -> the module that gives its last map, as timm says."""
-    if not timm.is_model(_bare(name)):
+    architecture, _, tag = _bare(name).partition(".")
+    if not timm.is_model(architecture):
         known = [f"{PREFIX}{model}" for model in timm.list_models()]
-        tag = "; a tag belongs in model.weights" if timm.is_model(_bare(name).partition(".")[0]) else ""
-        raise UserError(f"model.encoder: timm has no {name}{nearest(name, known)}{tag}; see timm.list_models()")
-    if timm.get_pretrained_cfg(_bare(name)).fixed_input_size:
+        raise UserError(f"model.encoder: timm has no {name}{nearest(name, known)}; timm.list_models() lists its names")
+    if tag:
         raise UserError(
-            f"model.encoder: {name} takes images of one size only, and gives no pyramid at others; "
-            "choose a convolutional one, such as timm/convnext_atto"
+            f"model.encoder: {name} names weights, too; set it to {PREFIX}{architecture} and model.weights to {tag}"
         )
     with torch.device("meta"):
-        info = _make(name, features_only=True).feature_info
+        info: Any = _make(name, features_only=True).feature_info
     stages = dict(zip((f"s{reduction}" for reduction in info.reduction()), info.module_name(), strict=True))
     stages.pop("s1", None)
     if not stages.keys() <= set(SCALES) or list(stages)[-1:] != [f"s{STRIDE}"] or len(stages) < 2:
@@ -135,15 +140,35 @@ def _stages(name: str) -> dict[str, str]:
             f"model.encoder: {name} gives no pyramid of maps down to 1/{STRIDE} (timm: {info.reduction()}); "
             "choose another, such as timm/convnext_atto"
         )
+    if timm.get_pretrained_cfg(_bare(name)).fixed_input_size:
+        raise UserError(
+            f"model.encoder: {name} takes images of one size only; "
+            "choose a convolutional one, such as timm/convnext_atto"
+        )
     return stages
 
 
-class _Outline(NodePathTracer):
-    """A trace that enters containers and stages, and takes each block as a whole."""
+class _Outline(fx.Tracer):
+    """A trace that enters containers and stages, and takes each block as a whole. A node is named by its module."""
 
     def __init__(self, stages: tuple[str, ...]) -> None:
         super().__init__()
         self.stages = stages
+        self.names: dict[fx.Node, str] = {}
+        self.path: list[str] = []
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        self.path.append(self.path_of_module(m))
+        answer = super().call_module(m, forward, args, kwargs)
+        self.path.pop()
+        return answer
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        self.names[node] = self.path[-1] if node.op == "call_module" else ".".join([*self.path[-1:], node.name])
+        return node
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if type(m) in (nn.Sequential, nn.ModuleList):
@@ -169,30 +194,51 @@ def _outline(name: str) -> tuple[fx.Graph, dict[fx.Node, str]]:
     tracer = _Outline(tuple(stages.values()))
     try:
         graph = tracer.trace(module)
-    except fx.proxy.TraceError as error:
+    except (fx.proxy.TraceError, TypeError) as error:
         raise UserError(
-            f"model.encoder: the blocks of {name} cannot be told apart ({str(error).splitlines()[0]}); "
+            f"model.encoder: {name} cannot be followed block by block ({_first_line(error)}); "
             "choose another, such as timm/convnext_atto"
         ) from error
-    names = dict(tracer.node_to_qualname)
-    bottleneck = [node for node in graph.nodes if _is_within(names.get(node, ""), stages["s32"])][-1]
+    names = tracer.names
+    bottleneck = _last_node(name, graph, names, stages["s32"])
     for node in reversed(list(graph.nodes)):
         if node is bottleneck:
             break
         graph.erase_node(node)
+        del names[node]
     graph.output(bottleneck)
     return graph, names
+
+
+def _last_node(name: str, graph: fx.Graph, names: Mapping[fx.Node, str], stage: str) -> fx.Node:
+    nodes = [node for node in graph.nodes if _is_within(names.get(node, ""), stage)]
+    if not nodes:
+        raise UserError(
+            f"model.encoder: {name} has its map {stage} inside a block; choose another, such as timm/convnext_atto"
+        )
+    last: fx.Node = nodes[-1]
+    return last
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _is_within(name: str, module: str) -> bool:
     return f"{name}.".startswith(f"{module}.")
 
 
-def _sizes(module: nn.Module, graph: fx.Graph, side: int) -> dict[fx.Node, tuple[int, int]]:
+def _sizes(name: str, module: nn.Module, graph: fx.Graph, side: int) -> dict[fx.Node, tuple[int, int]]:
     """Rows and columns of each map, in order, for a square image."""
-    measure = _Measure(module, graph=graph)
-    with torch.no_grad():
-        measure.run(torch.empty(1, 3, side, side, device="meta"))
+    measure = _Measure(module, graph)
+    try:
+        with torch.no_grad():
+            measure.run(torch.empty(1, 3, side, side, device="meta"))
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise UserError(
+            f"model.encoder: {name} cannot be followed block by block through an image of {side} x {side} "
+            f"({_first_line(error)}); choose another, such as timm/convnext_atto"
+        ) from error
     return measure.sizes
 
 
@@ -211,7 +257,7 @@ class _Measure(fx.Interpreter):
 
 
 def _only_scales(module: nn.Module, node: fx.Node) -> bool:
-    """Whether a node normalises or activates: a module without any weight that joins channels, or other than its own."""
+    """Whether a node normalises or activates: a module without a weight of more than one dimension."""
     if node.op != "call_module":
         return False
     called = module.get_submodule(str(node.target))

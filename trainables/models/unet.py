@@ -87,7 +87,8 @@ def unet_encoder(config: ModelConfig) -> Encoder:
     """The encoding half, from random weights. Raises UserError for settings that it cannot serve."""
     check_unet(config)
     unet = UNetEncoder(config)
-    return Encoder(unet, unet.channels, unet_taps(config), rectified=False)  # its bottleneck ends in a ReLU
+    # Not rectified again: its bottleneck ends in a ReLU.
+    return Encoder(unet, unet.channels, unet_taps(config), rectified=False, first_halving="floor")
 
 
 def unet_taps(config: ModelConfig) -> dict[str, str]:

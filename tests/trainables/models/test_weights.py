@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import urllib.error
@@ -18,6 +19,7 @@ from torch import Tensor
 from trainables.errors import UserError
 from trainables.models import build_model, check_model
 from trainables.models import weights as module
+from trainables.models.encoder_timm import timm_backbone
 from trainables.models.encoder_torchvision import ENCODERS
 from trainables.models.weights import Network, read_weights
 from trainables.recipe import load_recipe
@@ -98,9 +100,7 @@ def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch, network: Network
 
 def test_names_that_are_none(network: Network) -> None:
     for name in ("IMAGENET1K_V9", "weights.h5", ""):
-        with pytest.raises(
-            UserError, match=r"is neither a file \(\.pt, .* torchvision knows IMAGENET1K_V1, IMAGENET1K_V2"
-        ):
+        with pytest.raises(UserError, match=r"is neither a file .* torchvision knows IMAGENET1K_V1, IMAGENET"):
             read_weights(network, name)
 
 
@@ -120,6 +120,67 @@ def test_weights_that_do_not_fit(
     torch.save({k: v for k, v in (state | change).items() if v is not None}, path)
     with pytest.raises(UserError, match=rf"^model\.weights: \S+w\.pth does not fit resnet50 \({problem}.*\); {GO_ON}"):
         read_weights(network, str(path))
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[Network, dict[str, Tensor]]:
+    """A backbone whose weights are written in no time, and weights for it."""
+    torch.manual_seed(6)
+    backbone = timm_backbone("timm/mobilenetv3_small_050")
+    state = backbone.make().state_dict()
+    with torch.device("meta"):
+        return Network(backbone, backbone.make()), state
+
+
+@pytest.mark.parametrize("suffix", module.FILES)
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "encoder.", "module.encoder.", "model.module."])
+def test_prefixes_of_trainers(small: Any, tmp_path: Path, prefix: str, suffix: str) -> None:
+    """Taken off in every kind of file; a head for other classes, or none, is not asked for."""
+    network, state = small
+    path = tmp_path / f"w{suffix}"
+    given = {f"{prefix}{key}": value for key, value in state.items() if not key.startswith("classifier.")}
+    given[f"{prefix}classifier.weight"] = torch.zeros(7, 1024)
+    (save_file if suffix == ".safetensors" else torch.save)(given, path)
+    found = read_weights(network, str(path))
+    assert found.keys() == {key for key in state if not network.in_head(key)}
+    assert all(torch.equal(value, state[key]) for key, value in found.items())
+
+
+@pytest.mark.parametrize("wrapping", ["state_dict", "model", "model_state_dict", "model>state_dict"])
+def test_wrappings_of_trainers(small: Any, tmp_path: Path, wrapping: str) -> None:
+    """As trainers save them, their arguments and optimiser beside them."""
+    network, state = small
+    path, given = tmp_path / "last.pth.tar", {f"module.{key}": value for key, value in state.items()}
+    whole: Any = given
+    for name in reversed(wrapping.split(">")):
+        whole = {"epoch": 3, "args": argparse.Namespace(lr=0.1), "optimizer": {"state": {}}, name: whole}
+    torch.save(whole, path)
+    assert all(torch.equal(value, state[key]) for key, value in read_weights(network, str(path)).items())
+
+
+def test_checkpoints_of_ours(tmp_path: Path) -> None:
+    """The encoder of a model with another decoder; where only a part of it is there, the first key is named."""
+    settings = {"model.encoder": "timm/mobilenetv3_small_050", "model.weights": None, "model.width": 0.05}
+    wide = load_recipe("densedepth", settings | {"model.width": 0.1})[0].model
+    torch.manual_seed(1)
+    state = build_model(wide, "inverse").state_dict()
+    path = tmp_path / "weights.safetensors"
+    save_file(state, path)
+    config = load_recipe("densedepth", settings | {"model.weights": str(path)})[0].model
+    check_model(config)
+    model = build_model(config, "inverse")
+    assert all(torch.equal(value, state[f"encoder.{key}"]) for key, value in model.encoder.state_dict().items())
+    state["encoder.blocks.1.0.conv_pw.weight"] = torch.zeros(3, 8, 1, 1)
+    save_file(state, path)
+    problem = r"blocks\.1\.0\.conv_pw\.weight is 3 x 8 x 1 x 1 and not 40 x 8 x 1 x 1"
+    with pytest.raises(
+        UserError, match=rf"weights\.safetensors does not fit timm/mobilenetv3_small_050 \({problem}\);"
+    ):
+        build_model(config, "inverse")
+    del state["encoder.conv_stem.weight"]
+    save_file(state, path)
+    with pytest.raises(UserError, match=r"does not fit timm/mobilenetv3_small_050 \(conv_stem\.weight is missing\);"):
+        build_model(config, "inverse")
 
 
 class Attack:
