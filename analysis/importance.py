@@ -94,8 +94,8 @@ def _headline(answers: Sequence[str], effects: Sequence[Row], judge: Judge) -> H
     unit = unit_of(judge.metric)
     clear = [row for row in effects if row["distinguishable"]]
     said = (
-        f"{len(clear)} of {counted(len(effects), 'setting')} compared can be told from chance; a hint, no proof, for the "
-        "sampler chose the trials."
+        f"{len(clear)} of {counted(len(effects), 'setting')} compared can be told from chance; a hint, no proof, for "
+        "the sampler chose the trials."
         if clear
         else f"None of {len(effects)} compared settings can be told from chance; the strongest are listed."
     )
