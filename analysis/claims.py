@@ -155,12 +155,14 @@ def _direction(claim: Claim) -> Direction:
 
 def _words(estimate: intervals.Estimate, claim: Claim, name: str, unit: str) -> str:
     """'a better by 0.031 m (95% interval 0.012 to 0.050, n = 3 paired seeds)'."""
-    more = claim.expected in ("a_more", "a_less")
+    more = claim.expected in ("a_more", "a_less") and name == claim.measured[0]
     flip = more and not QUANTITIES[name].higher_is_better
     value, low, high = estimate.value, estimate.low, estimate.high
     if flip:
         value, low, high = -value, None if high is None else -high, None if low is None else -low
     up, down = ("more", "less") if more else ("better", "worse")
+    if value == 0:
+        return f"no difference, {intervals.Estimate(0.0, low, high, estimate.n).words(unit)}"
     if value < 0:
         value, low, high = -value, None if high is None else -high, None if low is None else -low
         up = down

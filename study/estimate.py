@@ -195,11 +195,11 @@ def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
 
 def _print(plan: Plan, rows: list[dict[str, Any]], concurrency: int, *, measure: bool) -> None:
     print(f"{plan.study.config.name}: {concurrency} training{'s' if concurrency > 1 else ''} at once")
-    print(f"{'phase':<10}{'trainings':>10}{'images':>12}{'time':>14}{'disk GiB':>10}{'memory GiB each':>17}")
+    print(f"{'phase':<10}{'trainings':>10}{'images':>12}{'time':>18}{'disk GiB':>10}{'memory GiB each':>17}")
     for r in rows:
         if r["trainings"]:
             took = duration(r["hours"] * 3600)
-            cells = f"{r['trainings']:>10}{r['images']:>12,}{took:>14}{r['disk_gib']:>10.2f}{r['memory_gib']:>17.2f}"
+            cells = f"{r['trainings']:>10}{r['images']:>12,}{took:>18}{r['disk_gib']:>10.2f}{r['memory_gib']:>17.2f}"
             print(f"{r['phase']:<10}{cells}")
     total = duration(sum(r["hours"] for r in rows) * 3600)
     how = "measured" if measure else "estimated, good to a factor of about two; --measure times a few steps"

@@ -6,6 +6,7 @@ Units stand in the names; ranges are validated, and an error names the key and t
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -214,6 +215,15 @@ class TrialConfig(Section):
         if (self.model.encoder is None) != (self.model.family == "unet"):
             raise ValueError("model.encoder must name an encoder, except for model.family unet, where it is null")
         return self
+
+
+# Settings that are younger than stored trainings, with what those trainings did.
+YOUNGER = {"validate_structure": False}
+
+
+def stored_config(text: str | bytes) -> TrialConfig:
+    """A training's settings from the JSON that a checkpoint, a folder or the ledger holds."""
+    return TrialConfig.model_validate_json(json.dumps(YOUNGER | json.loads(text)))
 
 
 def as_dict(config: Section) -> dict[str, Any]:

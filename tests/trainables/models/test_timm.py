@@ -24,6 +24,7 @@ from trainables.config import SCALES, ModelConfig, TrialConfig
 from trainables.data.loader import TrainLoader
 from trainables.errors import UserError
 from trainables.models import DepthModel, build_model, check_model, encoder_timm, output_size
+from trainables.models import encoder as encoder_module
 from trainables.models import weights as weights_module
 from trainables.models.encoder import input_statistics
 from trainables.recipe import load_recipe
@@ -215,6 +216,7 @@ def test_a_frozen_encoder(name: str) -> None:
             skips(s32="post_pool") | {"model.encoder": "timm/vgg11"},
             r"model\.skips\.s32: timm/vgg11 has no post_pool tap",
         ),
+        ({"model.encoder": "timm/resnetaa50"}, r"timm/resnetaa50 cannot be followed .* 97 x 131 \(.*choose"),
         (  # tokens until the end of a scale
             skips(s4="post_pool") | {"model.encoder": "timm/pvt_v2_b0"},
             r"model\.skips\.s4: timm/pvt_v2_b0 has no post_pool tap there \(only at s1\); set it to pre_pool or none",
@@ -228,7 +230,7 @@ def test_a_frozen_encoder(name: str) -> None:
             {"model.encoder": "timm/swin_tiny_patch4_window7_224"},
             r"model\.encoder: timm/swin_\S+ takes images of one size only; choose",
         ),
-        ({"model.encoder": "timm/dla34"}, r"model\.encoder: timm/dla34 cannot be followed .* 65 x 65 \(.*choose"),
+        ({"model.encoder": "timm/dla34"}, r"model\.encoder: timm/dla34 cannot be followed .* 97 x 131 \(.*choose"),
         ({"model.bottleneck": "last_layer_input"}, r"model\.bottleneck: timm/mobilenetv3_\S+ has no last_layer_input;"),
         (
             skips(s32="pre_pool"),
@@ -372,7 +374,7 @@ def test_a_checkpoint_needs_only_what_belongs_to_the_weights(tmp_path: Path, mon
     torch.manual_seed(0)
     model = build_model(config.model, config.target.kind).eval()
     write_checkpoint(tmp_path / "best", take_snapshot(model, None, {}), config)
-    monkeypatch.setattr(weights_module, "read_weights", None)
+    monkeypatch.setattr(encoder_module, "read_weights", None)
     loaded, _ = load_model(tmp_path / "best")
     image = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
