@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Canvas
 
 from analysis import plots
 from analysis.overview import metric_of
-from analysis.section import Figure, Section, Table, number, plain
+from analysis.section import Figure, Headline, Section, Table, counted, number, plain
 from analysis.selection import choose, unit_of, with_unit
 from analysis.tables import StudyTables
 from study.contract import Outcome, masked
@@ -29,6 +29,7 @@ def analyse(first: StudyTables, second: StudyTables) -> Section:
         if obstacles
         else f"{names[0]} and {names[1]} are comparable: same data, same judge, same budget."
     )
+    short = f"{names[0]} and {names[1]} cannot be compared: {counted(len(obstacles), 'obstacle')}, named below."
     frame = pd.concat([_values(name, study) for name, study in zip(names, (first, second), strict=True)])
     metric = metric_of(first)
     figure = Figure(
@@ -52,6 +53,7 @@ def analyse(first: StudyTables, second: StudyTables) -> Section:
             Table("compare-settings", "Settings that differ", settings),
         ],
         plain({"comparable": not obstacles, "obstacles": obstacles}),
+        Headline([short if obstacles else verdict], warn=bool(obstacles)),
     )
 
 

@@ -63,7 +63,7 @@ def cost(tables: StudyTables) -> Section:
         disk = _disk(tables.layout.root)
         answers.append(f"The results folder holds {number(float(disk['gib'].sum()))} GiB.")
         parts.append(Table("disk", "Disk", disk, "", {"gib": "GiB"}))
-    return Section("cost", "Cost", answers, [figure], parts, plain({
+    return Section("cost", "Cost", answers, [figure] if len(figure.data) > 1 else [], parts, plain({
         "training_hours": hours, "device_hours": float(phases["device_hours"].sum()),
         "phases": phases, "pruning_saved_device_hours": _saved_hours(tables) * devices(tables),
     }))  # fmt: skip

@@ -14,9 +14,9 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from analysis import intervals, pictures, sealed, selection
-from analysis.plots import BLUE, CYCLE, empty
-from analysis.published import comparable
-from analysis.section import Figure, Section, Table, number, plain
+from analysis.plots import BLUE, CYCLE
+from analysis.published import comparable, obstacles
+from analysis.section import Figure, Headline, Section, Table, number, plain
 from analysis.tables import StudyTables
 from trainables.evaluate import PROTOCOLS
 
@@ -33,7 +33,10 @@ def build(tables: StudyTables) -> Section:
         why = f"the study has not ended ({'; '.join(reasons)})" if reasons else "it has not been opened"
         other = [note for note in tables.notes if note.startswith("The sealed test")]
         answer = f"The test set is still sealed: {why}." if not other else other[-1]
-        return Section("evaluation", TITLE, [answer], (), (), {"opened": False, "reason": why})
+        chosen = selection.choose(tables)
+        said = [answer] if chosen is None or tables.judge is None else [_so_far(tables.judge.metric, chosen), answer]
+        data = {"opened": False, "reason": why}
+        return Section("evaluation", TITLE, [answer], (), (), data, Headline(said))
     entries: dict[str, Row] = {entry["name"]: entry for entry in document["entries"]}
     champion = entries[document["champion"]]
     metric, protocol = document["judge"]["metric"], document["judge"]["protocol"]
@@ -52,7 +55,7 @@ def build(tables: StudyTables) -> Section:
         "bands": {name: entry["bands"] for name, entry in entries.items()},
     }  # fmt: skip
     answers = [
-        _headline(champion, protocol, metric, unit, estimate, len(own)),
+        _measured(champion, protocol, metric, unit, estimate, len(own)),
         *_failures(entries, failed),
         *_against(champion, entries, versus, metric, unit),
         *_seeds(champion, entries, protocol, metric, unit),
@@ -63,11 +66,49 @@ def build(tables: StudyTables) -> Section:
     figures = [
         _distribution(tables, entries, scores, champion, protocol, metric, unit),
         _bands(tables, entries, champion),
-        _holes(tables, own, champion, metric, unit),
-        *_pictures(tables, document),
+        *_holes(tables, own, champion, metric, unit),
     ]
+    said = [_champion(champion, entries, scores, protocol, metric, unit, estimate), *_failures(entries, failed)]
+    headline = Headline(said, _pictures(tables, document))
     result_tables = [_protocol_table(entries), _versus_table(versus, metric, unit), _openings_table(document)]
-    return Section("evaluation", TITLE, answers, figures, result_tables, plain(data))
+    return Section("evaluation", TITLE, answers, figures, result_tables, plain(data), headline)
+
+
+def _so_far(metric: str, chosen: selection.Chosen) -> str:
+    """The champion before the test has been opened."""
+    value = f"{number(chosen.median)} {selection.unit_of(metric)}".strip()
+    return f"Best so far is {chosen.champion}, with a validation {metric} of {value} ({chosen.phase})."
+
+
+def _champion(
+    champion: Row,
+    entries: Mapping[str, Row],
+    scores: pd.DataFrame,
+    protocol: str,
+    metric: str,
+    unit: str,
+    estimate: intervals.Estimate,
+) -> str:
+    """The champion against the training frames' mean depth per pixel, in one sentence."""
+    start = f"On {champion['frames']} unseen test frames the champion {champion['name']} has {metric} "
+    mean = entries.get(sealed.TRAINING_MEAN)
+    own = _values(scores, champion["name"], protocol, metric).set_index("id")
+    other = _values(scores, sealed.TRAINING_MEAN, protocol, metric).set_index("id")
+    both = own.index.intersection(other.index)
+    if mean is None or not mean["same_test_data"] or both.empty:
+        return f"{start}{estimate.words(unit)}."
+    a, b = own.loc[both, "value"].tolist(), other.loc[both, "value"].tolist()
+    below = intervals.reduction_by_scene(a, b, own.loc[both, "scene"].tolist(), BOOTSTRAP_SEED)
+    higher_is_better = metric.startswith("delta")
+    size = intervals.Estimate(abs(below.value), *(_ordered(below)), below.n)
+    clear = "" if below.distinguishable or below.low is None else ", not distinguishable from none"
+    better = "" if (below.value < 0) == higher_is_better else ", which is worse"
+    return (
+        f"{start}{number(estimate.value)} {unit}".rstrip()
+        + f", {size.words('%').replace(' %', '%')} {'above' if below.value < 0 else 'below'} the training frames' mean "
+        + f"depth per pixel ({number(float(np.mean(b)))} {unit}".rstrip()
+        + f"){better}{clear}."
+    )
 
 
 def _values(scores: pd.DataFrame, entry: str, protocol: str, metric: str) -> pd.DataFrame:
@@ -95,9 +136,8 @@ def _versus(
     return result
 
 
-def _headline(champion: Row, protocol: str, metric: str, unit: str, estimate: intervals.Estimate, measured: int) -> str:
-    can, why = comparable(champion, protocol)
-    note = "" if can else f" ({why}; not comparable with published numbers)"
+def _measured(champion: Row, protocol: str, metric: str, unit: str, estimate: intervals.Estimate, measured: int) -> str:
+    note = "" if comparable(champion, protocol)[0] else " (not comparable with published numbers: see the note below)"
     kind = "" if PROTOCOLS[protocol].average == "per_image" else " (mean over frames; the table's row is pooled)"
     frames = champion["frames"] if measured == champion["frames"] else f"{measured} of {champion['frames']}"
     return (
@@ -180,13 +220,18 @@ def _protocol_table(entries: Mapping[str, Row]) -> Table:
         for asked, run in entry["protocols"].items():
             measured = entry["summary"][run["name"]]
             row = {"entry": name, "role": ", ".join(entry["roles"]), "protocol": run["name"], "frames": entry["frames"]}
-            can, note = comparable(entry, asked)
-            note = note if entry["same_test_data"] else f"another test split; {note}"
-            rows.append(row | measured | {"comparable": can, "note": note})
+            note = (
+                run["note"]
+                if entry["same_test_data"]
+                else "; ".join(["another test split", *filter(None, [run["note"]])])
+            )
+            rows.append(row | measured | {"comparable": comparable(entry, asked)[0], "note": note})
     frame = pd.DataFrame(rows)
     last = ["comparable", "note"]
     frame = frame[[c for c in frame.columns if c not in last] + last]
+    against = dict.fromkeys(reason for entry in entries.values() for reason in obstacles(entry))
     note = "Every entry of the frozen list under every protocol; `comparable`: with numbers published under that name."
+    note += f" What no protocol mends: {'; '.join(against)}." if against else ""
     return Table("evaluation-protocols", "All protocols side by side", frame, note, {"rmse": "m", "sq_rel": "m"})
 
 
@@ -272,21 +317,23 @@ def _bands(tables: StudyTables, entries: Mapping[str, Row], champion: Row) -> Fi
     )  # fmt: skip
 
 
-def _holes(tables: StudyTables, own: pd.DataFrame, champion: Row, metric: str, unit: str) -> Figure:
+def _holes(tables: StudyTables, own: pd.DataFrame, champion: Row, metric: str, unit: str) -> list[Figure]:
+    """Nothing where the test truth has no holes."""
+    if not (own["hole_share"] > 0).any():
+        return []
+
     def draw(canvas: Canvas, data: pd.DataFrame) -> None:
         axes = canvas.add_subplot()
-        if not (data["hole_share"] > 0).any():
-            empty(axes, "the test truth has no holes")
-            return
         axes.scatter(data["hole_share"], data["value"], s=12, color=BLUE)
         axes.set(xlabel="share of the frame without truth", ylabel=f"{metric}" + (f" ({unit})" if unit else ""))
 
-    return Figure(
+    figure = Figure(
         "evaluation-holes", "Error by share of holes",
         f"{metric} of each test frame against the share of its pixels that have no truth, n = {len(own)}.",
         f"One dot per test frame of the champion {champion['name']}. Study {tables.name}.",
         draw, own,
     )  # fmt: skip
+    return [figure]
 
 
 def _pictures(tables: StudyTables, document: Mapping[str, Any]) -> list[Figure]:

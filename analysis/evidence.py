@@ -19,7 +19,7 @@ from analysis.section import Figure, number
 from analysis.tables import StudyTables
 from study.contract import Outcome
 from trainables import checkpoint
-from trainables.config import TrialConfig
+from trainables.config import TrialConfig, stored_config
 from trainables.data.dataset import open_training
 from trainables.data.doctor import references
 from trainables.data.doctor_checks import KINDS, findings
@@ -43,7 +43,7 @@ def training_frames(tables: StudyTables) -> tuple[FrameList, TrialConfig] | None
         if not path.exists():
             continue
         try:
-            config = TrialConfig.model_validate_json(path.read_bytes())
+            config = stored_config(path.read_bytes())
         except ValidationError as error:
             what = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors()[:3])
             tables.notes.append(

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from analysis.plots import VERMILION
-from analysis.published import MICHIGAN_GUESS, MIXED, PAPER, SCALED, STRUCTURE
+from analysis.published import MICHIGAN_GUESS, MIXED, PAPER, SCALED, STRUCTURE, on_nyu
 from analysis.section import Figure, Table, number
 from analysis.tables import StudyTables
 
@@ -22,7 +22,7 @@ MEANINGLESS_SSIM = 0.5  # a similarity that a random guess exceeds tells nothing
 
 
 def explained(entries: Mapping[str, Row], champion: str | None) -> list[str]:
-    """A sentence for each puzzle that the stored scores can measure."""
+    """A sentence for each puzzle that the stored scores can measure; published values stand in it on NYU alone."""
     if champion is None or champion not in entries:
         return []
     entry = entries[champion]
@@ -35,19 +35,24 @@ def explained(entries: Mapping[str, Row], champion: str | None) -> list[str]:
             f"where the paper's way gives {number(paper['rmse'])} m and {number(paper['abs_rel'])}."
         )
     if paper and scaled:
+        values = (
+            f" (delta1 {MIXED.metrics['delta1']} against rmse {SCALED.metrics['rmse']} m, unscaled "
+            f"{PAPER.metrics['rmse']} m)"
+        )
         texts.append(
-            f"Michigan's comparison row is mixed: delta1 {MIXED.metrics['delta1']} is the paper's, the rest are "
-            f"median-scaled (rmse {SCALED.metrics['rmse']} m, unscaled {PAPER.metrics['rmse']} m). Here scaling alone "
-            f"moves rmse from {number(paper['rmse'])} to {number(scaled['rmse'])} m and delta1 from "
+            "Michigan's comparison row is mixed: its delta1 is the paper's, the rest are median-scaled"
+            f"{values if on_nyu(entry) else ''}. Here scaling alone moves "
+            f"rmse from {number(paper['rmse'])} to {number(scaled['rmse'])} m and delta1 from "
             f"{number(paper['delta1'])} to {number(scaled['delta1'])}."
         )
     guess, own = _measured(entries.get("random guess"), "structure"), _measured(entry, "structure")
     if guess and own:
+        printed = f" (Michigan prints {STRUCTURE[MICHIGAN_GUESS.who]['mssim']})"
         lesson = ": at 255 a high value says nothing" if guess["mssim_255"] > MEANINGLESS_SSIM else ""
         texts.append(
             f"mSSIM depends on a data range nobody states: a random guess gets {number(guess['mssim_10'])} at 10 m "
-            f"and {number(guess['mssim_255'])} at 255 (Michigan prints {STRUCTURE[MICHIGAN_GUESS.who]['mssim']}), the "
-            f"champion {number(own['mssim_10'])} and {number(own['mssim_255'])}{lesson}."
+            f"and {number(guess['mssim_255'])} at 255{printed if on_nyu(entry) else ''}, the champion "
+            f"{number(own['mssim_10'])} and {number(own['mssim_255'])}{lesson}."
         )
     return texts
 
@@ -60,7 +65,7 @@ def _measured(entry: Row | None, protocol: str) -> dict[str, float] | None:
 
 
 def structure_table(entries: Mapping[str, Row]) -> Table:
-    """Published and measured structural similarity and edge F1."""
+    """Structural similarity and edge F1, published and measured on NYU Depth v2."""
     rows: list[Row] = [{"who": who, "kind": "published, nothing stated", **values} for who, values in STRUCTURE.items()]
     for entry in entries.values():
         measured = entry["summary"][entry["protocols"]["structure"]["name"]]

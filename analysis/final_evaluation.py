@@ -44,11 +44,16 @@ BASELINE_BATCH = 8  # frames that a baseline is scored on at once
 
 def analyse(tables: StudyTables) -> Section:
     """The section; opens the sealed test where the study has ended and nothing is stored yet."""
+    collect(tables)
+    return evaluation_section.build(tables)
+
+
+def collect(tables: StudyTables) -> None:
+    """Fill in the scores, opening the test where the study has ended; why not is a note."""
     try:
         open_once(tables, None)
     except UserError as error:
         tables.notes.append(f"The sealed test was not opened, or its scores cannot be used: {error}.")
-    return evaluation_section.build(tables)
 
 
 def open_once(tables: StudyTables, again: str | None) -> None:
@@ -99,7 +104,7 @@ def _open(tables: StudyTables, folder: Path, reason: str) -> None:
         where = sealed.HERE if counted is None else sealed.STORE
         openings.append({"test_data": digest, "at": sealed.now(), **facts, "count": count, "counted_in": where})
     write_json(folder / sealed.OPENINGS, openings)
-    results = [score_test(tables, entry, configs, reference) for entry in frozen["entries"] if not entry.get("missing")]
+    results = _scored(tables, frozen["entries"], configs, reference)
     scores = pd.DataFrame([row for result in results for row in result["rows"]])
     pictures, shown = _pictures(tables, champion, reference, scores)
     buffer = io.BytesIO()
@@ -121,10 +126,33 @@ def _open(tables: StudyTables, folder: Path, reason: str) -> None:
     write_json(folder / sealed.DONE, plain(document))
 
 
+def _scored(
+    tables: StudyTables, frozen: Sequence[Mapping[str, Any]], configs: Mapping[str, TrialConfig], reference: TrialConfig
+) -> list[dict[str, Any]]:
+    """What `score_test` says of each entry whose checkpoint is there; on a CPU a few entries beside each other.
+
+    Models are built here, as many as are scored at once: torchvision takes an encoder apart by patching every module's
+    call for a moment, in all threads.
+    """
+    listed = [entry for entry in frozen if not entry.get("missing")]
+    side = len(listed) if device.choose_device(reference).type == "cpu" else 1  # a GPU is busy with one
+    pool, workers = device.side_by_side(side, "score")
+    results: list[dict[str, Any]] = []
+    with pool:
+        for few in (listed[i : i + workers] for i in range(0, len(listed), workers)):
+            models = [_model(tables, e, configs[e["name"]]) if e["key"] is not None else None for e in few]
+            results += pool.map(lambda e, m: score_test(tables, e, configs, reference, m), few, models)
+    return results
+
+
 def score_test(
-    tables: StudyTables, entry: Mapping[str, Any], configs: Mapping[str, TrialConfig], reference: TrialConfig
+    tables: StudyTables,
+    entry: Mapping[str, Any],
+    configs: Mapping[str, TrialConfig],
+    reference: TrialConfig,
+    model: torch.nn.Module | None = None,
 ) -> dict[str, Any]:
-    """Score one entry of the frozen list on the test split, under every protocol.
+    """Score one entry of the frozen list on the test split, under every protocol; `model`: the entry's, once built.
 
     A recipe is scored on the test split of its own data settings: another split may hold its training frames. The
     baselines are scored on the champion's. Returns rows per image and protocol, means, distance bands, and notes.
@@ -135,7 +163,7 @@ def score_test(
     bands = np.zeros((len(BANDS_M) - 1, 3))
     edges: list[Tensor] = []
     holes: dict[str, float] = {}
-    for indices, pred, truth in _predicted(tables, entry, config, frames):
+    for indices, pred, truth in _predicted(tables, entry, config, frames, model):
         ids = [frames.ids[i] for i in indices]
         scorer.add(ids, [frames.scenes[i] for i in indices], pred, truth)
         bands += _banded(pred, truth)
@@ -177,13 +205,18 @@ def _failed(row: Mapping[str, Any]) -> bool:
 
 
 def _predicted(
-    tables: StudyTables, entry: Mapping[str, Any], config: TrialConfig, frames: FrameList
+    tables: StudyTables,
+    entry: Mapping[str, Any],
+    config: TrialConfig,
+    frames: FrameList,
+    model: torch.nn.Module | None = None,
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Frame indices, predicted and true depth in metres: of a checkpoint, or of a baseline."""
-    if entry["key"] is not None:
-        yield from predictions(*_model(tables, entry, frames, config))
-        return
     chosen_device = device.choose_device(config)  # scoring a full-size test set takes minutes on a CPU
+    if entry["key"] is not None:
+        model = model or _model(tables, entry, config)
+        yield from predictions(model, frames, config, chosen_device, config.batch_size)
+        return
     train = open_training(config).train if entry["name"] == sealed.TRAINING_MEAN else None
     means: dict[tuple[int, int], Tensor] = {}
     for indices, truth in _truths(frames):
@@ -207,16 +240,14 @@ def _truths(frames: FrameList) -> Iterator[tuple[list[int], Tensor]]:
             yield [i for i, _ in few], torch.stack([truth for _, truth in few])
 
 
-def _model(
-    tables: StudyTables, entry: Mapping[str, Any], frames: FrameList, config: TrialConfig
-) -> tuple[torch.nn.Module, FrameList, TrialConfig, torch.device, int]:
+def _model(tables: StudyTables, entry: Mapping[str, Any], config: TrialConfig) -> torch.nn.Module:
+    """The model of an entry, on its device. Raises UserError where its weights are not those of the list."""
     folder = Path(entry["checkpoint"])
     folder = folder if tables.layout is None else tables.layout.root / folder  # no layout: one checkpoint of no study
     if sha256(folder / checkpoint.WEIGHTS) != entry["weights_sha256"]:
         raise UserError(f"{folder}: its weights changed after the list was frozen; restore the checkpoint")
     model, _ = checkpoint.load_model(folder)
-    chosen = device.choose_device(config)
-    return model.to(chosen).to(memory_format=torch.channels_last), frames, config, chosen, config.batch_size
+    return model.to(device.choose_device(config)).to(memory_format=torch.channels_last)
 
 
 def _config(tables: StudyTables, entry: Mapping[str, Any]) -> TrialConfig:

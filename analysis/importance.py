@@ -4,7 +4,7 @@ Importance by Optuna (PED-ANOVA: what separates the best tenth; fANOVA: share of
 trials; pruned ones stopped at another number of images and are left out. A setting is called to matter only when a
 permutation test with Holm's correction over settings says so and the interval of best against worst bin, widened for
 having picked those two after a look, leaves out zero. With the sampler's own choices as a design that is a hint, no
-proof, which the sentence says; `ablate` (analysis/ablation.py) is the paired answer. Divergence is tested the same way.
+proof, which the sentence says; claims (analysis/claims.py) are the paired answer. Divergence is tested the same way.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from analysis import importance_plots, runs
 from analysis.dimensions import Dimension, dimensions_of, label
 from analysis.effects import MIN_BIN, effect, holm, permutation
-from analysis.section import Section, Table, counted, number, plain
+from analysis.section import Headline, Section, Table, counted, number, plain
 from analysis.selection import unit_of
 from analysis.tables import StudyTables
 from study.contract import Judge, Outcome
@@ -35,20 +35,22 @@ ALPHA = 0.05
 BOUNDARY_SHARE = 0.05  # of a range, on its own scale, from its end
 BEST_SHARE = 0.1
 SEED = 0
+STRONGEST = 5  # settings on the first screen
+TITLE = "What matters?"
 TREES, TREE_DEPTH = 32, 5
 Row = dict[str, Any]
 
 
 def analyse(tables: StudyTables) -> Section:
-    """The section; says "too few trials" where the search cannot carry more."""
+    """The section; one line where the search cannot carry more."""
     judge = tables.judge
     search = tables.phase("search")
     ended = search[search["outcome"].isin([Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED])]
     complete = search[(search["outcome"] == Outcome.COMPLETE) & search["value"].notna()]
     dimensions = dimensions_of(tables)
     if judge is None or not dimensions or not len(search):
-        answer = "Nothing was searched, so nothing can be said of what matters; the paired ablations are the other way."
-        return Section("importance", "What matters?", [answer], (), (), {"trials": 0, "effects": []})
+        answer = "Nothing was searched, so nothing can be said of what matters; claims are the other way."
+        return Section("importance", TITLE, [answer], (), (), {"trials": 0, "effects": []})
     needed = max(MIN_TRIALS, TRIALS_PER_DIMENSION * len(dimensions))
     enough = len(complete) >= needed
     effects = [row for row in (effect(complete, d, judge) for d in dimensions) if row is not None] if enough else []
@@ -66,7 +68,7 @@ def analyse(tables: StudyTables) -> Section:
         *(
             _effect_sentences(effects, dimensions, judge)
             if enough
-            else _too_few(len(complete), len(search), needed, dimensions)
+            else [_unknown(len(complete), len(search), needed, dimensions)]
         ),
         *_divergence_sentences(divergence),
         *boundaries,
@@ -76,9 +78,37 @@ def analyse(tables: StudyTables) -> Section:
         "trials": len(search), "complete": len(complete), "needed": needed, "effects": effects,
         "divergence": divergence, "boundaries": boundaries, "clipping": clipping, "skips": skips,
     }  # fmt: skip
+    if len(complete) < MIN_TRIALS:  # points that a plot would only seem to connect
+        kept = [_unknown(len(complete), len(search), needed, dimensions)]
+        kept += _divergence_sentences(divergence) if divergence["diverged"] else []
+        return Section("importance", TITLE, kept, (), (), plain(data), Headline(kept[:1]))
     figures = importance_plots.figures(tables, judge, dimensions, search, effects, clipping, skips)
     parts = _tables(unit_of(judge.metric), effects, divergence, clipping, skips)
-    return Section("importance", "What matters?", answers, figures, parts, plain(data))
+    return Section("importance", TITLE, answers, figures, parts, plain(data), _headline(answers, effects, judge))
+
+
+def _headline(answers: Sequence[str], effects: Sequence[Row], judge: Judge) -> Headline:
+    """The settings that matter with their intervals; where none is clear, the strongest as they are."""
+    if not effects:
+        return Headline(answers[:1])
+    unit = unit_of(judge.metric)
+    clear = [row for row in effects if row["distinguishable"]]
+    said = (
+        f"{len(clear)} of {counted(len(effects), 'setting')} compared can be told from chance; a hint, no proof, for "
+        "the sampler chose the trials."
+        if clear
+        else f"None of {len(effects)} compared settings can be told from chance; the strongest are listed."
+    )
+    rows = [
+        {
+            "setting": row["setting"], f"{judge.metric} worse by": row["difference"],
+            "95% interval": f"{number(row['low'])} to {number(row['high'])}", "worst": row["worst"],
+            "best": row["best"], "trials": f"{row['n_worst']} + {row['n_best']}", "clear": row["distinguishable"],
+        }
+        for row in (clear or effects)[:STRONGEST]
+    ]  # fmt: skip
+    units = {f"{judge.metric} worse by": unit, "95% interval": unit}
+    return Headline([said], (), [Table("first-importance", "Settings that matter", pd.DataFrame(rows), "", units)])
 
 
 def _tables(
@@ -256,11 +286,11 @@ def _effect_sentences(effects: Sequence[Row], dimensions: Sequence[Dimension], j
     return sentences
 
 
-def _too_few(complete: int, all_trials: int, needed: int, dimensions: Sequence[Dimension]) -> list[str]:
-    return [
-        f"Too few trials: {complete} of {all_trials} are complete, and {len(dimensions)} searched settings need at "
-        f"least {needed}. The plots show what there is; which setting matters cannot be said."
-    ]
+def _unknown(complete: int, all_trials: int, needed: int, dimensions: Sequence[Dimension]) -> str:
+    return (
+        f"n = {complete} of {all_trials} trials complete: to say which of {counted(len(dimensions), 'setting')} matter "
+        f"takes at least {needed}."
+    )
 
 
 def _divergence_sentences(divergence: Mapping[str, Any]) -> list[str]:
@@ -268,7 +298,10 @@ def _divergence_sentences(divergence: Mapping[str, Any]) -> list[str]:
     if not n or not count:
         return [f"No trial diverged (n = {counted(n, 'trial')})."] if n else []
     if divergence["p"] is None:
-        return [f"{count} of {n} trials diverged: too few of either outcome to say which setting does it."]
+        return [
+            f"{count} of {n} trials diverged: to say which setting does it takes {MIN_EACH_OUTCOME} that diverged and "
+            f"{MIN_EACH_OUTCOME} that did not."
+        ]
     named = [setting for setting, p in divergence["p"].items() if p < ALPHA]
     if not named:
         return [f"{count} of {n} trials diverged; which setting does it is not distinguishable from chance."]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import stdtrit  # scipy.stats, whose t.ppf calls it, takes a second to import
 
 from analysis.section import number
 
@@ -63,21 +63,43 @@ def by_scene(values: Sequence[float], scenes: Sequence[str | None], seed: int) -
     The mean is over frames, as the protocol's; with a scene unknown, or fewer than MIN_CLUSTERS, without an interval.
     """
     array = np.asarray(values, dtype=np.float64)
+    value = float(array.mean()) if len(array) else math.nan
+    means, n = _resampled(array[:, None], scenes, seed)
+    low, high = (None, None) if means is None else _ends(means[:, 0])
+    return Estimate(value, low, high, n)
+
+
+def reduction_by_scene(
+    values: Sequence[float], others: Sequence[float], scenes: Sequence[str | None], seed: int
+) -> Estimate:
+    """By how many percent the mean of `values` lies below that of `others`; both are resampled by whole scenes."""
+    both = np.stack([np.asarray(v, dtype=np.float64) for v in (values, others)], axis=1)
+    first, second = both.mean(0) if len(both) else (math.nan, math.nan)
+    means, n = _resampled(both, scenes, seed)
+    low, high = (None, None) if means is None else _ends(100 * (1 - means[:, 0] / means[:, 1]))
+    return Estimate(float(100 * (1 - first / second)), low, high, n)
+
+
+def _resampled(frames: Floats, scenes: Sequence[str | None], seed: int) -> tuple[Floats | None, str]:
+    """DRAWS resampled means of each column of (frames, columns), None where scenes do not carry them; n in words."""
     known = [scene for scene in scenes if isinstance(scene, str)]
     names = sorted(set(known))
-    value = float(array.mean()) if len(array) else math.nan
-    if len(known) < len(array):
-        return Estimate(value, None, None, f"{len(array)} frames of unknown scenes")
+    if len(known) < len(frames):
+        return None, f"{len(frames)} frames of unknown scenes"
     if len(names) < MIN_CLUSTERS:
-        return Estimate(value, None, None, f"{len(names)} scenes")
+        return None, f"{len(names)} scenes"
     place = {name: i for i, name in enumerate(names)}
     member = np.array([place[scene] for scene in known])
-    sums = np.bincount(member, weights=array, minlength=len(names))
     counts = np.bincount(member, minlength=len(names)).astype(np.float64)
     picks = np.random.default_rng(seed).integers(len(names), size=(DRAWS, len(names)))
-    means = sums[picks].sum(1) / counts[picks].sum(1)
+    drawn = counts[picks].sum(1)
+    sums = [np.bincount(member, weights=column, minlength=len(names)) for column in frames.T]
+    return np.stack([total[picks].sum(1) / drawn for total in sums], axis=1), f"{len(names)} scenes"
+
+
+def _ends(means: Floats) -> tuple[float, float]:
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(value, float(low), float(high), f"{len(names)} scenes")
+    return float(low), float(high)
 
 
 def paired(differences: Sequence[float], what: str = "seeds") -> Estimate:
@@ -87,7 +109,7 @@ def paired(differences: Sequence[float], what: str = "seeds") -> Estimate:
     value = float(array.mean()) if n else math.nan
     if n < MIN_SEEDS:
         return Estimate(value, None, None, f"{n} paired {what}")
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * array.std(ddof=1) / math.sqrt(n))
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2) * array.std(ddof=1) / math.sqrt(n))
     return Estimate(value, value - half, value + half, f"{n} paired {what}")
 
 
@@ -107,7 +129,7 @@ def unpaired(first: Sequence[float], second: Sequence[float], what: str = "seeds
     if error == 0:
         return Estimate(value, value, value, n)
     freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1))
-    half = float(stats.t.ppf(1 - (1 - LEVEL) / (2 * pairs), freedom) * error)
+    half = float(stdtrit(freedom, 1 - (1 - LEVEL) / (2 * pairs)) * error)
     return Estimate(value, value - half, value + half, n)
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from analysis import runs, selection
-from analysis.section import Section, Table, number, plain, records
+from analysis.section import Headline, Section, Table, number, plain, records
 from analysis.tables import StudyTables, read_json
 from trainables import baselines, checkpoint, device
 from trainables.data.dataset import TrainingData, open_training
@@ -62,7 +62,10 @@ def analyse(tables: StudyTables) -> Section:
         rows = _rows(tables, tables.layout.evaluation / "learned.json", judged)
         tables.extras["learned"] = pd.DataFrame(plain(rows), columns=list(COLUMNS))
     table = Table("learned", "What the predictions depend on", pd.DataFrame(rows, columns=list(COLUMNS)), NOTE)
-    return Section("learned", TITLE, _answers(rows), (), [table], plain({"trainings": rows}))
+    answers = _answers(rows)
+    failed = [row for row in rows if not _unknown(row) and row["verdict"] != "learned"]
+    headline = Headline(answers[: 1 + len(failed)], warn=True) if failed else None
+    return Section("learned", TITLE, answers, (), [table], plain({"trainings": rows}), headline)
 
 
 def judged_trainings(tables: StudyTables) -> dict[str, list[str]]:

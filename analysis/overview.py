@@ -40,6 +40,7 @@ def curves(tables: StudyTables) -> Section:
             "before, so they were still learning when the budget ended."
         )
     left = "" if len(shown) == len(trials) else f" {len(shown)} of {len(trials)} are drawn, evenly chosen by rank."
+    curved = int((frame.groupby("key").size() > 1).sum())
     figure = Figure(
         "learning-curves",
         "Learning curves",
@@ -50,7 +51,7 @@ def curves(tables: StudyTables) -> Section:
         frame,
         size_in=(6.2, 2.9 * len(columns)),
     )
-    return Section("curves", "Learning curves", answers, [figure])
+    return Section("curves", "Learning curves", answers, [figure] if curved else [])
 
 
 def _some(trials: pd.DataFrame) -> pd.DataFrame:
@@ -129,13 +130,14 @@ def history(tables: StudyTables) -> Section:
         _draw_history,
         _by_time(frame).assign(metric=with_unit(metric)),
     )
+    figures = [figure] if frame["value"].notna().sum() > 1 else []
     two = pareto.found(rows, metric, minimise=minimise)
     units = {"seconds": "s", "value": unit_of(metric) or metric}
     return Section(
         "history",
         "Search history",
         answers + [sentence for sentence, _, _ in two],
-        [figure, *(drawn for _, drawn, _ in two)],
+        [*figures, *(drawn for _, drawn, listed in two if len(listed.frame) > 1)],
         [
             *(listed for _, _, listed in two),
             Table("search-trials", "Search trials", table.drop(columns="best_so_far").head(LISTED_TRIALS), note, units),
@@ -218,7 +220,7 @@ def outcomes(tables: StudyTables) -> Section:
         "outcomes",
         "Outcomes",
         answers,
-        [figure],
+        [figure] if len(counts) > 1 or len(counts.columns) > 1 else [],
         [
             Table("outcome-counts", "Outcomes by phase", counts.reset_index(), "Trainings."),
             Table("not-completed", "Trainings that did not complete", bad[columns], "Pruned ones are left out."),

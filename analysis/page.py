@@ -22,7 +22,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure as Canvas
 
 from analysis import plots
-from analysis.section import Figure, Section, Table, missing, number
+from analysis.section import Figure, Headline, Section, Table, missing, number
 
 HERE = Path(__file__).parent
 HIDDEN = [0x061C, 0x200B, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF, *range(0x202A, 0x202F), *range(0x2060, 0x206A)]
@@ -76,7 +76,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Part:
-    """A section ready for the page."""
+    """A section ready for the page; `brief`: it has one sentence and nothing else."""
 
     key: str
     title: str
@@ -84,14 +84,22 @@ class Part:
     figures: Sequence[Picture]
     tables: Sequence[Grid]
 
+    @property
+    def brief(self) -> bool:
+        return len(self.answers) <= 1 and not self.figures and not self.tables
+
 
 @dataclass(frozen=True)
 class Lead:
-    """A sentence at the head of the page, after the question that it answers; `warn` makes it stand out."""
+    """One entry of the first screen, after the question that it answers. The section of its key says more."""
 
-    text: str
-    warn: bool = False
-    asked: str = ""
+    key: str
+    asked: str
+    sentences: Sequence[str]
+    figures: Sequence[Picture]
+    tables: Sequence[Grid]
+    command: str
+    warn: bool
 
 
 def spelled(text: str) -> str:
@@ -100,33 +108,32 @@ def spelled(text: str) -> str:
 
 
 def part(section: Section, links: Mapping[str, str]) -> Part:
-    """A section with its figures drawn and its tables formatted; `links` by training key."""
-    return Part(
-        section.key,
-        section.title,
-        section.answers,
-        [picture(figure) for figure in section.figures if len(figure.data)],
-        [grid(t, links) for t in section.tables],
-    )
+    """A section with its figures drawn and its tables formatted, empty ones left out; `links` by training key."""
+    return Part(section.key, section.title, section.answers, *_drawn(section, links))
+
+
+def lead(key: str, asked: str, headline: Headline, links: Mapping[str, str]) -> Lead:
+    """An entry of the first screen, as `part` makes a section."""
+    return Lead(key, asked, headline.sentences, *_drawn(headline, links), headline.command, headline.warn)
+
+
+def _drawn(shown: Section | Headline, links: Mapping[str, str]) -> tuple[list[Picture], list[Grid]]:
+    figures = [picture(figure) for figure in shown.figures if len(figure.data)]
+    return figures, [grid(table, links) for table in shown.tables if len(table.frame)]
 
 
 def picture(figure: Figure) -> Picture:
-    """Draw a figure as inline SVG, or as PNG where it is a photograph; both also as files with their data."""
+    """Draw a figure as inline SVG, and again narrower where a phone could not read it; also as files with its data."""
     table = plots.csv_text(figure.data).encode()
     alt = html.escape(spelled(figure.alt), quote=True)
     with plots.style(figure.name):
         canvas = plots.drawn(figure)
-        if figure.photograph:
-            png = plots.to_png(canvas)
-            files = {f"{figure.name}.png": png}
-            element = f'<img alt="{alt}" src="{plots.data_uri("image/png", png)}">'
-        else:
-            document = spelled(plots.to_svg(canvas))
-            files = {f"{figure.name}.svg": plots.on_paper(document).encode()}
-            element = plots.inline_svg(document, alt)
-            if not side_by_side(canvas):
-                element = f'<div class="wide">{element}</div><div class="narrow">{_for_phones(figure, alt)}</div>'
-    files[f"{figure.name}.csv"] = table
+        document = spelled(plots.to_svg(canvas))
+        element = plots.inline_svg(document, alt)
+        if not side_by_side(canvas) or _pixels(canvas):
+            narrow = _for_phones(figure, alt, as_wide=_pixels(canvas))
+            element = f'<div class="wide">{element}</div><div class="narrow">{narrow}</div>'
+    files = {f"{figure.name}.svg": plots.on_paper(document).encode(), f"{figure.name}.csv": table}
     kind = "dense" if figure.size_in[0] > 6.4 else "lines"
     # The element is made of escaped text by matplotlib and html.escape; nothing else reaches it.
     shown = Markup(element)  # noqa: S704
@@ -140,11 +147,17 @@ def side_by_side(canvas: Canvas) -> bool:
     return any(spec is not None and spec.get_gridspec().ncols > 1 for spec in specs)
 
 
-def _for_phones(figure: Figure, alt: str) -> str:
-    """The same figure drawn narrower, so that its text stays readable on a phone."""
+def _pixels(canvas: Canvas) -> bool:
+    """Does a figure hold pictures?"""
+    return any(axes.get_images() for axes in canvas.axes)
+
+
+def _for_phones(figure: Figure, alt: str, *, as_wide: bool) -> str:
+    """The same figure drawn narrower, so that its text stays readable on a phone; as_wide: in the same shape."""
     with plots.style(f"{figure.name}-narrow"):
         width, height = figure.size_in
-        narrow = replace(figure, size_in=(PHONE_IN, height if height > width else max(height * 0.85, 2.0)))
+        lower = height * PHONE_IN / width if as_wide else max(height * 0.85, 2.0)
+        narrow = replace(figure, size_in=(PHONE_IN, lower if as_wide or height <= width else height))
         return plots.inline_svg(spelled(plots.to_svg(plots.drawn(narrow))), alt)
 
 
@@ -203,7 +216,7 @@ def cell(value: Any, numeric: bool) -> Cell:
     return Cell(text, "s" if len(text) <= SHORT else "t", None)
 
 
-def render(title: str, lead: Sequence[Lead], parts: Sequence[Part], footer: str) -> str:
+def render(title: str, leads: Sequence[Lead], parts: Sequence[Part], footer: str) -> str:
     """The page as text."""
     css, script = ((HERE / f"report.{kind}").read_text(encoding="utf-8").strip() for kind in ("css", "js"))
     policy = (
@@ -215,7 +228,8 @@ def render(title: str, lead: Sequence[Lead], parts: Sequence[Part], footer: str)
     )
     text = environment.get_template("report.html.j2").render(
         title=title,
-        lead=lead,
+        leads=leads,
+        keys={one.key for one in parts},
         sections=parts,
         footer=footer,
         policy=Markup(policy),  # noqa: S704  (hashes only; quotes must stay quotes)

@@ -33,7 +33,7 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY = (
     "#0072b2", "#d55e00", "#009e73", "#b5568e", "#c98a00", "#3a9fdc", "#7f8480",
 )  # fmt: skip
 CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY)
-PHASE_COLOUR = {"reproduce": GREEN, "ablate": PURPLE, "search": BLUE, "confirm": VERMILION}
+PHASE_COLOUR = {"reproduce": GREEN, "claims": PURPLE, "search": BLUE, "confirm": VERMILION}
 OUTCOME_COLOUR = {
     "complete": BLUE, "pruned": GREY, "diverged": VERMILION, "failed": PURPLE, "out_of_memory": ORANGE, "running": SKY,
 }  # fmt: skip
@@ -107,13 +107,6 @@ def on_paper(document: str) -> str:
     """An SVG document with white paper behind it, for viewers that show nothing there."""
     head = document.index(">", document.index("<svg")) + 1
     return f'{document[:head]}<rect width="100%" height="100%" fill="{PAPER}"/>{document[head:]}'
-
-
-def to_png(canvas: Canvas) -> bytes:
-    """The canvas as PNG on white paper, for photographs."""
-    out = io.BytesIO()
-    canvas.savefig(out, format="png", dpi=144, facecolor=PAPER, metadata={"Software": None})
-    return out.getvalue()
 
 
 _TAG = re.compile(r"<[^>]*>")  # "<" and ">" of a text or an attribute are written as entities

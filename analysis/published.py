@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 NYU_TEST_FRAMES = 654
+ELSEWHERE = (
+    "Published numbers are of NYU Depth v2 and are not set beside numbers of other data; they stand in docs/FACTS.md, "
+    "section 6."
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,11 @@ def comparable(entry: Mapping[str, Any], asked: str) -> tuple[bool, str]:
     """Whether an entry's row under a protocol may stand beside numbers published under it, and the row's note."""
     run, against = entry["protocols"][asked], obstacles(entry)
     return run["comparable"] and not against, "; ".join([*against, *([run["note"]] if run["note"] else [])])
+
+
+def on_nyu(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry was scored on the test frames of NYU Depth v2, beside whose numbers published ones may stand."""
+    return bool(entry["source"] != "rooms" and entry["frames"] == NYU_TEST_FRAMES)
 
 
 def obstacles(entry: Mapping[str, Any]) -> list[str]:

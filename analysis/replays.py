@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +35,36 @@ RUNS = {"as it was": "as_it_was", "without the sample": "without"}
 
 def replay_all(tables: StudyTables, spikes: pd.DataFrame, say: Callable[[str], None]) -> None:
     """Replay every snapshot whose spike the analysis found too, and that has not been replayed."""
+    for key, snapshot, step, row in _snapshots(tables, spikes):
+        if row is None:
+            say(f"{key}, step {step}: seen as a spike in training, not by the analysis; left alone")
+            continue
+        say(f"{key}, step {step}: replayed with and without {row['sample']}")
+        _keep(replay(snapshot, [str(row["sample"])], STEPS_AFTER), row, _kept(snapshot))
+
+
+def waiting(tables: StudyTables, spikes: pd.DataFrame) -> int:
+    """How many spikes `replay_all` would replay; none for a released table, which has no snapshots."""
+    return 0 if tables.layout is None else sum(row is not None for *_, row in _snapshots(tables, spikes))
+
+
+def _snapshots(tables: StudyTables, spikes: pd.DataFrame) -> Iterator[tuple[str, Path, int, pd.Series[Any] | None]]:
+    """Each snapshot not replayed yet of a training that spiked: key, folder, step, the nearest spike of its batch."""
     for key in spikes["key"].unique() if len(spikes) else ():
-        folder = tables.folder(str(key))
-        for snapshot in sorted((folder / "checkpoints" / checkpoint.SPIKES).glob("step-*")):
-            kept = folder / FOLDER / f"{snapshot.name}.json"
-            if kept.exists():
+        for snapshot in sorted((tables.folder(str(key)) / "checkpoints" / checkpoint.SPIKES).glob("step-*")):
+            if _kept(snapshot).exists():
                 continue
             state = checkpoint.read_state(snapshot)
             step, batch = int(state["spike_step"]), state["spike_samples"]
             own = spikes[(spikes["key"] == key) & spikes["sample"].isin(batch)]
             own = own[(own["step"] - step).abs() <= STEPS_AFTER]
-            if own.empty:
-                say(f"{key}, step {step}: seen as a spike in training, not by the analysis; left alone")
-                continue
-            row = own.iloc[(own["step"] - step).abs().argsort()].iloc[0]
-            say(f"{key}, step {step}: replayed with and without {row['sample']}")
-            _keep(replay(snapshot, [str(row["sample"])], STEPS_AFTER), row, kept)
+            nearest = own.iloc[(own["step"] - step).abs().argsort()]
+            yield str(key), snapshot, step, nearest.iloc[0] if len(own) else None
+
+
+def _kept(snapshot: Path) -> Path:
+    """Where the replay of a snapshot is kept: trials/KEY/replays/."""
+    return snapshot.parents[2] / FOLDER / f"{snapshot.name}.json"
 
 
 def _keep(found: Replay, row: pd.Series[Any], path: Path) -> None:

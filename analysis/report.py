@@ -1,7 +1,8 @@
 """`python -m analysis.report`: judges, explains, and writes results/STUDY/report.html with its figures and tables.
 
-An answer in a sentence, then the picture, then the table, question by question. A study that has not ended, or in
-which nothing was completed, gets a report that says so. Of the sealed test only analysis/final_evaluation.py knows.
+First what each section has to say in a line (analysis/first_screen.py); below, question by question, an answer in a
+sentence, then the picture, then the table. A study that has not ended, or in which nothing was completed, gets a report
+that says so. Of the sealed test only analysis/final_evaluation.py knows.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ import pandas as pd
 import yaml
 
 from analysis import (
-    ablation,
+    claims,
     compare,
     cost,
+    evaluation_section,
     final_evaluation,
+    first_screen,
     importance,
     learned,
     overview,
@@ -38,7 +41,6 @@ from analysis.runs import load
 from analysis.section import Section, Table
 from analysis.store import log_to_parent, run_pages
 from analysis.tables import StudyTables, read_table, write_table
-from study.contract import Outcome
 from trainables import cli
 from trainables.durable import write_bytes
 from trainables.errors import UserError
@@ -49,14 +51,17 @@ PAGE_FILE, FILES = "report.html", "report"  # the page, and the folder of its fi
 TABLE = "study.parquet"  # the released table, in the report's folder
 RERUN = "quarantine.yaml"  # a study with and without the suspect samples, beside it
 
-Question = Callable[[StudyTables], Section]
-QUESTIONS: Sequence[tuple[str, Question]] = (
-    ("evaluation", final_evaluation.analyse),  # first: it opens the sealed test, on which the reproduction is judged
-    ("reproduction", reproduction.analyse),
+EVIDENCE: Sequence[tuple[str, Callable[[StudyTables], Any]]] = (  # what is measured before anything is said
+    ("sealed test", final_evaluation.collect),
+    ("step traces", spikes.collect),
+)
+PAGE: Sequence[tuple[str, Callable[[StudyTables], Section]]] = (  # in the page's order, the first screen's included
+    ("evaluation", evaluation_section.build),
     ("learned", learned.analyse),
-    ("spikes", spikes.analyse),
+    ("reproduction", reproduction.analyse),
+    ("claims", claims.analyse),
     ("importance", importance.analyse),
-    ("ablation", ablation.analyse),
+    ("spikes", spikes.analyse),
     ("selection", selection.analyse),
     ("variance", variance.analyse),
     ("curves", overview.curves),
@@ -65,16 +70,16 @@ QUESTIONS: Sequence[tuple[str, Question]] = (
     ("cost", cost.cost),
     ("data", cost.data),
 )
-PAGE = (
-    "compare", "reproduction", "learned", "importance", "ablation", "spikes", "selection", "evaluation", "variance",
-    "curves", "history", "outcomes", "cost", "data", "provenance",
-)  # fmt: skip
 
 
 def analyse(tables: StudyTables) -> list[Section]:
     """Every section, in the page's order; each one's seconds go to the cost section and to provenance."""
     sections, took = [], {}
-    for name, question in QUESTIONS:
+    for name, measure in EVIDENCE:
+        started = time.perf_counter()
+        measure(tables)
+        took[name] = time.perf_counter() - started
+    for name, question in PAGE:
         started = time.perf_counter()
         sections.append(question(tables))
         took[name] = time.perf_counter() - started
@@ -82,9 +87,8 @@ def analyse(tables: StudyTables) -> list[Section]:
         "report made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **{f"report, {name} (s)": f"{seconds:.2f}" for name, seconds in took.items()},
     }
-    sections.append(cost.provenance(tables, made))
     timed = [_timed(section, took) if section.key == "cost" else section for section in sections]
-    return sorted(timed, key=lambda section: PAGE.index(section.key))
+    return [*timed, cost.provenance(tables, made)]
 
 
 def _timed(section: Section, took: dict[str, float]) -> Section:
@@ -95,38 +99,22 @@ def _timed(section: Section, took: dict[str, float]) -> Section:
     return replace(section, tables=[*section.tables, table])
 
 
-def lead(tables: StudyTables, sections: Sequence[Section]) -> list[page.Lead]:
-    """What a reader must know first: whether the study has ended, then the first answer to each question."""
-    sentences = []
-    if tables.trials.empty:
-        sentences.append(page.Lead("This study has not begun: its ledger holds no training.", warn=True))
-    elif (tables.trials["outcome"] != Outcome.COMPLETE).all():
-        sentences.append(page.Lead("No training of this study was completed.", warn=True))
-    if not tables.judge_unchanged and len(tables.trials):
-        sentences.append(page.Lead("The judge's settings are not those hashed before the first training.", warn=True))
-    unfinished = tables.unfinished()
-    if unfinished:
-        sentences.append(page.Lead(f"This study has not ended: {'; '.join(unfinished)}.", warn=True))
-    asked = ["compare", "reproduction", "learned", "evaluation", "selection", "importance", "spikes"]
-    if (tables.trials["phase"] == "ablate").any():
-        asked.insert(-1, "ablation")
-    by_key = {section.key: section for section in sections}
-    answered = [by_key[key] for key in asked if key in by_key and by_key[key].answers]
-    return sentences + [page.Lead(section.answers[0], asked=section.title) for section in answered]
-
-
 def write(tables: StudyTables, sections: Sequence[Section], folder: Path, links: Mapping[str, str]) -> Path:
     """Write report.html, and report/ with every figure and table as files, into `folder`; the page's path.
 
     links: key -> address of a training's run in the MLflow UI.
     """
+    asked = [claim for section in sections if section.key == "claims" for claim in section.data.get("claims", ())]
+    verdicts = [(claim["id"], claim["verdict"]) for claim in asked]
+    leads = [page.lead(*entry, links) for entry in first_screen.headlines(tables, sections, verdicts)]
     parts = [page.part(section, links) for section in sections]
     footer = (
         f"{tables.name}: every figure and table also lies in report/ as SVG, PNG and CSV; {TABLE} regenerates them."
     )
-    text = page.render(tables.name, lead(tables, sections), parts, footer)
+    text = page.render(tables.name, leads, parts, footer)
     files: dict[str, bytes] = {}
-    for one in parts:
+    shown_parts: list[page.Lead | page.Part] = [*leads, *parts]
+    for one in shown_parts:
         for shown in one.figures:
             files.update(shown.files)
         for listed in one.tables:

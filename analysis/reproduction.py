@@ -1,7 +1,8 @@
 """Does it reproduce? Published numbers beside ours, and a verdict by margins fixed before trial 1.
 
 A verdict needs the same data, a protocol that ran as published, and the recipe as published: where one is missing the
-row says "cannot be compared" and why. Sources: analysis/published.py.
+row says "cannot be compared" and why. Published numbers stand only beside numbers measured on NYU Depth v2. Sources:
+analysis/published.py.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from matplotlib.figure import Figure as Canvas
 
 from analysis import runs
 from analysis.explained import edge_figure, explained, structure_table
-from analysis.plots import BLUE, FAINT, VERMILION, empty
-from analysis.published import PAPER, ROWS, Published, comparable, obstacles
-from analysis.section import Figure, Section, Table, plain
+from analysis.plots import BLUE, FAINT, VERMILION
+from analysis.published import ELSEWHERE, PAPER, ROWS, Published, comparable, obstacles, on_nyu
+from analysis.section import Figure, Headline, Section, Table, plain
 from analysis.selection import unit_of
 from analysis.tables import StudyTables
 from study.contract import Outcome
@@ -39,22 +40,24 @@ def analyse(tables: StudyTables) -> Section:
     """The section: a verdict per recipe, both numbers with protocol and data, and what protocols explain."""
     entries = {e["name"]: e for e in tables.evaluation.get("entries", [])}
     rows = [row for group in _groups(tables) for row in _compare(tables, group, entries)]
-    context = _published_table(entries, tables)
+    beside = {name: entry for name, entry in entries.items() if on_nyu(entry)}
     texts = explained(entries, tables.evaluation.get("champion"))
-    answers = [*_headline(tables, rows), *texts]
-    frame = pd.DataFrame(rows)
+    verdicts = _verdicts(rows)
+    answers = [*_headline(rows), *([] if beside or not rows else [ELSEWHERE]), *texts]
+    frame = _merged(rows)
     units = {"ours_rmse": "m", "published_rmse": "m"}
     if tables.judge is not None:
         units |= dict.fromkeys(("validation", "spread"), unit_of(tables.judge.metric))
     parts = [Table("reproduction-verdicts", "Published against reproduced", frame, _note(tables), units)]
-    parts += [context, structure_table(entries)]
-    figures = [_figure(tables, frame), *edge_figure(tables, entries)]
+    parts += [_published_table(beside, tables), structure_table(beside)] if beside else []
+    figures = [*_figure(tables, frame), *edge_figure(tables, entries)]
     data = {
         "verdicts": rows,
         "explained": texts,
         "margins": dict(tables.judge.margins) if tables.judge else {},
     }
-    return Section("reproduction", "Does it reproduce?", answers, figures, parts, plain(data))
+    headline = Headline(verdicts) if verdicts else None
+    return Section("reproduction", "Does it reproduce?", answers, figures, parts, plain(data), headline)
 
 
 def verdict(ours: Mapping[str, float], published: Mapping[str, float], margins: Mapping[str, float]) -> tuple[str, Row]:
@@ -99,7 +102,9 @@ def _compare(tables: StudyTables, group: str, entries: Mapping[str, Row]) -> lis
             "protocol": _protocol_run(entry, published),
         }
         for metric in ("delta1", "abs_rel", "rmse", "log10"):
-            row[f"published_{metric}"] = published.metrics.get(metric) if published else None
+            row[f"published_{metric}"] = (
+                published.metrics.get(metric) if published and entry and on_nyu(entry) else None
+            )
             row[f"ours_{metric}"] = ours.get(metric)
         rows.append(row | {"gaps": ", ".join(f"{m} {gap:+.3f}" for m, gap in gaps.items())})
     return rows
@@ -175,26 +180,46 @@ def _data(training: Any, entry: Row | None) -> str:
     return f"{training.get('config.data.source')}{count}{small}"
 
 
-def _headline(tables: StudyTables, rows: Sequence[Row]) -> list[str]:
-    if not rows:
-        return ["This study reproduces no published system, so it cannot say whether one does."]
-    answers = []
+def _merged(rows: Sequence[Row]) -> pd.DataFrame:
+    """The verdicts as a table: where nothing published stands beside a row, one for all that it is asked against."""
+    merged: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        shown = {name: value for name, value in row.items() if not name.startswith(("published_", "ours_"))}
+        alone = row["verdict"] == VERDICTS[3] and row["published_rmse"] is None
+        key = tuple(str(shown[name]) for name in ("recipe", "verdict", "why")) if alone else (len(merged),)
+        if alone and key in merged:
+            merged[key]["against"] = f"{merged[key]['against']}; {row['against']}"
+        else:
+            merged[key] = shown if alone else dict(row)
+    return pd.DataFrame(list(merged.values()))
+
+
+def _verdicts(rows: Sequence[Row]) -> list[str]:
+    """One sentence per verdict that there is, 'cannot be compared' aside."""
+    said = []
     for word in VERDICTS[:3]:
         named = [f"{r['recipe']} ({r['against']}: {r['gaps']})" for r in rows if r["verdict"] == word]
         if named:
-            answers.append(f"{word.capitalize()}: {'; '.join(named)}.")
+            said.append(f"{word.capitalize()}: {'; '.join(named)}.")
+    return said
+
+
+def _headline(rows: Sequence[Row]) -> list[str]:
+    if not rows:
+        return ["This study reproduces no published system, so it cannot say whether one does."]
+    answers = _verdicts(rows)
     blocked = [r for r in rows if r["verdict"] == VERDICTS[3]]
     if len(blocked) == len(rows):
         recipes = list(dict.fromkeys(r["recipe"] for r in rows))
         which = f"{recipes[0]} cannot" if len(recipes) == 1 else f"None of the {len(recipes)} recipes can"
-        answers.append(f"{which} be compared with published numbers: {blocked[0]['why']}.")
+        answers.append(f"{which} be compared with published numbers; the table says why.")
     elif blocked:
         answers.append(f"{len(blocked)} of {len(rows)} published rows cannot be compared; the table says why for each.")
     return answers
 
 
 def _published_table(entries: Mapping[str, Row], tables: StudyTables) -> Table:
-    """Every published row, then ours under the same protocol, so that a reader sees them in one table."""
+    """Every published row, then ours on the same data under the same protocol, in one table."""
     metrics = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")
     rows: list[Row] = [
         {"who": p.who, "kind": "published", "protocol": p.protocol or "not stated",
@@ -213,7 +238,7 @@ def _published_table(entries: Mapping[str, Row], tables: StudyTables) -> Table:
             row |= {m: measured.get(m) for m in metrics}
             data = f"{entry['source']}, {entry['frames']} test frames"
             rows.append(row | {"source": f"study {tables.name}: {data}", "note": comparable(entry, asked)[1]})
-    note = "Published numbers are on NYU Depth v2. Rows compare only under the same protocol and on the same data."
+    note = "All are on NYU Depth v2. Rows compare only under the same protocol."
     return Table("reproduction-published", "Published numbers and ours", pd.DataFrame(rows), note, {"rmse": "m"})
 
 
@@ -225,7 +250,8 @@ def _note(tables: StudyTables) -> str:
     )
 
 
-def _figure(tables: StudyTables, frame: pd.DataFrame) -> Figure:
+def _figure(tables: StudyTables, frame: pd.DataFrame) -> list[Figure]:
+    """Published beside measured; nothing where no recipe has both on NYU Depth v2."""
     columns = [
         "recipe",
         "against",
@@ -236,13 +262,11 @@ def _figure(tables: StudyTables, frame: pd.DataFrame) -> Figure:
         "published_abs_rel",
         "ours_abs_rel",
     ]
-    data = frame[columns] if len(frame) else pd.DataFrame(columns=columns)
-    data = data.dropna(subset=["published_rmse"]).reset_index(drop=True)
+    data = frame.reindex(columns=columns).dropna(subset=["published_rmse", "ours_rmse"]).reset_index(drop=True)
+    if data.empty:
+        return []
 
     def draw(canvas: Canvas, shown: pd.DataFrame) -> None:
-        if shown["ours_rmse"].isna().all():
-            empty(canvas.add_subplot(), "no recipe has both a published and a measured number")
-            return
         for axes, metric, unit in zip(
             canvas.subplots(1, 2, sharey=True), ("rmse", "abs_rel"), (" (m)", ""), strict=True
         ):
@@ -255,12 +279,13 @@ def _figure(tables: StudyTables, frame: pd.DataFrame) -> Figure:
         canvas.axes[0].set_yticklabels(labels)
         canvas.axes[0].legend()
 
-    return Figure(
+    figure = Figure(
         "reproduction", "Published and measured",
         f"RMSE and absolute relative error of {len(data)} comparisons, published against measured here.",
-        f"Test split of study {tables.name}; published: NYU Depth v2. Verdicts and reasons stand in the table.",
-        draw, data, size_in=(7.0, 1.4 + 0.5 * max(1, len(data))),
+        f"Test split of NYU Depth v2, study {tables.name}. Verdicts and reasons stand in the table.",
+        draw, data, size_in=(7.0, 1.4 + 0.5 * len(data)),
     )  # fmt: skip
+    return [figure]
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from analysis.tables import (
     read_json,
     read_reports,
     read_table,
+    refuse_ablations,
     report_frame,
     trial_frame,
 )
@@ -36,6 +37,7 @@ from study.contract import (
     PHASES,
     RESULTS,
     Attr,
+    Claim,
     Judge,
     Layout,
     Outcome,
@@ -143,6 +145,8 @@ def load(study: str | Path) -> StudyTables:
         environment=attributes.get(StudyAttr.ENVIRONMENT) or {},
         timings=timings,
         spent=attributes.get(StudyAttr.SPENT),
+        claims=[Claim.of(claim) for claim in attributes.get(StudyAttr.CLAIMS) or ()],
+        claims_hash=attributes.get(StudyAttr.CLAIMS_HASH),
         planned={phase: attrs.get(StudyAttr.PLANNED) for phase, (attrs, _) in phases.items()},
         trials=trial_frame(trials),
         reports=report_frame(reports),
@@ -164,11 +168,10 @@ def _read_ledger(layout: Layout, settings: Mapping[str, Any]) -> dict[str, tuple
         result = {}
         for frozen in studies:
             name, _, phase = frozen.study_name.rpartition("/")
-            if phase in PHASES and named in (None, name):
-                result[phase] = (
-                    frozen.user_attrs,
-                    storage.get_all_trials(storage.get_study_id_from_name(frozen.study_name), deepcopy=False),
-                )
+            if named in (None, name):
+                found = storage.get_all_trials(storage.get_study_id_from_name(frozen.study_name), deepcopy=False)
+                refuse_ablations(layout.root, {phase} if found else ())
+                result[phase] = (frozen.user_attrs, found)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         where = layout.ledger if not url else "the ledger named in study.yaml"
         raise UserError(f"{where}: the ledger cannot be read ({str(error).splitlines()[0]}); restore it") from error

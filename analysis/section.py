@@ -23,7 +23,7 @@ class Figure:
     """One picture. `draw` fills an empty matplotlib figure of `size_in` inches (width, height) from `data`.
 
     name: file stem, unique in a report. alt: what a reader who cannot see it needs to know. caption: runs, split,
-    spread and n. photograph: pixels (PNG); otherwise lines (SVG).
+    spread and n.
     """
 
     name: str
@@ -32,7 +32,6 @@ class Figure:
     caption: str
     draw: Draw
     data: pd.DataFrame
-    photograph: bool = False
     size_in: tuple[float, float] = (7.0, 4.0)
 
     def render(self) -> Canvas:
@@ -54,8 +53,25 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Headline:
+    """What a section says on the page's first screen; its figures and tables stand there instead of below.
+
+    warn: what a reader must know before believing the rest. command: what to run next, as it stands.
+    """
+
+    sentences: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+    command: str = ""
+    warn: bool = False
+
+
+@dataclass(frozen=True)
 class Section:
-    """The answer to one question. `answers` are sentences, the most important first; `data` is plain JSON."""
+    """The answer to one question. `answers` are sentences, the most important first; `data` is plain JSON.
+
+    headline: its part of the first screen, None where it has none.
+    """
 
     key: str
     title: str
@@ -63,14 +79,16 @@ class Section:
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+    headline: Headline | None = None
 
     def text(self) -> str:
         """The section for a terminal."""
         parts = [self.title, "=" * len(self.title), *self.answers]
-        for table in self.tables:
+        listed = [*(self.headline.tables if self.headline is not None else ()), *self.tables]
+        for table in (one for one in listed if len(one.frame)):
             heads = {c: f"{c} ({u})" for c, u in table.units.items() if u}
             body = table.frame.rename(columns=heads).to_string(index=False, float_format=number, na_rep="-")
-            parts += ["", table.title, body if len(table.frame) else "(no rows)", *([table.note] if table.note else [])]
+            parts += ["", table.title, body, *([table.note] if table.note else [])]
         return "\n".join(parts)
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from analysis import intervals, runs, winners_curse
-from analysis.plots import BLUE, VERMILION, empty
+from analysis.plots import BLUE, VERMILION
 from analysis.section import Figure, Section, Table, number, plain, records
 from analysis.tables import StudyTables, configured_phases
 from study.contract import Judge, Outcome, confirm_images
@@ -56,7 +56,7 @@ def why_none(tables: StudyTables) -> str:
     """Why `choose` has nothing to choose from, as part of a sentence."""
     trials = tables.trials
     if len(trials) and not trials["phase"].isin(COMPETING).any():
-        return "all trainings of this study are ablations, which are compared in pairs and do not compete"
+        return "all trainings of this study test claims, which are compared in pairs and do not compete"
     ended = int(trials["outcome"].isin(list(Outcome)).sum())
     return f"none of {ended} ended trainings is complete with a finite judged value"
 
@@ -130,7 +130,7 @@ def analyse(tables: StudyTables) -> Section:
         "not_distinguishable_from": rivals, "simplest_within_one_standard_error": simplest,
         "gaps": gaps,
     }  # fmt: skip
-    figures = [_seeds_figure(tables, judge, chosen)]  # the search's own history is analysis/overview.py's
+    figures = _seeds_figure(tables, judge, chosen)  # the search's own history is analysis/overview.py's
     parts = _tables(tables, judge, candidates, gaps)
     return Section("selection", "Which checkpoint?", answers, figures, parts, plain(data))
 
@@ -275,16 +275,17 @@ def _label(judge: Judge) -> str:
     return f"validation {with_unit(judge.metric)}"
 
 
-def _seeds_figure(tables: StudyTables, judge: Judge, chosen: Chosen) -> Figure:
+def _seeds_figure(tables: StudyTables, judge: Judge, chosen: Chosen) -> list[Figure]:
+    """The confirmations by setting; nothing before there are two."""
     rows = pd.DataFrame(judged_rows(tables, "confirm"), columns=["key", "outcome", "group", "value"])
     search = {str(r["key"]): r["value"] for r in records(tables.phase("search")[["key", "value"]])}
     rows["search_value"] = [search.get(group, np.nan) for group in rows["group"]]
 
+    if rows["value"].notna().sum() < 2:
+        return []
+
     def draw(canvas: Canvas, data: pd.DataFrame) -> None:
         axes = canvas.add_subplot()
-        if data.empty:
-            empty(axes, "nothing is confirmed on fresh seeds")
-            return
         groups = list(dict.fromkeys(data["group"]))
         at = data["group"].map({group: i for i, group in enumerate(groups)})
         axes.scatter(at, data["value"], s=22, color=BLUE, label=f"fresh seeds (n = {len(data)})", zorder=3)
@@ -295,13 +296,14 @@ def _seeds_figure(tables: StudyTables, judge: Judge, chosen: Chosen) -> Figure:
         axes.set(ylabel=_label(judge), xlabel="setting (search trial it repeats)")
         axes.legend()
 
-    return Figure(
+    figure = Figure(
         "selection-seeds", "Fresh seeds against what the search said",
         f"{len(rows)} confirmation trainings by setting, beside the value each setting had in the search.",
         "One dot per training of the confirmation; the dash is the search's own value, where its training saw as many "
         f"images. Champion: {chosen.champion}. Study {tables.name}, validation split.",
         draw, rows,
     )  # fmt: skip
+    return [figure]
 
 
 def _shown(value: Any) -> str:

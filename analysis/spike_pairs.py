@@ -1,7 +1,6 @@
 """Spikes of paired trainings: what leaving out the quarantined samples, clipping or another order does to them.
 
-Pairs are the ablation's: same seed and order of draws, one setting flipped. `rerun` is the study that asks it of the
-quarantine list.
+Pairs are those of the study's claims. `rerun` is the study that asks it of the quarantine list.
 """
 
 from __future__ import annotations
@@ -13,58 +12,58 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import intervals
-from analysis.ablation import BASE, arm, questions
+from analysis import intervals, pairs
 from analysis.tables import StudyTables
-from study.contract import Outcome, masked
+from study.contract import masked
 
-COLUMNS = ("recipe", "question", "pairs", "left_out", "unflipped", "flipped", "difference", "low", "high")
+COLUMNS = ("claim", "a", "b", "pairs", "left_out", "of_a", "of_b", "difference", "low", "high")
 RERUN_SEEDS = 3
 
 
-def by_question(tables: StudyTables, trainings: pd.DataFrame) -> pd.DataFrame:
-    """Spikes per 1,000 steps of both arms of each flipped setting (means), and their paired difference.
+def by_claim(tables: StudyTables, trainings: pd.DataFrame) -> pd.DataFrame:
+    """Spikes per 1,000 steps of both arms of each claim (means), and their paired difference, a minus b.
 
     Only pairs of complete trainings count: one that stopped in its first steps had no time to spike, and a rate over
     the few steps before a divergence says little. left_out: the other pairs.
     """
-    rows = tables.phase("ablate")
-    if rows.empty or trainings.empty:
+    if trainings.empty:
         return pd.DataFrame(columns=list(COLUMNS))
     rate = dict(zip(trainings["key"], 1000 * trainings["spikes"] / trainings["steps"], strict=True))
     found = []
-    for recipe, question in questions(rows):
-        flipped = arm(rows, recipe, question)
-        arms = [(base, flipped[seed]) for seed, base in arm(rows, recipe, BASE).items() if seed in flipped]
-        pairs = [
-            [rate[row["key"]] for row in pair]
-            for pair in arms
-            if all(row["outcome"] == Outcome.COMPLETE and row["key"] in rate for row in pair)
+    for claim in tables.claims:
+        a, b = pairs.arms(tables, claim)
+        both = a.keys() & b.keys()
+        rates = [
+            (rate[a[seed]["key"]], rate[b[seed]["key"]])
+            for seed in pairs.complete(a, b)
+            if a[seed]["key"] in rate and b[seed]["key"] in rate
         ]
-        if pairs or any(row["key"] in rate for pair in arms for row in pair):
-            before, after = (sum(pair[side] for pair in pairs) / len(pairs) if pairs else math.nan for side in (0, 1))
-            estimate = intervals.paired([there - here for here, there in pairs])
+        if rates or any(side[seed]["key"] in rate for seed in both for side in (a, b)):
+            of_a, of_b = (sum(pair[side] for pair in rates) / len(rates) if rates else math.nan for side in (0, 1))
+            estimate = intervals.paired([first - second for first, second in rates])
             ends = (estimate.value, estimate.low, estimate.high)
-            found.append((recipe, question, len(pairs), len(arms) - len(pairs), before, after, *ends))
+            names = (claim.id, claim.a.name, claim.b.name)
+            found.append((*names, len(rates), len(both) - len(rates), of_a, of_b, *ends))
     return pd.DataFrame(found, columns=list(COLUMNS))
 
 
-def sentences(pairs: pd.DataFrame) -> list[str]:
-    """One sentence per question with spikes in either arm, or with pairs that say nothing of spikes."""
+def sentences(found: pd.DataFrame) -> list[str]:
+    """One sentence per claim with spikes in either arm, or with pairs that say nothing of spikes."""
     said = []
-    for row in pairs.to_dict("records"):
+    for row in found.to_dict("records"):
+        arms = f"{row['claim']}, {row['a']} against {row['b']}"
         lost = f"; left out of {row['pairs'] + row['left_out']} pairs, as not complete or without a trace: "
         lost = f"{lost}{row['left_out']}" if row["left_out"] else ""
         if not row["pairs"]:
-            said.append(f"{row['recipe']} with {row['question']}: no pair to count spikes in{lost}.")
-        if not row["pairs"] or (row["unflipped"] == row["flipped"] == 0 and not lost):
+            said.append(f"{arms}: no pair to count spikes in{lost}.")
+        if not row["pairs"] or (row["of_a"] == row["of_b"] == 0 and not lost):
             continue
         low, high = (None if pd.isna(row[end]) else float(row[end]) for end in ("low", "high"))
         change = intervals.Estimate(float(row["difference"]), low, high, f"{row['pairs']} paired seeds")
-        clear = "" if low is None or change.distinguishable else ", not distinguishable from no effect"
+        clear = "" if low is None or change.distinguishable else ", not distinguishable from none"
         said.append(
-            f"{row['recipe']} with {row['question']}: {row['flipped']:.3g} spikes per 1,000 steps against "
-            f"{row['unflipped']:.3g}, a change of {change.words()}{clear}{lost}."
+            f"{arms}: {row['of_a']:.3g} spikes per 1,000 steps against {row['of_b']:.3g}, a difference of "
+            f"{change.words()}{clear}{lost}."
         )
     return said
 
@@ -87,8 +86,16 @@ def rerun(tables: StudyTables, quarantine: Sequence[str]) -> dict[str, Any] | No
     blocks = ("seed", "data", "trial", "judge", "resources", "tracking")
     kept: dict[str, Any] = json.loads(masked(json.dumps({name: settings[name] for name in blocks if name in settings})))
     samples = [*excluded, *(name for name in quarantine if name not in excluded)]
-    question = {"recipe": recipe, "settings": [{"data.exclude": samples}]}
-    return {"name": f"{tables.name}-quarantine"} | kept | {"ablate": question | {"seeds": RERUN_SEEDS}}
+    claim = {
+        "id": "quarantine",
+        "statement": "The suspect frames cause the spikes.",
+        "a": {"name": "all frames", "data.exclude": excluded},
+        "b": {"name": "without the suspects", "data.exclude": samples},
+        "measured": ["spikes_per_1000_steps", *([tables.judge.metric] if tables.judge is not None else [])],
+        "expected": "a_more",
+    }
+    asked = {"recipe": recipe, "test": [claim], "seeds": RERUN_SEEDS}
+    return {"name": f"{tables.name}-quarantine"} | kept | {"claims": asked}
 
 
 def _left_out_by_all(trainings: pd.DataFrame) -> list[str]:

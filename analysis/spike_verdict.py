@@ -9,6 +9,10 @@ import pandas as pd
 
 from analysis.section import number
 
+QUARANTINE = (
+    "The quarantine list below can be pasted into data.exclude; report/quarantine.yaml is a study that trains with and "
+    "without them."
+)
 CAUSES = ("data", "one sample", "optimisation", "numeric")
 
 
@@ -45,11 +49,20 @@ def judge_cause(found: Findings) -> tuple[str, list[str]]:
         sentences.append(f"No loss spike in {extent}.")
     if len(suspects):
         verdict = "data" if verdict in ("none", "one sample", "data") else verdict
-        sentences.append(_accusation(suspects, found))
+        sentences += [_accusation(suspects, found), QUARANTINE]
     else:
         samples = int(found.trainings["samples"].max())
-        sentences.append(f"No sample of {samples} is suspect: none stands out over all its passes.")
+        unsuspected = f"no sample of {samples} is suspect: none stands out over all its passes."
+        if count:
+            sentences.append(f"N{unsuspected[1:]}")
+        else:
+            sentences = [f"No loss spike in {extent}, and {unsuspected}"]
     return str(verdict), [*sentences, *_settings_sentences(found), *_position_sentences(found)]
+
+
+def accused(found: Findings) -> bool:
+    """Whether any sample is suspect: then the second sentence of `judge_cause` names the first."""
+    return bool(len(found.suspects) and found.suspects["suspect"].any())
 
 
 def _accusation(suspects: pd.DataFrame, found: Findings) -> str:
@@ -66,8 +79,7 @@ def _accusation(suspects: pd.DataFrame, found: Findings) -> str:
         + blamed
         + (f"; {hollow} had passes without any valid pixel" if hollow else "")
         + _shown(suspects)
-        + ". The quarantine list below can be pasted into data.exclude; "
-        + "report/quarantine.yaml is a study that trains with and without them."
+        + "."
     )
 
 

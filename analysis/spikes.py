@@ -22,9 +22,9 @@ import pandas as pd
 
 from analysis import evidence, replays, runs, spike_pairs, spike_plots
 from analysis.plots import thinned
-from analysis.section import Figure, Section, Table, plain
+from analysis.section import Figure, Headline, Section, Table, plain
 from analysis.selection import unit_of
-from analysis.spike_verdict import CAUSES, Findings, judge_cause
+from analysis.spike_verdict import CAUSES, Findings, accused, judge_cause
 from analysis.suspects import RULES, Passes, suspicion
 from analysis.tables import StudyTables
 from analysis.traces import THRESHOLDS, Spike, Steps, find_spikes, read_steps, trailing
@@ -176,18 +176,23 @@ def analyse(tables: StudyTables) -> Section:
     found = collect(tables)
     verdict, sentences = judge_cause(found)
     replayed, steps = replays.read(tables)
-    pairs = spike_pairs.by_question(tables, found.trainings)
+    pairs = spike_pairs.by_claim(tables, found.trainings)
+    paired, again = spike_pairs.sentences(pairs), replays.sentences(replayed)
+    headline = Headline([*sentences[: 1 + accused(found)], *again, *paired])
+    shown = len(found.spikes) > 0 or accused(found)  # nothing spiked and no sample is suspect: a line says so
     named = [] if found.suspects.empty else found.suspects.loc[found.suspects["suspect"], "sample"].tolist()
     return Section(
         "spikes",
-        "Loss spikes",
-        [*sentences, *spike_pairs.sentences(pairs), *replays.sentences(replayed)],
+        "What spiked, and why?",
+        [*sentences, *paired, *again],
         [
             *spike_plots.figures(found.spikes, found.suspects.head(SHOWN), found.trainings, found.curves),
             *replays.figures(tables, replayed, steps),
             *_frames(tables, found),
-        ],
-        [*_tables(tables, found), *replays.table(replayed), *_paired(pairs)],
+        ]
+        if shown
+        else (),
+        [*_tables(tables, found), *replays.table(replayed), *_paired(pairs)] if shown else (),
         plain({
             "verdict": verdict,
             "spikes": len(found.spikes),
@@ -199,15 +204,16 @@ def analyse(tables: StudyTables) -> Section:
             "replays": replayed,
             "thresholds": asdict(THRESHOLDS) | asdict(RULES),
         }),
+        headline,
     )  # fmt: skip
 
 
 def _frames(tables: StudyTables, found: Findings) -> list[Figure]:
     """Pictures of suspects, where frames and a checkpoint can still be read."""
-    accused = found.suspects[found.suspects["suspect"]] if len(found.suspects) else found.suspects
-    opened = evidence.training_frames(tables) if len(accused) else None
+    suspects = found.suspects[found.suspects["suspect"]] if len(found.suspects) else found.suspects
+    opened = evidence.training_frames(tables) if len(suspects) else None
     try:
-        return evidence.pictures(tables, opened[0], accused) if opened is not None else []
+        return evidence.pictures(tables, opened[0], suspects) if opened is not None else []
     except UserError as error:  # a damaged checkpoint must not take the report
         tables.notes.append(f"The suspect samples are not pictured: {error}.")
         return []
@@ -218,8 +224,8 @@ def _tables(tables: StudyTables, found: Findings) -> Sequence[Table]:
     if len(listed):
         order = [*FIRST, *(c for c in listed.columns if c not in (*FIRST, "row", "diverged", "listed"))]
         listed = listed.sort_values("deviations", ascending=False)[order].head(LISTED)
-    accused = found.suspects[found.suspects["suspect"]] if len(found.suspects) else found.suspects
-    lines = pd.DataFrame({"data.exclude": list(accused["sample"]) if len(accused) else []})
+    suspects = found.suspects[found.suspects["suspect"]] if len(found.suspects) else found.suspects
+    lines = pd.DataFrame({"data.exclude": list(suspects["sample"]) if len(suspects) else []})
     limits = pd.DataFrame([{"setting": k, "value": v} for k, v in (asdict(THRESHOLDS) | asdict(RULES)).items()])
     unit = unit_of(tables.judge.metric) if tables.judge is not None else ""
     units = {"deviations": "scaled MADs", "grad_norm": "before clipping", "recovery_steps": "steps"}
@@ -227,7 +233,7 @@ def _tables(tables: StudyTables, found: Findings) -> Sequence[Table]:
     first = found.suspects.head(2 * SHOWN)
     note = f"The {min(LISTED, len(listed))} highest of {len(found.spikes)}. damage > 0: the judged metric was worse "
     note += "after the spike than before."
-    seen = f"The {len(first)} most suspicious; {len(accused)} are suspect. Over all trainings and passes."
+    seen = f"The {len(first)} most suspicious; {len(suspects)} are suspect. Over all trainings and passes."
     rates = {"clipped_share": "share of steps", "from_settings_per_1000_steps": "spikes per 1,000 steps"}
     return (
         Table("spikes", "Spikes", listed, note, units),
@@ -239,10 +245,10 @@ def _tables(tables: StudyTables, found: Findings) -> Sequence[Table]:
 
 
 def _paired(pairs: pd.DataFrame) -> list[Table]:
-    units = dict.fromkeys(("unflipped", "flipped", "difference", "low", "high"), "spikes per 1,000 steps")
+    units = dict.fromkeys(("of_a", "of_b", "difference", "low", "high"), "spikes per 1,000 steps")
     note = (
-        "Means over pairs of complete trainings of the same seed, and the mean difference with its 95% t interval from "
-        "three pairs on; left_out: pairs with a training that did not complete, or without a trace."
+        "Means over pairs of complete trainings of the same seed, and the mean difference, a minus b, with its 95% t "
+        "interval from three pairs on; left_out: pairs with a training that did not complete, or without a trace."
     )
     return [Table("spike-pairs", "Spikes of paired trainings", pairs, note, units)] if len(pairs) else []
 

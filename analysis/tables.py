@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.section import counted, plain
-from study.contract import DEVICE_SECONDS, PHASES, Judge, Layout, Outcome, judge_hash, masked
+from study.contract import (
+    DEVICE_SECONDS,
+    PHASES,
+    Claim,
+    Judge,
+    Layout,
+    Outcome,
+    claims_hash,
+    judge_hash,
+    masked,
+)
 from trainables.durable import sync_file
 from trainables.errors import UserError
 
@@ -40,6 +50,7 @@ class StudyTables:
     reports: one row per report: key, step, images, epoch, time_s, then one column per metric (`val/rmse`).
     planned: trainings that each begun phase will hold; None where the ledger does not say.
     spent: the limit of the budget that ended the study early; None where there was none.
+    claims: what the study claims, as written down before its trainings; claims_hash: the hash that was recorded then.
     evaluation: the sealed test's stored document (analysis/final_evaluation.py fills it), empty while it is sealed.
     extras: tables of other questions that a released table must carry (spikes), by name.
     notes: what could not be read, in sentences for the report.
@@ -58,6 +69,8 @@ class StudyTables:
     reports: pd.DataFrame
     evaluation: dict[str, Any]
     spent: str | None = None
+    claims: Sequence[Claim] = ()
+    claims_hash: str | None = None
     extras: dict[str, pd.DataFrame] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -91,16 +104,29 @@ class StudyTables:
         """Whether the judge's settings have the hash that was recorded before the first training."""
         return self.judge is not None and judge_hash(self.judge) == self.judge_hash
 
+    @property
+    def claims_unchanged(self) -> bool:
+        """Whether the claims have the hash that was recorded before the first training."""
+        return not self.claims or claims_hash(self.claims) == self.claims_hash
+
 
 def configured_phases(study: Mapping[str, Any]) -> list[str]:
     """The phases that the settings ask for, in order."""
     asked = {
         "reproduce": bool((study.get("reproduce") or {}).get("recipes")),
-        "ablate": bool((study.get("ablate") or {}).get("settings")),
+        "claims": bool((study.get("claims") or {}).get("test")),
         "search": bool((study.get("search") or {}).get("trials")),
         "confirm": bool((study.get("confirm") or {}).get("top")) and bool((study.get("search") or {}).get("trials")),
     }
     return [phase for phase in PHASES if asked[phase]]
+
+
+def refuse_ablations(where: Path, phases: Collection[str]) -> None:
+    """Refuse paired trainings of the phase that claims have taken the place of: their pairs are written otherwise."""
+    if "ablate" in phases:
+        raise UserError(
+            f"{where}: holds trainings of the phase ablate, of a version before claims; report it with that version"
+        )
 
 
 def read_reports(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -173,7 +199,8 @@ def write_table(tables: StudyTables, path: Path) -> None:
     facts = {
         "format": FORMAT,
         "encoded": encoded,
-        "facts": {n: getattr(tables, n) for n in FACTS} | {"judge": _judge_facts(tables.judge)},
+        "facts": {n: getattr(tables, n) for n in FACTS}
+        | {"judge": _judge_facts(tables.judge), "claims": [asdict(claim) for claim in tables.claims]},
         "extras": {name: _columns(extra) for name, extra in tables.extras.items()},
     }
     table = pa.Table.from_pandas(frame, preserve_index=False)
@@ -187,7 +214,8 @@ def write_table(tables: StudyTables, path: Path) -> None:
     temporary.replace(path)
 
 
-FACTS = ("name", "study", "judge_hash", "data", "environment", "timings", "planned", "spent", "evaluation", "notes")
+FACTS = ("name", "study", "judge_hash", "claims_hash", "data", "environment", "timings", "planned", "spent",
+         "evaluation", "notes")  # fmt: skip
 
 
 def read_table(path: Path) -> StudyTables:
@@ -210,7 +238,8 @@ def read_table(path: Path) -> StudyTables:
     frame = frame.drop(columns="reports")
     for column in facts["encoded"]:
         frame[column] = pd.Series([json.loads(v) for v in frame[column]], index=frame.index, dtype=object)
-    judge = facts["facts"].pop("judge")
+    refuse_ablations(path, set(frame["phase"]))
+    judge, claims = facts["facts"].pop("judge"), facts["facts"].pop("claims", [])
     extras = {
         name: pd.DataFrame({column: [_cell(v) for v in values] for column, values in columns.items()})
         for name, columns in facts["extras"].items()
@@ -218,6 +247,7 @@ def read_table(path: Path) -> StudyTables:
     return StudyTables(
         **facts["facts"],
         judge=Judge(**judge) if judge else None,
+        claims=[Claim.of(claim) for claim in claims],
         layout=None,
         trials=trial_frame(frame.to_dict(orient="records")),
         reports=report_frame(reports),

@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from analysis import runs
-from analysis.plots import BLUE, FAINT, empty
+from analysis.plots import BLUE, FAINT
 from analysis.section import Figure, Section, Table, counted, number, plain, records
 from analysis.selection import unit_of
 from analysis.tables import StudyTables
@@ -26,7 +26,7 @@ from study.contract import Outcome
 
 # Settings that change nothing of a training's numbers.
 INERT = ("seed", "trace", "variant", "best_metric", "protocol", "checkpoint_every_images", "snapshot_every_steps",
-         "data.workers", "data.cache", "data.root")  # fmt: skip
+         "validate_structure", "data.workers", "data.cache", "data.root")  # fmt: skip
 SOURCES = {
     "hardware": "same settings, same seed, run twice",
     "initialisation": "seeds differ, order listed, no augmentation",
@@ -56,7 +56,7 @@ def analyse(tables: StudyTables) -> Section:
             "No setting was trained twice, so luck cannot be told from effect: add seeds to confirm or reproduce."
         )
     missing = [name for name in SOURCES if name not in known]
-    if missing:
+    if missing and split:
         answers.append(f"Not measured in this study, for lack of such pairs: {'; '.join(missing)}.")
     parts = [
         Table(
@@ -68,7 +68,8 @@ def analyse(tables: StudyTables) -> Section:
         )
     ]
     frame = pd.DataFrame(groups, columns=["setting", "source", "key", "seed", "value", "centred"])
-    return Section("variance", "How much is luck?", answers, [_figure(tables, frame, unit)], parts,
+    figures = [_figure(tables, frame, unit)] if split else []
+    return Section("variance", "How much is luck?", answers, figures, parts,
                    plain({"split": split, "not_measured": missing}))  # fmt: skip
 
 
@@ -123,9 +124,6 @@ def _figure(tables: StudyTables, frame: pd.DataFrame, unit: str) -> Figure:
 
     def draw(canvas: Canvas, data: pd.DataFrame) -> None:
         axes = canvas.add_subplot()
-        if data.empty:
-            empty(axes, "no setting was trained twice")
-            return
         names = list(dict.fromkeys(data["source"]))[::-1]
         axes.axvline(0, color=FAINT, linewidth=0.8)
         for place, name in enumerate(names):

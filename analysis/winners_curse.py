@@ -37,7 +37,7 @@ def gaps(tables: StudyTables, judge: Judge, confirmed: Mapping[str, Sequence[Row
 
 
 def sentences(found: Sequence[Row], unit: str) -> list[str]:
-    """How far fresh seeds are from what the search said, and whose are too few to say."""
+    """How far fresh seeds are from what the search said, and of which settings that cannot be said."""
     known = [row for row in found if np.isfinite(row["gap"])]
     said = []
     if known:
@@ -58,7 +58,10 @@ def sentences(found: Sequence[Row], unit: str) -> list[str]:
                 f"{worst['origin']}, which the search put at {search} and its fresh seeds at {fresh}."
             )
     if lost := [row["origin"] for row in found if row not in known]:
-        said.append(f"Too few fresh seeds of {', '.join(lost)} were completed to set them beside what the search said.")
+        said.append(
+            f"Half of the fresh seeds of {', '.join(lost)}, or more, have no value, so they have no median to set "
+            "beside what the search said."
+        )
     return said
 
 

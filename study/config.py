@@ -54,12 +54,24 @@ class ReproduceConfig(Section):
         return value
 
 
-class AblateConfig(Section):
-    """Paired trainings: each entry of `settings` flips what it names, against the same training unflipped."""
+class ClaimsConfig(Section):
+    """Published statements as paired trainings. An entry of `test` is the id of a claim of study/claims.yaml, {id:
+    {field: value}} with fields that differ from it here, or a whole claim {id: ..., who: ..., ...}; study/claims.py.
+    """
 
     recipe: str
-    settings: tuple[dict[str, Any], ...]
+    test: tuple[Any, ...]
     seeds: Count
+
+    @field_validator("test")
+    @classmethod
+    def _named(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        for entry in value:
+            whole = isinstance(entry, dict) and "id" in entry
+            changed = isinstance(entry, dict) and len(entry) == 1 and isinstance(next(iter(entry.values())), dict)
+            if not (isinstance(entry, str) or whole or changed):
+                raise ValueError(f"each entry is an id, {{id: {{field: value}}}} or a claim with its id, not {entry!r}")
+        return value
 
 
 class PrunerConfig(Section):
@@ -145,7 +157,7 @@ class StudyConfig(Section):
     data: dict[str, Any]
     trial: dict[str, Any]
     reproduce: ReproduceConfig
-    ablate: AblateConfig
+    claims: ClaimsConfig
     search: SearchConfig
     confirm: ConfirmConfig
     budget: BudgetConfig
@@ -171,6 +183,20 @@ class Within(Document):
 
     def where(self, path: str) -> str:
         return self.outer.where(f"{self.prefix}.{path}" if self.prefix and path else self.prefix or path)
+
+
+@dataclass(frozen=True)
+class Layers(Document):
+    """Where each setting of a composed mapping was written, the last layer first."""
+
+    layers: tuple[tuple[frozenset[str], Document], ...]
+
+    def where(self, path: str) -> str:
+        for paths, document in reversed(self.layers):
+            for name in paths:
+                if path == name or path.startswith(f"{name}."):
+                    return document.where(path)
+        return f"{self.name}: {path}"
 
 
 @dataclass(frozen=True)
@@ -216,6 +242,11 @@ def judge_of(config: StudyConfig) -> Judge:
 def load_study(path: Path, assignments: list[str]) -> Study:
     """The study in a file with `--set` values. Raises UserError naming file, line and key."""
     document = read_yaml(path)
+    if "ablate" in document.value:
+        raise UserError(
+            f"{document.where('ablate')} is `claims` now; write each question as a claim in claims.test, for example "
+            "{id: no-gradient, statement: ..., a: {loss.gradient: 0.0}}"
+        )
     value = _fill(document.value, read_yaml(DEFAULTS).value, "")
     names = []
     for dotted, given in parse_assignments(assignments).items():

@@ -29,7 +29,7 @@ from statistics import median
 from typing import Any, Literal
 
 RESULTS = Path("results")
-PHASES = ("reproduce", "ablate", "search", "confirm")
+PHASES = ("reproduce", "claims", "search", "confirm")
 DEVICE_SECONDS = "device_seconds"  # what a training took: its own seconds times its devices
 
 
@@ -61,7 +61,7 @@ class Attr:
     ATTEMPTS = "attempts"  # how often it was started
     DEATHS = "deaths"  # workers that ended without a word since its last new report
     JUDGED = "judged"  # [images of the last report that the pruner has judged, whether it gave the training up]
-    ORIGIN = "origin"  # confirm: key of the search trial it repeats; ablate: {question, arm}
+    ORIGIN = "origin"  # confirm: key of the search trial it repeats; claims: the arms that it serves, [{claim, arm}]
     SUMMARY = "summary"  # last report's summary: steps, images, seconds, peak memory, parameters, ...
 
 
@@ -71,6 +71,8 @@ class StudyAttr:
     STUDY = "study"  # the resolved study.yaml
     JUDGE = "judge"  # the judge's settings
     JUDGE_HASH = "judge_hash"  # SHA-256 of them, written before trial 1
+    CLAIMS = "claims"  # the claims that the study tests, each a Claim as a mapping
+    CLAIMS_HASH = "claims_hash"  # SHA-256 of what they state, written before trial 1
     DATA = "data"  # fingerprint of the data, written before trial 1
     ENVIRONMENT = "environment"  # versions, host, devices, git commit
     TIMINGS = "timings"  # seconds of each part of the run
@@ -254,3 +256,72 @@ class Choice:
     median: float
     champion: str
     members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Something that a claim measures of a training; analysis/quantities.py knows how. unit: empty for a share."""
+
+    unit: str
+    higher_is_better: bool
+
+
+_LOWER_IS_BETTER = {
+    "rmse": "m", "abs_rel": "", "sq_rel": "m", "rmse_log": "", "log10": "", "silog": "", "checkerboard": "",
+    "overfit_gap": "", "spikes_per_1000_steps": "spikes per 1,000 steps", "damage_after_spikes": "", "seconds": "s",
+    "peak_memory_mib": "MiB",
+}  # fmt: skip
+_HIGHER_IS_BETTER = {
+    "delta1": "", "delta2": "", "delta3": "", "edge_f1_0.05": "", "edge_f1_0.2": "", "edge_f1_0.5": "", "mssim_10": "",
+    "mssim_255": "", "images_per_s": "images/s",
+}  # fmt: skip
+QUANTITIES = {name: Quantity(unit, higher_is_better=False) for name, unit in _LOWER_IS_BETTER.items()} | {
+    name: Quantity(unit, higher_is_better=True) for name, unit in _HIGHER_IS_BETTER.items()
+}
+# Of those, what validation reports only where the training asks for it (validate_structure).
+STRUCTURE = frozenset({"edge_f1_0.05", "edge_f1_0.2", "edge_f1_0.5", "mssim_10", "mssim_255"})
+Expected = Literal["a_better", "b_better", "a_more", "a_less", "a_not_better", "no_difference", "open"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a claim: what it is called, its settings, and the ledger group and stage of its judged trainings."""
+
+    name: str
+    settings: str
+    group: str
+    stage: int
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published statement as a paired experiment, written down before anything is trained.
+
+    measured: names of QUANTITIES; the first decides. expected: what the statement says of it: better and worse follow
+    the quantity's direction, more and less its value. margin: absolute, in the quantity's unit; a smaller difference is
+    none. seeds: of its pairs. untestable: why it cannot be tested here; None: it is.
+    """
+
+    id: str
+    who: str
+    statement: str
+    source: str | None
+    a: Arm
+    b: Arm
+    measured: tuple[str, ...]
+    expected: Expected
+    margin: float | None
+    seeds: tuple[int, ...]
+    untestable: str | None
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> Claim:
+        """A claim from the mapping that the ledger holds."""
+        arms = {name: Arm(**value[name]) for name in ("a", "b")}
+        return cls(**{**value, **arms, "measured": tuple(value["measured"]), "seeds": tuple(value["seeds"])})
+
+
+def claims_hash(claims: Sequence[Claim]) -> str:
+    """SHA-256 of what claims state. Whether one can be tested on this machine is no part of it."""
+    stated = [{k: v for k, v in asdict(claim).items() if k != "untestable"} for claim in claims]
+    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()

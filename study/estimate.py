@@ -78,6 +78,7 @@ def show_plan(plan: Plan, *, measure: bool) -> dict[str, Any]:
         "at_once": concurrency,
         "hours": hours,
         "measured": measure,
+        "claims": {claim.id: claim.untestable or "to be tested" for claim in plan.stated},
     }
 
 
@@ -89,7 +90,7 @@ def _trainings(plan: Plan) -> dict[str, list[TrialConfig]]:
     longer = [c.model_copy(update={"budget_images": more}) for c in unknown] if more else unknown
     return {
         "reproduce": [p.config for p in plan.reproduce],
-        "ablate": [p.config for p in plan.ablate],
+        "claims": [p.config for p in plan.claims],
         "search": unknown * counts["search"],
         "confirm": longer * counts["confirm"],
     }
@@ -194,17 +195,20 @@ def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
 
 def _print(plan: Plan, rows: list[dict[str, Any]], concurrency: int, *, measure: bool) -> None:
     print(f"{plan.study.config.name}: {concurrency} training{'s' if concurrency > 1 else ''} at once")
-    print(f"{'phase':<10}{'trainings':>10}{'images':>12}{'time':>14}{'disk GiB':>10}{'memory GiB each':>17}")
+    print(f"{'phase':<10}{'trainings':>10}{'images':>12}{'time':>18}{'disk GiB':>10}{'memory GiB each':>17}")
     for r in rows:
         if r["trainings"]:
             took = duration(r["hours"] * 3600)
-            cells = f"{r['trainings']:>10}{r['images']:>12,}{took:>14}{r['disk_gib']:>10.2f}{r['memory_gib']:>17.2f}"
+            cells = f"{r['trainings']:>10}{r['images']:>12,}{took:>18}{r['disk_gib']:>10.2f}{r['memory_gib']:>17.2f}"
             print(f"{r['phase']:<10}{cells}")
     total = duration(sum(r["hours"] for r in rows) * 3600)
     how = "measured" if measure else "estimated, good to a factor of about two; --measure times a few steps"
     print(f"{total} in all ({how}; pruning shortens it)")
     for dimension in plan.dimensions:
         print(f"  searched: {dimension.path} {_range(dimension)}")
+    for claim in plan.stated:
+        how = f"{len(claim.seeds)} pairs" if claim.untestable is None else f"not testable here: {claim.untestable}"
+        print(f"  claim {claim.id}: {claim.a.name} against {claim.b.name}, {how}")
 
 
 def _range(dimension: Any) -> str:

@@ -18,7 +18,7 @@ LATEST, BEST = "latest", "best"  # of trainables/checkpoint.py, which needs torc
 
 def sweep(ledger: Ledger, plan: Plan) -> None:
     """Remove what is not needed any more; may be called at any time, and again."""
-    staged = {(p.phase, p.group) for p in (*plan.reproduce, *plan.ablate) if p.config.stage > 0}
+    awaited = {(p.phase, p.after) for p in (*plan.reproduce, *plan.claims) if p.after is not None}
     judged = BEST if ledger.judge.report == "best" else LATEST
     kept = max(1, plan.study.config.confirm.top)
     best = {row["key"] for row in ledger.judge.rank(ledger.rows("search"))[:kept]}
@@ -26,7 +26,7 @@ def sweep(ledger: Ledger, plan: Plan) -> None:
         for entry in entries:
             if entry.outcome is None or entry.swept:
                 continue
-            needed = {judged, BEST} if (phase, entry.group) in staged else {judged}
+            needed = {judged, BEST} if (phase, entry.identity) in awaited else {judged}
             if entry.outcome is not Outcome.COMPLETE or (phase == "search" and entry.key not in best):
                 needed = set()
             for part in {LATEST, BEST} - needed:

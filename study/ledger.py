@@ -14,11 +14,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from study import ledger_file
+from study.compose import Planned
 from study.contract import DEVICE_SECONDS, PHASES, Attr, Judge, Layout, Outcome, StudyAttr, trial_key
 from study.entry import Entry, digest, read_entry
-from study.plan import Planned
 from study.space import Dimension, label
-from trainables.config import TrialConfig, as_dict
+from trainables.config import TrialConfig, as_dict, stored_config
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class Ledger:
         """A training's settings, read from the storage and validated again; kept: few are asked for, but often."""
         if entry.trial_id not in self.trainings:
             attrs = self.storage.get_trial(entry.trial_id).user_attrs
-            self.trainings[entry.trial_id] = TrialConfig.model_validate_json(json.dumps(attrs[Attr.CONFIG]))
+            self.trainings[entry.trial_id] = stored_config(json.dumps(attrs[Attr.CONFIG]))
         return self.trainings[entry.trial_id]
 
     def rows(self, phase: str) -> list[dict[str, Any]]:

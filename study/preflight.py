@@ -7,13 +7,14 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 from study.config import Study
-from study.contract import StudyAttr, judge_hash
+from study.contract import Claim, StudyAttr, claims_hash, judge_hash
 from study.ledger import Ledger
 from study.plan import Plan
 from trainables.config import DataConfig, flatten
@@ -22,7 +23,7 @@ from trainables.recipe import recipe_names
 
 ROOT = Path(__file__).resolve().parent.parent
 # What may change between two runs of a study without changing any training that it has.
-FREE = ("resources", "tracking", "reproduce", "ablate", "confirm", "search.trials", "budget")
+FREE = ("resources", "tracking", "reproduce", "confirm", "search.trials", "budget")
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "pytorch-msssim", "kornia", "safetensors")
 
 
@@ -73,11 +74,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def record(ledger: Ledger, study: Study, data: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def record(ledger: Ledger, plan: Plan, data: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Write what the study is into the ledger, or compare it with what it was; sentences about allowed changes.
 
-    Raises UserError naming key, old and new value for a change that would make the trainings incomparable.
+    Raises UserError naming key, old and new value for a change that would make the trainings incomparable, or a claim
+    another one than was written down before its trainings.
     """
+    study = plan.study
     judge = study.config.judge.model_dump(mode="json")
     before = ledger.attribute(StudyAttr.STUDY)
     if before is None:
@@ -86,12 +89,16 @@ def record(ledger: Ledger, study: Study, data: Mapping[str, Any], now: Mapping[s
                 StudyAttr.STUDY: study.resolved,
                 StudyAttr.JUDGE: judge,
                 StudyAttr.JUDGE_HASH: judge_hash(study.judge),
+                StudyAttr.CLAIMS: [asdict(claim) for claim in plan.stated],
+                StudyAttr.CLAIMS_HASH: claims_hash(plan.stated),
                 StudyAttr.DATA: dict(data),
                 StudyAttr.ENVIRONMENT: dict(now),
             }
         )
         return []
+    _take_earlier(ledger, plan, before)
     notes = [f"{path} is {new!r} now, was {old!r}" for path, old, new in _changes(study, before)]
+    notes += _testable(study, [Claim.of(value) for value in ledger.attribute(StudyAttr.CLAIMS) or ()], plan.stated)
     for name, old in (ledger.attribute(StudyAttr.DATA) or {}).items():
         if name in data and data[name] != old:
             raise UserError(
@@ -109,8 +116,46 @@ def record(ledger: Ledger, study: Study, data: Mapping[str, Any], now: Mapping[s
     history = [*past.get("changes", []), *([{"now": dict(now), "changed": moved}] if moved else [])]
     recorded = dict(now) | {"changes": history} if moved else past
     known = dict(data) | (ledger.attribute(StudyAttr.DATA) or {})  # a recipe that was added may have data of its own
-    ledger.set_attributes({StudyAttr.STUDY: study.resolved, StudyAttr.ENVIRONMENT: recorded, StudyAttr.DATA: known})
+    ledger.set_attributes(
+        {
+            StudyAttr.STUDY: study.resolved,
+            StudyAttr.ENVIRONMENT: recorded,
+            StudyAttr.DATA: known,
+            StudyAttr.CLAIMS: [asdict(claim) for claim in plan.stated],
+        }
+    )
     return notes + moved
+
+
+def _take_earlier(ledger: Ledger, plan: Plan, before: dict[str, Any]) -> None:
+    """Refuse a study that was begun when paired trainings were the phase `ablate`; without any it goes on."""
+    if "ablate" not in before:
+        return
+    if before.pop("ablate")["settings"]:
+        raise UserError(
+            f"{ledger.layout.root}: this study was begun with the phase ablate, which is claims now; finish it with "
+            "the version that began it, or give the study another name"
+        )
+    before["claims"] = plan.study.resolved["claims"] | {"test": []}
+    ledger.set_attributes({StudyAttr.CLAIMS_HASH: claims_hash(())})
+
+
+def _testable(study: Study, before: Sequence[Claim], now: Sequence[Claim]) -> list[str]:
+    """Sentences about claims that can be tested now or not any more; raises for one that states something else."""
+    old = {claim.id: claim for claim in before}
+    for claim in now:
+        was = asdict(old[claim.id])
+        for name, value in asdict(claim).items():
+            if name != "untestable" and was[name] != value:
+                raise UserError(
+                    f"{study.document.where('claims.test')}: {name} of {claim.id} is {value!r}, but the study began "
+                    f"with {was[name]!r}; set it back, or give the study another name"
+                )
+    return [
+        f"{claim.id} is {'not testable' if claim.untestable else 'testable'} now"
+        for claim in now
+        if claim.untestable != old[claim.id].untestable
+    ]
 
 
 def _changes(study: Study, before: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

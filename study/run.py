@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None, worker: type | None = None) -> int:
     """The command. `worker`: another class than trainables.ray_trainable.TrainingWorker (tests)."""
     arguments = cli.parser(
         "study.run",
-        "Plan a study and train it: reproduce, ablate, search, confirm. Results lie in results/NAME.",
+        "Plan a study and train it: reproduce, claims, search, confirm. Results lie in results/NAME.",
         "python -m study.run study.yaml --set search.trials=20 --resume",
     )
     arguments.add_argument("study", nargs="?", type=Path, default=Path("study.yaml"), help="the study (study.yaml)")
@@ -82,7 +82,7 @@ def _run(plan: Plan, layout: Layout, worker: type | None, began: float) -> Any:
         data = preflight.prepare(plan)
         timings["data_s"] = time.monotonic() - preparing
         ledger = _open(plan.study, layout)
-        for note in preflight.record(ledger, plan.study, data, preflight.environment()):
+        for note in preflight.record(ledger, plan, data, preflight.environment()):
             print(f"changed since the study began: {note}")
         _write_study(plan.study, layout)
         return _phases(plan, ledger, data, worker, alive, timings)

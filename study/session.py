@@ -12,15 +12,16 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from study.compose import Planned, seed_of
 from study.contract import DEVICE_SECONDS, Outcome, StudyAttr, confirm_group, trial_key
 from study.entry import Entry
 from study.housekeeping import sweep
 from study.ledger import Ledger
-from study.plan import Plan, Planned, seed_of
+from study.plan import Plan
 from study.propose import propose
 from study.space import fits
 from trainables.config import flat
@@ -245,7 +246,7 @@ class Session:
             self.ledger.set_attributes({StudyAttr.SPENT: self.spent})
             self._confirmations()  # how many are still to come
             return None
-        for planned in (*self.plan.reproduce, *self.plan.ablate):
+        for planned in (*self.plan.reproduce, *self.plan.claims):
             entry = self._enter(planned)
             if entry is not None:
                 return entry
@@ -256,17 +257,17 @@ class Session:
         entered, config = self.ledger.entered[planned.phase], planned.config
         if planned.identity in entered:
             return None
-        if config.start_from != "previous_stage":
+        if planned.after is None:
             return self.ledger.add(planned, (), {})
-        before = entered.get((planned.group, config.seed, config.stage - 1))
+        before = entered.get(planned.after)
         if before is None or before.outcome is None:
             return None
         start = self.ledger.layout.trial(before.key) / "checkpoints" / "best"
         staged = config.model_copy(update={"start_from": str(start)})
-        entry = self.ledger.add(Planned(planned.phase, planned.group, staged, planned.origin), (), {})
+        entry = self.ledger.add(replace(planned, config=staged), (), {})
         if before.outcome is Outcome.COMPLETE:
             return entry
-        reason = f"stage {config.stage - 1} ({before.key}) is {before.outcome.value}, so there is nothing to start from"
+        reason = f"stage {before.stage} ({before.key}) is {before.outcome.value}, so there is nothing to start from"
         self._finish(entry, {"outcome": Outcome.FAILED, "reason": reason}, None)
         return None
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from study.compose import compose
 from study.config import Study
 from study.contract import DEVICE_SECONDS
 from trainables.errors import UserError
@@ -238,8 +239,6 @@ def make_pruner(study: Study) -> BasePruner | None:
     search = study.config.search
     if search.pruner.kind == "none" or search.trials == 0:
         return None
-    from study.plan import compose
-
     budget = compose(study, search.recipe, {}, study.within("search"), 0)[0].budget_images
     reduction = search.pruner.reduction
     least = search.pruner.min_images or max(budget // reduction**2, 1)

@@ -22,7 +22,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from trainables.config import TrialConfig, as_dict, flat
+from trainables.config import TrialConfig, as_dict, flat, stored_config
 from trainables.durable import naming, replace_folder, sha256
 from trainables.errors import Blocked, UserError
 from trainables.models import DepthModel, build_model
@@ -135,7 +135,7 @@ def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) ->
 def read_config(folder: Path) -> TrialConfig:
     """The verified settings a checkpoint was trained with."""
     verify(folder)
-    return TrialConfig.model_validate_json((folder / CONFIG).read_bytes())
+    return stored_config((folder / CONFIG).read_bytes())
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ Units stand in the names; ranges are validated, and an error names the key and t
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -188,6 +189,7 @@ class TrialConfig(Section):
     checkpoint_every_images: Count
     best_metric: str  # the validation metric whose best report keeps its weights; a study sets it to its judge's
     protocol: str  # under which validation is scored (trainables.evaluate.PROTOCOLS)
+    validate_structure: bool  # validation also scores edges and structural similarity (protocol `structure`)
     snapshot_every_steps: Annotated[int, Field(ge=0)]  # rolling in-memory snapshot for spike replay; 0: none
     train_mode: Literal["train", "eval_after_first_step"]  # the port's: eval mode after the first step of an epoch
     mirrored: bool  # predictions are averaged with the mirrored image's
@@ -213,6 +215,15 @@ class TrialConfig(Section):
         if (self.model.encoder is None) != (self.model.family == "unet"):
             raise ValueError("model.encoder must name an encoder, except for model.family unet, where it is null")
         return self
+
+
+# Settings that are younger than stored trainings, with what those trainings did.
+YOUNGER = {"validate_structure": False}
+
+
+def stored_config(text: str | bytes) -> TrialConfig:
+    """A training's settings from the JSON that a checkpoint, a folder or the ledger holds."""
+    return TrialConfig.model_validate_json(json.dumps(YOUNGER | json.loads(text)))
 
 
 def as_dict(config: Section) -> dict[str, Any]:

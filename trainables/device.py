@@ -45,24 +45,45 @@ def keep_freed_memory() -> None:
             libc.mallopt(parameter, value)
 
 
+def side_by_side(tasks: int, name: str) -> tuple[ThreadPoolExecutor, int]:
+    """Threads that share out this process's cores among so many tasks, each with its own part, and how many there are.
+
+    Small operations gain little from a second core and lose much where another process wants it, so tasks that do not
+    need one another run beside each other instead.
+    """
+    before = torch.get_num_threads()
+    workers = max(1, min(tasks, before))
+    return _threads(workers, before // workers, name), workers
+
+
 def single_threaded(name: str) -> ThreadPoolExecutor:
     """A thread beside the training's whose operations do not run in parallel themselves.
 
     Each thread that runs parallel operations has a team of OpenMP's threads of its own. With a second team there are
     more threads than cores, and then GNU's sleeps at the end of every operation, in the first team, too: steps on small
-    inputs took twice as long. A count that is set holds for the calling thread and for those that begin later, so the
-    process's is put back.
+    inputs took twice as long.
+    """
+    return _threads(1, 1, name)
+
+
+def _threads(workers: int, cores: int, name: str) -> ThreadPoolExecutor:
+    """So many threads with so many cores each. A count that is set holds for the calling thread and for those that
+    begin later, so the process's is put back when all have begun.
     """
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(1, name, _one_thread)
-    pool.submit(bool).result()  # its thread has begun
+    begun = threading.Barrier(workers + 1)
+
+    def begin() -> None:
+        torch.set_num_threads(cores)
+        torch.get_num_threads()  # which makes it this thread's own for good
+        begun.wait()
+
+    pool = ThreadPoolExecutor(workers, name, begin)
+    for _ in range(workers):
+        pool.submit(bool)
+    begun.wait()
     torch.set_num_threads(before)
     return pool
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-    torch.get_num_threads()  # which makes it this thread's own for good
 
 
 def choose_dtype(config: TrialConfig, device: torch.device) -> torch.dtype:

@@ -120,9 +120,11 @@ def mssim(data_range: float, *, pred: Tensor, target: Tensor, mask: Tensor) -> T
     covariance = _gaussian_filter(p * t) - mean_p * mean_t
     luminance = (2 * mean_p * mean_t + c1) / (mean_p.square() + mean_t.square() + c1)
     structure = (2 * covariance + c2) / (var_p + var_t + c2)
-    holes = functional.max_pool2d((~mask)[:, None].float(), (SSIM_WINDOW, 1), stride=1)  # one side, then the other
-    holes = functional.max_pool2d(holes, (1, SSIM_WINDOW), stride=1)
-    return masked_mean(luminance * structure, holes[:, 0] == 0)
+    whole = torch.ones_like(structure, dtype=torch.bool)
+    if not mask.all():  # or the search for holes takes as long as a filter
+        holes = functional.max_pool2d((~mask)[:, None].float(), (SSIM_WINDOW, 1), stride=1)  # one side, then the other
+        whole = functional.max_pool2d(holes, (1, SSIM_WINDOW), stride=1)[:, 0] == 0
+    return masked_mean(luminance * structure, whole)
 
 
 def edge_magnitude(depth_m: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,9 +132,10 @@ def edge_magnitude(depth_m: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     from kornia.filters import sobel  # a second to import, and only these metrics need it
 
     inside = torch.where(mask, depth_m.double(), torch.ones((), dtype=torch.float64, device=depth_m.device))
-    outside = functional.max_pool2d((~mask)[:, None].float(), 3, stride=1, padding=1)[:, 0]
     magnitude: Tensor = sobel(inside[:, None])[:, 0]
-    return magnitude, outside == 0
+    if mask.all():
+        return magnitude, mask
+    return magnitude, functional.max_pool2d((~mask)[:, None].float(), 3, stride=1, padding=1)[:, 0] == 0
 
 
 def edge_f1(threshold: float, *, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -187,6 +190,7 @@ METRICS: dict[str, Metric] = {
     "mssim_255": partial(mssim, 255.0),
     "edge_f1_0.5": partial(edge_f1, 0.5),
     "edge_f1_0.2": partial(edge_f1, 0.2),
+    "edge_f1_0.05": partial(edge_f1, 0.05),  # for networks so small or so little trained that no slope is steeper
 }
 DEPTH_METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "delta1", "delta2", "delta3", "silog")
 STRUCTURE_METRICS = tuple(name for name in METRICS if name not in DEPTH_METRICS)

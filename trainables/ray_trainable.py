@@ -97,10 +97,10 @@ class TrainingWorker(tune.Trainable):
         """The reports of a training as JSON types."""
         from dataclasses import asdict
 
-        from trainables.config import TrialConfig
+        from trainables.config import stored_config
         from trainables.trainer import fit
 
-        settings = TrialConfig.model_validate_json(config)
+        settings = stored_config(config)
         with _company(self._spec, settings):
             for report in fit(settings, folder, stop=self.told_to_stop):
                 yield asdict(report)
@@ -130,12 +130,12 @@ class Peer:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         from trainables import parallel
-        from trainables.config import TrialConfig
+        from trainables.config import stored_config
         from trainables.device import choose_device
         from trainables.trainer import fit
 
         os.chdir(spec["cwd"])
-        settings = TrialConfig.model_validate_json(spec["config"])
+        settings = stored_config(spec["config"])
         store = TCPStore(*meeting, is_master=False)
         with parallel.joined(store, rank, size, choose_device(settings)):
             for _ in fit(settings, Path(spec["folder"])):

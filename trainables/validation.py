@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -24,20 +26,22 @@ def validate(
 ) -> dict[str, float]:
     """{'val/loss': ..., 'val/<metric>': ...} over all validation frames; the model's mode is restored.
 
-    'val/checkerboard' is measured on the network's own outputs, before anything resizes them.
+    'val/checkerboard' is measured on the network's own outputs, before anything resizes them. With validate_structure
+    the metrics of protocol `structure` are added, those that no frame had anything to measure of (edges) left out.
     Bad frames that were left out are added to `skipped`, id -> reason.
     """
     result = {"val/loss": validation_loss(model, frames, config, device, dtype, skipped)}
     patterns: list[Tensor] = []
     hook = model.register_forward_hook(lambda _, __, y: patterns.append(checkerboard(y[:, 0])))
+    protocols = [config.protocol, *(["structure"] if config.validate_structure else [])]
     try:
-        evaluation = evaluate(
-            model, frames, config, protocols=[config.protocol], device=device, batch_size=config.batch_size
-        )
+        evaluation = evaluate(model, frames, config, protocols=protocols, device=device, batch_size=config.batch_size)
     finally:
         hook.remove()
-    (summary,) = evaluation.summary.values()
+    summary, *structure = evaluation.summary.values()
     result |= {f"val/{name}": float(value) for name, value in summary.items()}
+    for found in structure:
+        result |= {f"val/{name}": value for name, value in found.items() if math.isfinite(value)}
     return result | {"val/checkerboard": float(torch.cat(patterns).mean())}
 
 

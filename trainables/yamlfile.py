@@ -102,7 +102,12 @@ def _convert(node: yaml.Node | None, path: str, lines: dict[str, int], name: str
     if isinstance(node, yaml.ScalarNode):
         return _scalar(node.value) if node.style is None else node.value
     if isinstance(node, yaml.SequenceNode):
-        return [_convert(item, f"{path}.{i}".lstrip("."), lines, name, depth + 1) for i, item in enumerate(node.value)]
+        items = []
+        for i, item in enumerate(node.value):
+            here = f"{path}.{i}".lstrip(".")
+            lines[here] = item.start_mark.line + 1
+            items.append(_convert(item, here, lines, name, depth + 1))
+        return items
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1

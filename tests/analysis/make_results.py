@@ -14,7 +14,7 @@ import datetime
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,19 @@ import pyarrow.parquet as pq
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from study.contract import OPTUNA_STATE, Attr, Judge, Layout, Outcome, StudyAttr, judge_hash, trial_key
+from study.contract import (
+    OPTUNA_STATE,
+    Arm,
+    Attr,
+    Claim,
+    Judge,
+    Layout,
+    Outcome,
+    StudyAttr,
+    claims_hash,
+    judge_hash,
+    trial_key,
+)
 from tests.analysis.ledger_rows import new_storage, write_study
 from trainables.config import as_dict
 from trainables.durable import write_json
@@ -84,6 +96,7 @@ def make_results(
     judge: Mapping[str, Any] = JUDGE,
     planned: Mapping[str, int] | None = None,
     data: Mapping[str, Any] | None = None,
+    claims: Sequence[Claim] = (),
     base: Mapping[str, Any] | None = None,
     budget_images: int = 2400,
     reports: int = 4,
@@ -97,7 +110,9 @@ def make_results(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = new_storage(layout.ledger)
     phases = list(dict.fromkeys(t.phase for t in trainings))
-    settings = dict(study or settings_of(root.name, trainings, judge))
+    settings = dict(study or settings_of(root.name, trainings, judge)) | (
+        {"claims": {"recipe": "densedepth", "test": [claim.id for claim in claims], "seeds": 3}} if claims else {}
+    )
     write_json(layout.study_file, settings)  # JSON is YAML
     recipes = {name: dict(base or as_dict(load_recipe(name)[-1])) for name in {t.recipe for t in trainings}}
     for phase in phases:
@@ -106,6 +121,8 @@ def make_results(
             StudyAttr.STUDY: settings,
             StudyAttr.JUDGE: dict(judge),
             StudyAttr.JUDGE_HASH: judge_hash(Judge(**judge)),
+            StudyAttr.CLAIMS: [asdict(claim) for claim in claims],
+            StudyAttr.CLAIMS_HASH: claims_hash(claims),
             StudyAttr.DATA: dict(data or {"train": "a" * 64, "test": "b" * 64, "frames": 480}),
             StudyAttr.ENVIRONMENT: {"python": "3.12.0", "torch": "2.14.1", "host": "planted", "commit": "c" * 40},
             StudyAttr.TIMINGS: {phase: 60.0 * len(members)},
@@ -121,7 +138,7 @@ def make_results(
 
 def settings_of(name: str, trainings: Sequence[Training], judge: Mapping[str, Any]) -> dict[str, Any]:
     """The resolved study.yaml that such trainings would come from."""
-    of = {phase: [t for t in trainings if t.phase == phase] for phase in ("reproduce", "ablate", "search", "confirm")}
+    of = {phase: [t for t in trainings if t.phase == phase] for phase in ("reproduce", "claims", "search", "confirm")}
     space = {
         path: {"low": d.low, "high": d.high, "scale": "log" if d.log else "linear"}
         if isinstance(d, FloatDistribution)
@@ -134,7 +151,7 @@ def settings_of(name: str, trainings: Sequence[Training], judge: Mapping[str, An
         "data": {"source": "rooms", "root": None},
         "trial": {"budget_images": 2400},
         "reproduce": {"recipes": sorted({t.recipe for t in of["reproduce"]}), "seeds": 2},
-        "ablate": {"recipe": "densedepth", "settings": [{}] if of["ablate"] else [], "seeds": 3},
+        "claims": {"recipe": "densedepth", "test": [], "seeds": 3},
         "search": {
             "recipe": "densedepth", "trials": len(of["search"]), "sampler": "tpe", "space": space, "first": [],
             "pruner": {"kind": "successive_halving", "min_images": 600, "reduction": 3},
@@ -290,6 +307,28 @@ def write_trace(folder: Path, trace: Mapping[str, Any]) -> None:
     pq.write_table(pa.table(arrays, schema=schema), folder / COMPACTED, compression="zstd", write_page_checksum=True)
 
 
+def claim(
+    name: str,
+    a: str,
+    b: str = "base",
+    *,
+    recipe: str = "densedepth",
+    seeds: Sequence[int] = (1000, 1001, 1002),
+    **fields: Any,
+) -> Claim:
+    """A claim on the trainings of two groups, a question about the RMSE where nothing else is said."""
+    arms = {side: Arm(words, words, f"{recipe}: {words}", 0) for side, words in (("a", a), ("b", b))}
+    said = {"who": "the tests", "statement": f"{name} matters.", "source": None, "measured": ("rmse",)}
+    rule = {"expected": "open", "margin": None, "untestable": None}
+    return Claim(id=name, seeds=tuple(seeds), **{**said, **arms, **rule, **fields})
+
+
+PLANTED = (  # of planted_study, whose gradient term is worth 0.1 m and whose mirroring nothing
+    claim("gradient", "base", "loss.gradient=0.0", expected="a_better"),
+    claim("flip", "base", "augment.flip=0.0", expected="a_better"),
+)
+
+
 @dataclass(frozen=True)
 class Truth:
     """What planted_study hid: keys of search trials, and the group that deserves to win."""
@@ -344,16 +383,15 @@ def planted_study(
         for recipe, base in (("densedepth", 0.47),)
         for s in range(2)
     ]
-    ablate = [
-        Training("ablate", 0.6 + effect + 0.01 * s, group=f"densedepth: {question}", seed=1000 + s, overrides=change,
-                 origin={"question": question, "arm": "flipped" if change else "base", "recipe": "densedepth"})
+    paired = [
+        Training("claims", 0.6 + effect + 0.01 * s, group=f"densedepth: {arm}", seed=1000 + s, overrides=change)
         for s in range(3)
-        for question, change, effect in (
+        for arm, change, effect in (
             ("base", {}, 0.0), ("loss.gradient=0.0", {"loss.gradient": 0.0}, 0.1 + 0.002 * s),
             ("augment.flip=0.0", {"augment.flip": 0.0}, 0.01 * (s - 1)),
         )
     ]  # fmt: skip
-    layout = make_results(root, [*reproduce, *ablate, *search, *confirm])
+    layout = make_results(root, [*reproduce, *paired, *search, *confirm], claims=PLANTED)
     truth = Truth(
         best=keys["best"], lucky=keys["lucky"], twin=keys["lucky"] if twins else None, winner=keys["best"],
         diverged=keys["diverged"], pruned=keys["pruned"], failed=keys["failed"],

@@ -6,6 +6,7 @@ import ast
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from analysis import cost, evaluation_section, final_evaluation, intervals, reproduction, runs, sealed, store
+from analysis.section import number
 from study.contract import Layout
 from tests.analysis.make_results import Training, make_results
 from trainables import checkpoint
@@ -46,8 +48,8 @@ def write_study(root: Path, config: TrialConfig, tracking: str | None) -> Layout
     layout = make_results(root / "s", trainings, data=fingerprint(config.data), base=as_dict(config))
     if tracking is not None:
         give_tracking(layout, tracking)
-    for number, folder in enumerate(sorted(layout.trials.iterdir())):
-        torch.manual_seed(number)
+    for seed, folder in enumerate(sorted(layout.trials.iterdir())):
+        torch.manual_seed(seed)
         model = build_model(config.model, config.target.kind)
         checkpoint.write_checkpoint(folder / "checkpoints" / "best", checkpoint.take_snapshot(model, None, {}), config)
     return layout
@@ -265,9 +267,8 @@ def test_relative_depth_is_headlined_by_its_own_protocol_and_never_comparable(
     shutil.rmtree(layout.trial("reproduce-0000") / "checkpoints")
     tables = runs.load(layout.root)
     section = final_evaluation.analyse(tables)
-    assert (
-        "under protocol densedepth_affine" in section.answers[0] and "relative depth has no scale" in section.answers[0]
-    )
+    assert "under protocol densedepth_affine" in section.answers[0] and "not comparable" in section.answers[0]
+    assert "relative depth has no scale" in section.tables[0].note  # once, not in each row
     assert not section.tables[0].frame["comparable"].any()
     assert any("checkpoint is missing: recipe densedepth (trials/reproduce-0000" in said for said in section.answers)
     assert "it is missing: trials/reproduce-0000" in reproduction.analyse(tables).data["verdicts"][0]["why"]
@@ -325,15 +326,52 @@ def test_scene_intervals_cover_and_small_ones_are_refused() -> None:
     assert "no interval" in few.words("m") and "unknown scenes" in unknown.words("m")
 
 
+def test_the_first_screen_sets_the_champion_against_the_mean_with_three_rows_of_pictures(study: Layout) -> None:
+    tables = runs.load(study.root)
+    section = final_evaluation.analyse(tables)
+    headline = section.headline
+    assert headline is not None and len(headline.sentences) == 1
+    said = headline.sentences[0]
+    own, mean = (section.data["summary"][name] for name in (section.data["champion"], "training mean"))
+    own_rmse, mean_rmse = (next(iter(values.values()))["rmse"] for values in (own, mean))
+    share = f"{number(abs(100 * (1 - own_rmse / mean_rmse)))}%"
+    assert f"has rmse {number(own_rmse)} m, {share} (n = " in said and "no interval" in said
+    assert f"the training frames' mean depth per pixel ({number(mean_rmse)} m)" in said
+    assert ("which is worse" in said) == (own_rmse > mean_rmse)
+    (pictured,) = headline.figures
+    assert pictured.name == "evaluation-pictures" and len(pictured.data) == 3
+    assert pictured.name not in {figure.name for figure in section.figures}
+    released = evaluation_section.build(replace(tables, layout=None)).headline
+    assert released is not None and released.sentences == headline.sentences and not released.figures
+
+
+def test_entries_are_scored_beside_each_other_in_the_lists_order(study: Layout) -> None:
+    """As one after the other, and torch's own count of threads is as before."""
+    before = torch.get_num_threads()
+    final_evaluation.analyse(runs.load(study.root))
+    kept = [(entry["name"], entry["summary"]) for entry in stored(study, sealed.DONE)["entries"]]
+    assert torch.get_num_threads() == before
+    assert [name for name, _ in kept] == [entry["name"] for entry in stored(study, "list.json")["entries"]]
+    tables = runs.load(study.root)
+    frozen = stored(study, "list.json")["entries"]
+    configs = {entry["name"]: final_evaluation._config(tables, entry) for entry in frozen if entry["key"]}
+    for entry, (_, summary) in zip(frozen, kept, strict=True):
+        alone = final_evaluation.score_test(tables, entry, configs, configs["confirm-0001"])["summary"]
+        for name, values in summary.items():
+            assert {k: v for k, v in alone[name].items() if v == v} == pytest.approx(
+                {k: v for k, v in values.items() if v is not None}, rel=1e-6
+            )
+
+
 def test_figures_draw_and_reproduction_says_why_it_cannot_compare(study: Layout) -> None:
     tables = runs.load(study.root)
     for section in (final_evaluation.analyse(tables), reproduction.analyse(tables)):
-        for figure in section.figures:
+        for figure in (*section.figures, *(section.headline.figures if section.headline else ())):
             assert figure.render().axes and len(figure.data)
     verdicts = reproduction.analyse(tables).data["verdicts"]
     assert {v["verdict"] for v in verdicts} == {"cannot be compared"}
     assert "the test split has 6 frames, that of NYU Depth v2 654" in verdicts[0]["why"]
     assert "budget_images" in verdicts[0]["why"] or "input" in verdicts[0]["why"]
-    assert verdicts[0]["ours_rmse"] > 0 and verdicts[0]["published_rmse"] == 0.465
+    assert verdicts[0]["ours_rmse"] > 0 and verdicts[0]["published_rmse"] is None  # no test set of NYU: never beside
     assert any("repository's evaluator" in answer for answer in reproduction.analyse(tables).answers)
     assert evaluation_section.build(tables).tables[0].frame["protocol"].nunique() == len(PROTOCOLS)

@@ -14,7 +14,7 @@ from analysis.tables import read_table, write_table
 from study.config import load_study
 from study.contract import Outcome
 from study.plan import make_plan
-from tests.analysis.make_results import Training, make_results
+from tests.analysis.make_results import Training, claim, make_results
 from tests.trainables.test_replay import spiked
 from trainables.config import TrialConfig, as_dict
 from trainables.durable import write_json
@@ -75,19 +75,19 @@ def test_a_replay_that_diverges_counts(tmp_path: Path) -> None:
 def test_only_pairs_of_complete_trainings_say_what_a_flip_does_to_spikes(tmp_path: Path) -> None:
     """Planted: the flipped training of the second seed crashed before it could spike."""
     trainings = [
-        Training("ablate", 0.5, seed=seed,
-                 outcome=Outcome.FAILED if (arm, seed) == ("flipped", 1) else Outcome.COMPLETE,
-                 origin={"question": "base" if arm == "base" else "x", "arm": arm, "recipe": "densedepth"})
-        for seed in range(2) for arm in ("base", "flipped")
+        Training("claims", 0.5, seed=seed, group=f"densedepth: {arm}",
+                 outcome=Outcome.FAILED if (arm, seed) == ("x", 1) else Outcome.COMPLETE)
+        for seed in range(2) for arm in ("base", "x")
     ]  # fmt: skip
-    tables = runs.load(make_results(tmp_path / "s", trainings).root)
-    counted = tables.trials[["key"]].assign(steps=[1000, 1000, 1000, 20], spikes=[4, 4, 8, 0])
-    pairs = spike_pairs.by_question(tables, counted)
+    asked = [claim("x", "x", seeds=range(2))]
+    tables = runs.load(make_results(tmp_path / "s", trainings, claims=asked).root)
+    counted = tables.trials[["key"]].assign(steps=[1000, 1000, 1000, 20], spikes=[4, 8, 8, 0])
+    pairs = spike_pairs.by_claim(tables, counted)
     (row,) = pairs.to_dict("records")
-    assert (row["pairs"], row["left_out"], row["unflipped"], row["flipped"]) == (1, 1, 4.0, 4.0)
+    assert (row["pairs"], row["left_out"], row["of_a"], row["of_b"]) == (1, 1, 8.0, 4.0)
     assert spike_pairs.sentences(pairs)[0].endswith("; left out of 2 pairs, as not complete or without a trace: 1.")
     tables.trials.loc[tables.trials["seed"] == 0, "outcome"] = Outcome.DIVERGED
-    (said,) = spike_pairs.sentences(spike_pairs.by_question(tables, counted))
+    (said,) = spike_pairs.sentences(spike_pairs.by_claim(tables, counted))
     assert said.endswith("no pair to count spikes in; left out of 2 pairs, as not complete or without a trace: 2.")
 
 
@@ -99,31 +99,29 @@ def test_the_quarantine_keeps_what_the_study_left_out_and_its_variant(tmp_path: 
     ]
     tables = runs.load(make_results(tmp_path / "s", trainings).root)
     asked = spike_pairs.rerun(tables, ["x", "new"])
-    assert asked is not None and asked["ablate"]["settings"] == [{"data.exclude": ["old", "x", "new"]}]
-    assert asked["ablate"]["recipe"] == "densedepth+batch_8"
+    assert asked is not None and asked["claims"]["recipe"] == "densedepth+batch_8"
+    (asked_claim,) = asked["claims"]["test"]
+    assert [asked_claim[arm]["data.exclude"] for arm in "ab"] == [["old"], ["old", "x", "new"]]
     assert spike_pairs.rerun(tables, ["old"]) is None
 
 
 def test_the_quarantine_list_becomes_a_study_that_says_what_leaving_out_does(tmp_path: Path) -> None:
     """Planted: 5, 7 and 9 spikes in 1,000 steps, 1 each without the samples."""
-    arms = {"base": (5, 7, 9), "flipped": (1, 1, 1)}
-    trainings = [
-        Training("ablate", 0.5, seed=seed, origin={"question": "data.exclude=x" if arm == "flipped" else arm,
-                                                   "arm": arm, "recipe": "densedepth"})
-        for seed in range(3) for arm in arms
-    ]  # fmt: skip
-    layout = make_results(tmp_path / "s", trainings)
+    arms = {"base": (5, 7, 9), "data.exclude=x": (1, 1, 1)}
+    trainings = [Training("claims", 0.5, seed=seed, group=f"densedepth: {arm}") for seed in range(3) for arm in arms]
+    asked = [claim("quarantine", *arms, seeds=range(3))]
+    layout = make_results(tmp_path / "s", trainings, claims=asked)
     tables = runs.load(layout.root)
     counted = tables.trials[["key", "seed"]].assign(steps=1000, spikes=[arms[a][s] for s in range(3) for a in arms])
-    (row,) = spike_pairs.by_question(tables, counted).to_dict("records")
-    assert (row["pairs"], row["unflipped"], row["flipped"], row["difference"]) == (3, 7.0, 1.0, -6.0)
-    assert row["low"] == pytest.approx(-6 - 4.968, abs=1e-3)  # t(2) = 4.303, standard deviation 2 over root 3
-    (sentence,) = spike_pairs.sentences(spike_pairs.by_question(tables, counted))
-    assert "1 spikes per 1,000 steps against 7, a change of -6" in sentence and "not distinguishable" not in sentence
+    (row,) = spike_pairs.by_claim(tables, counted).to_dict("records")
+    assert (row["pairs"], row["of_a"], row["of_b"], row["difference"]) == (3, 7.0, 1.0, 6.0)
+    assert row["low"] == pytest.approx(6 - 4.968, abs=1e-3)  # t(2) = 4.303, standard deviation 2 over root 3
+    (sentence,) = spike_pairs.sentences(spike_pairs.by_claim(tables, counted))
+    assert "7 spikes per 1,000 steps against 1, a difference of 6" in sentence and "distinguishable" not in sentence
     names = [f"data/nyu2_train/room_{n}_out/1.jpg" for n in range(9)]
     assert spike_pairs.rerun(tables, []) is None
     path = tmp_path / "quarantine.yaml"
     path.write_text(yaml.safe_dump(spike_pairs.rerun(tables, names)))
     plan = make_plan(load_study(path, ["trial={model.weights: null}"]))
-    assert [p.config.data.exclude for p in plan.ablate] == [(), tuple(names)] * spike_pairs.RERUN_SEEDS
-    assert max(len(p.group) for p in plan.ablate) < 120
+    assert [p.config.data.exclude for p in plan.claims] == [(), tuple(names)] * spike_pairs.RERUN_SEEDS
+    assert max(len(p.group) for p in plan.claims) < 120

@@ -91,7 +91,7 @@ def test_the_gap_to_the_search_has_its_sign_in_words(tmp_path: Path) -> None:
 def test_failed_confirmations_are_no_number_and_no_waiting(tmp_path: Path) -> None:
     half = confirmed(tmp_path / "half", {"a": 0.5, "b": 0.5},
                      {"search-0000": [0.5, 0.5, 0.5], "search-0001": [0.4, None, None]})  # fmt: skip
-    assert any("Too few fresh seeds of search-0001 were completed" in answer for answer in half.answers)
+    assert any("Half of the fresh seeds of search-0001, or more, have no value" in answer for answer in half.answers)
     assert not any("- m" in answer or "nan" in answer for answer in half.answers)
     json.dumps(half.data, allow_nan=False)
     worse = confirmed(tmp_path / "worse", {"a": 0.5}, {"search-0000": [0.4, 0.5, None, None, None]})
@@ -136,8 +136,8 @@ def test_relative_depth_never_wins_over_metres(tmp_path: Path) -> None:
     assert [c and c.group for c in chosen] == ["m", "r"]
 
 
-def test_ablations_alone_are_said_to_be_no_candidates(tmp_path: Path) -> None:
-    pair = [Training("ablate", 0.5, seed=1, origin={"question": "x", "arm": arm}) for arm in ("base", "flipped")]
+def test_trainings_of_claims_alone_are_said_to_be_no_candidates(tmp_path: Path) -> None:
+    pair = [Training("claims", 0.5, seed=1, group=f"densedepth: {arm}") for arm in ("base", "x")]
     section = selection.analyse(runs.load(make_results(tmp_path / "s", pair).root))
     assert section.data["champion"] is None
-    assert "all trainings of this study are ablations" in section.answers[0]
+    assert "all trainings of this study test claims" in section.answers[0]

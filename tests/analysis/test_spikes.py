@@ -149,7 +149,7 @@ def test_every_suspect_reaches_the_quarantine(tmp_path: Path, monkeypatch: pytes
     own[columns["order"].reshape(own.shape) < 5] = 0.0
     section = spikes.analyse(study(tmp_path / "s", [columns]))
     assert set(IDS[:5]) <= set(section.data["quarantine"])
-    assert section.data["rerun"]["ablate"]["settings"][0]["data.exclude"] == section.data["quarantine"]
+    assert section.data["rerun"]["claims"]["test"][0]["b"]["data.exclude"] == section.data["quarantine"]
 
 
 def test_a_damaged_checkpoint_costs_the_pictures_not_the_section(

@@ -108,7 +108,7 @@ def prepared(plan: plan.Plan) -> dict[str, Any]:
     return {"train": "0" * 64, "test": "1" * 64, "frames": 1}
 
 
-def unchecked(study: Any, config: Any) -> None:
+def unchecked(where: str, config: Any) -> None:
     """In place of building the model."""
 
 

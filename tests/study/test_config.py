@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from study.compose import seed_of
 from study.config import Study, load_study
-from study.plan import Plan, make_plan, seed_of
+from study.plan import Plan, make_plan
 from study.propose import propose
 from study.space import STARTUP_TRIALS, fits, label, make_pruner, read_space
 from trainables.config import flat
@@ -20,7 +21,7 @@ name: tiny
 data: {source: rooms}
 trial: {model.weights: null, model.encoder: densenet121, threads: 1, budget_images: 100}
 reproduce: {recipes: [densedepth, {michigan: {batch_size: 2}}], seeds: 2}
-ablate: {settings: [{loss.gradient: 0.0}], seeds: 2}
+claims: {test: [{id: gradient, statement: It matters., a: {loss.gradient: 0.0}}], seeds: 2}
 search:
   trials: 8
   space:
@@ -51,11 +52,11 @@ def test_layers_compose_in_order(tmp_path: Path) -> None:
     assert [c.batch_size for c in michigan] == [2, 2] and [c.seed for c in michigan] == [0, 1]
     assert {c.model.encoder for c in plan.configs} == {"densenet121"}
     assert plan.search_base is not None and plan.search_base.best_metric == "rmse"
-    seeds = {name: {p.config.seed for p in getattr(plan, name)} for name in ("reproduce", "ablate")}
+    seeds = {name: {p.config.seed for p in getattr(plan, name)} for name in ("reproduce", "claims")}
     seeds["search"] = {plan.search_base.seed}
     seeds["confirm"] = {seed_of(plan.study, "confirm", index) for index in range(2)}
     assert len(set.union(*seeds.values())) == sum(len(s) for s in seeds.values())
-    assert [p.origin["arm"] for p in plan.ablate] == ["base", "flipped"] * 2
+    assert [p.origin for p in plan.claims] == [[{"claim": "gradient", "arm": arm}] for arm in "abab"]
 
 
 def test_relative_depth_is_validated_after_fitting_it(tmp_path: Path) -> None:
@@ -173,7 +174,11 @@ def test_pruner_counts_images(tmp_path: Path) -> None:
         ),
         ("densedepth, {", "densdepth, {", "no recipe densdepth (did you mean densedepth?)"),
         ("batch_size: 2}", "batch_size: 0}", "study.yaml:4: reproduce.recipes.1.michigan.batch_size"),
-        ("{loss.gradient: 0.0}", "{loss.gradient: 1.0}", "loss.gradient=1.0 is what densedepth does already"),
+        (
+            "{loss.gradient: 0.0}",
+            "{loss.gradient: 1.0}",
+            "study.yaml:5: claims.test.0: b: the arms of gradient train the same",
+        ),
         ("low: 1e-5", "low: 1e-1", "study.yaml:9: search.space.optim.lr.low: low (0.1) must be below high (0.01)"),
         ("low: 1e-5", "low: 0", "study.yaml:9: search.space.optim.lr.low: a log range starts above 0"),
         ("low: 1e-5", "low: nan", "study.yaml:9: search.space.optim.lr.low: write a finite number, not 'nan'"),

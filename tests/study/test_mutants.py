@@ -56,7 +56,7 @@ def mutant(random: random.Random) -> str:
 def test_mutants_are_planned_or_refused_in_one_sentence(
     tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "check_parts", lambda study, config: None)
+    monkeypatch.setattr(planning, "check_parts", lambda where, config: None)
     refused = 0
     for _ in range(count):
         seed = random.randrange(1 << 30)

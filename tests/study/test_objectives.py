@@ -50,7 +50,7 @@ def begun(root: Path, text: str, devices: float = 1.0) -> Session:
     layout.root.mkdir(parents=True, exist_ok=True)
     objectives = plan.study.config.search.objectives or ()
     ledger = Ledger(layout, None, plan.study.judge, make_pruner(plan.study), objectives)
-    preflight.record(ledger, plan.study, {}, {})
+    preflight.record(ledger, plan, {}, {})
     return Session(plan, ledger, [], lambda: 1, lambda: 0, devices=devices)
 
 
@@ -157,7 +157,7 @@ def test_a_finished_study_is_extended_by_longer_confirmations(tmp_path: Path) ->
     before.close()
     longer = CONFIRMED.replace("seeds: 2", "seeds: 2, images: 80")
     session = begun(tmp_path, longer)
-    assert session.ledger.planned == {"reproduce": 0, "ablate": 0, "search": 3, "confirm": 8}
+    assert session.ledger.planned == {"reproduce": 0, "claims": 0, "search": 3, "confirm": 8}
     display = Display(session.ledger, 80, device_share=1.0)
     assert display._images_planned() == 7 * 40 + 4 * 80
     assert isinstance(session.next("one"), dict)  # and is killed

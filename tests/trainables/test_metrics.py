@@ -51,7 +51,7 @@ def test_every_metric_has_a_case_here() -> None:
     assert {"abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "delta1", "delta2", "delta3", "silog"} == set(
         DEPTH_METRICS
     )
-    assert {"mssim_10", "mssim_255", "edge_f1_0.5", "edge_f1_0.2"} == set(STRUCTURE_METRICS)
+    assert {"mssim_10", "mssim_255", "edge_f1_0.5", "edge_f1_0.2", "edge_f1_0.05"} == set(STRUCTURE_METRICS)
 
 
 @pytest.mark.parametrize(("name", "data_range"), [("mssim_10", 10.0), ("mssim_255", 255.0)])
@@ -68,6 +68,8 @@ def test_edges_by_hand() -> None:
     step = torch.tensor([[[1.0, 2.0], [1.0, 2.0]]])
     flat = torch.ones_like(step)
     assert value("edge_f1_0.2", step, 3 * step, ALL) == 1.0  # 0.5 and 1.5 m
+    assert value("edge_f1_0.05", 0.11 * step, 3 * step, ALL) == 1.0  # 0.055 m
+    assert value("edge_f1_0.05", 0.09 * step, 3 * step, ALL) == 0.0  # 0.045 m
     assert value("edge_f1_0.5", 0.9 * step, 3 * step, ALL) == 0.0  # 0.45 m against 1.5 m
     assert math.isnan(value("edge_f1_0.5", flat, 0.9 * step, ALL))  # no edge anywhere
     assert edge_share(2 * step, ALL, [0.5, 0.9, 1.1]).tolist() == [[1.0, 1.0, 0.0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainables.config import TrialConfig, as_dict, flat
+from trainables.config import YOUNGER, TrialConfig, as_dict, flat, stored_config
 from trainables.errors import UserError
 from trainables.recipe import load_recipe, parse_assignments
 from trainables.yamlfile import parse_value, parse_yaml, read_yaml
@@ -115,3 +116,12 @@ def test_assignments() -> None:
     for wrong in (["optim.lr"], ["=3"], ["a=1", "a=2"], ["a=[1"]):
         with pytest.raises(UserError, match="--set"):
             parse_assignments(wrong)
+
+
+def test_settings_that_were_stored_before_the_youngest_ones_are_read() -> None:
+    config = load_recipe("densedepth")[0]
+    stored = {key: value for key, value in as_dict(config).items() if key not in YOUNGER}
+    assert len(stored) < len(as_dict(config))
+    assert stored_config(json.dumps(stored)) == stored_config(config.model_dump_json()) == config
+    with pytest.raises(ValueError, match="budget_images"):
+        stored_config(json.dumps({key: value for key, value in stored.items() if key != "budget_images"}))

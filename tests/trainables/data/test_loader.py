@@ -22,7 +22,7 @@ from trainables.data.dataset import open_training
 from trainables.data.frames import BadFrame, FrameList
 from trainables.data.loader import Batch, EvalLoader, TrainLoader, augment
 from trainables.data.samples import Sample, prepare
-from trainables.device import single_threaded
+from trainables.device import side_by_side, single_threaded
 from trainables.errors import UserError
 
 Make = Callable[..., TrialConfig]
@@ -268,5 +268,18 @@ def test_the_loaders_thread_brings_no_second_team() -> None:
         with single_threaded("loader") as pool, ThreadPoolExecutor(1) as later:
             assert [pool.submit(torch.get_num_threads).result() for _ in range(2)] == [1, 1]
             assert torch.get_num_threads() == later.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("cores", "tasks", "workers", "each"), [(2, 6, 2, 1), (8, 3, 3, 2), (4, 1, 1, 4)])
+def test_tasks_share_out_the_cores_and_give_them_back(cores: int, tasks: int, workers: int, each: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(cores)
+        pool, count = side_by_side(tasks, "task")
+        with pool:
+            assert count == workers and set(pool.map(lambda _: torch.get_num_threads(), range(9))) == {each}
+        assert torch.get_num_threads() == cores
     finally:
         torch.set_num_threads(before)

@@ -1,0 +1,275 @@
+"""What was claimed, and does it hold? Each claim's paired trainings, judged by rule (analysis/verdicts.py).
+
+A pair shares seed, order and budget. A pair with a training that did not complete is counted, not used: that an arm
+makes trainings diverge is said in the reason. What is measured stands in analysis/quantities.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
+
+from analysis import intervals, pairs, quantities, runs, verdicts
+from analysis.plots import BLUE, FAINT, GREY
+from analysis.section import Figure, Headline, Section, Table, counted, number, plain
+from analysis.tables import StudyTables
+from analysis.verdicts import ALIKE, FAILS, HOLDS, UNTESTABLE, UNTOLD, Direction
+from study.contract import QUANTITIES, Claim, Outcome
+
+TITLE = "What was claimed, and does it hold?"
+EXPECTED = {
+    "a_better": "a better",
+    "b_better": "b better",
+    "a_more": "a more",
+    "a_less": "a less",
+    "a_not_better": "a not better",
+    "no_difference": "no difference",
+    "open": "open",
+}
+MEANING = {  # what an arm means that changes the measurement instead of the training
+    "data.validation": "Arms that differ in data.validation hold out other frames, and so train on others: the "
+    "difference compares two rulers. What a split by frame gains is a leak between neighbours, not a better model.",
+    "mirrored": "Arms that differ in mirrored alone train the same network: the difference is that of averaging the "
+    "answer with the mirrored picture's, and of the report that is best under it.",
+}
+DRAWN = 2  # pairs from which a claim is drawn
+
+
+@dataclass(frozen=True)
+class ClaimAnswer:
+    """A claim and its verdict. effect: mean paired difference of what was measured, above zero arm `a` is better, in
+    `unit`; low, high: its 95% interval, None below three pairs; n: pairs. also: the other quantities, in sentences.
+    """
+
+    id: str
+    who: str
+    statement: str
+    arm_a: str
+    arm_b: str
+    measured: str
+    unit: str
+    expected: str
+    effect: float | None
+    low: float | None
+    high: float | None
+    n: int
+    verdict: str
+    reason: str
+    also: tuple[str, ...] = ()
+    differences: Mapping[int, float] | None = None  # seed -> difference
+
+
+def answers(tables: StudyTables) -> list[ClaimAnswer]:
+    """Every claim of the study with its verdict, in the study's order."""
+    measured = {name for claim in tables.claims if claim.untestable is None for name in claim.measured}
+    known = {name: quantities.values(tables, name) for name in measured}
+    return [_answer(tables, claim, known) for claim in tables.claims]
+
+
+def analyse(tables: StudyTables) -> Section:
+    """The section: verdicts in a table, and the paired differences behind them."""
+    found = answers(tables)
+    if not found:
+        return Section("claims", TITLE, ["This study tests no claim (claims.test)."])
+    settings = " ".join(side.settings for claim in tables.claims for side in (claim.a, claim.b))
+    sentences = [_counted(found), *(_sentence(answer) for answer in found if not _untold(answer))]
+    if not tables.claims_unchanged:
+        sentences.append("The claims are not those hashed before the first training.")
+    sentences += [_errors(tables.claims), *(note for path, note in MEANING.items() if path in settings)]
+    figure = _figure(tables, found)
+    return Section("claims", TITLE, sentences, [figure] if len(figure.data) else [], [_table(found)],
+                   plain({"claims": [asdict(answer) for answer in found]}), _headline(found))  # fmt: skip
+
+
+def _headline(found: Sequence[ClaimAnswer]) -> Headline:
+    """The verdicts in a table that a reader takes in at once; why a claim is not testable stands in the section."""
+    rows = [
+        {
+            "claim": answer.id, "verdict": UNTESTABLE if answer.verdict.startswith(UNTESTABLE) else answer.verdict,
+            "statement": f"{answer.statement.rstrip('.')} ({answer.who})",
+            "a against b": f"{answer.arm_a} against {answer.arm_b}", "a better by": _effect(answer),
+            "seeds": answer.n or None,
+        }
+        for answer in found
+    ]  # fmt: skip
+    note = "a better by: mean paired difference, with its 95% interval from three seeds on; below zero, b is better."
+    return Headline([_counted(found)], (), [Table("first-claims", "Claims", pd.DataFrame(rows), note)])
+
+
+def _effect(answer: ClaimAnswer) -> str | None:
+    if answer.effect is None:
+        return None
+    size = f"{answer.measured} {number(answer.effect)} {answer.unit}".strip()
+    return size if answer.low is None else f"{size} ({number(answer.low)} to {number(answer.high)})"
+
+
+def _answer(tables: StudyTables, claim: Claim, known: Mapping[str, quantities.Values]) -> ClaimAnswer:
+    name = claim.measured[0]
+    unit, expected = quantities.unit(tables, name), EXPECTED[claim.expected]
+    if claim.margin is not None:
+        expected += f" (margin {number(claim.margin)}{f' {unit}' if unit else ''})"
+    said = (claim.id, claim.who, claim.statement, claim.a.name, claim.b.name, name, unit, expected)
+    if claim.untestable is not None:
+        return ClaimAnswer(*said, None, None, None, 0, f"{UNTESTABLE}: {claim.untestable}", f"{claim.untestable}.")
+    a, b = pairs.arms(tables, claim)
+    differences = _differences(a, b, name, known[name])
+    told = verdicts.verdict(list(differences.values()), _direction(claim), claim.margin)
+    estimate = told.estimate
+    also = tuple(
+        f"{other}: {_words(intervals.paired(list(more.values())), claim, other, quantities.unit(tables, other))}"
+        for other in claim.measured[1:]
+        if (more := _differences(a, b, other, known[other]))
+    )
+    effect = estimate.value if differences else None
+    reason = _words(estimate, claim, name, unit) if differences else f"no pair of complete trainings shows {name}"
+    return ClaimAnswer(*said, effect, estimate.low, estimate.high, len(differences), told.words,
+                       f"{reason}{_lost(claim, a, b)}.", also, differences)  # fmt: skip
+
+
+def _differences(
+    a: Mapping[int, pairs.Row], b: Mapping[int, pairs.Row], name: str, known: quantities.Values
+) -> dict[int, float]:
+    """a against b by seed, above zero where a is better."""
+    sign = 1.0 if QUANTITIES[name].higher_is_better else -1.0
+    keys = {seed: (a[seed]["key"], b[seed]["key"]) for seed in pairs.complete(a, b)}
+    return {
+        seed: sign * (known[first] - known[second])
+        for seed, (first, second) in keys.items()
+        if first in known and second in known
+    }
+
+
+def _direction(claim: Claim) -> Direction:
+    """More and less as better and worse."""
+    if claim.expected == "a_more" or claim.expected == "a_less":
+        good = (claim.expected == "a_more") == QUANTITIES[claim.measured[0]].higher_is_better
+        return "a_better" if good else "b_better"
+    return claim.expected
+
+
+def _words(estimate: intervals.Estimate, claim: Claim, name: str, unit: str) -> str:
+    """'a better by 0.031 m (95% interval 0.012 to 0.050, n = 3 paired seeds)'."""
+    more = claim.expected in ("a_more", "a_less") and name == claim.measured[0]
+    flip = more and not QUANTITIES[name].higher_is_better
+    value, low, high = estimate.value, estimate.low, estimate.high
+    if flip:
+        value, low, high = -value, None if high is None else -high, None if low is None else -low
+    up, down = ("more", "less") if more else ("better", "worse")
+    if value == 0:
+        return f"no difference, {intervals.Estimate(0.0, low, high, estimate.n).words(unit)}"
+    if value < 0:
+        value, low, high = -value, None if high is None else -high, None if low is None else -low
+        up = down
+    return f"a {up} by {intervals.Estimate(value, low, high, estimate.n).words(unit)}"
+
+
+def _lost(claim: Claim, a: Mapping[int, pairs.Row], b: Mapping[int, pairs.Row]) -> str:
+    """What became of trainings that are no pair."""
+    seeds = len(claim.seeds)
+    if len(pairs.complete(a, b)) == seeds:
+        return ""
+    ended = all(len(side) == seeds and all(row["outcome"] in set(Outcome) for row in side.values()) for side in (a, b))
+    return f"; a: {pairs.outcomes(a)}, b: {pairs.outcomes(b)}{'' if ended else f', of {seeds} each'}"
+
+
+def _untold(answer: ClaimAnswer) -> bool:
+    return answer.verdict.startswith((UNTOLD, UNTESTABLE))
+
+
+def _counted(found: Sequence[ClaimAnswer]) -> str:
+    """'Of 9 claims 3 hold, 1 does not hold, ...'."""
+    of = {
+        name: sum(answer.verdict.startswith(name) for answer in found)
+        for name in (HOLDS, FAILS, ALIKE, verdicts.A_BETTER, verdicts.B_BETTER, UNTOLD, UNTESTABLE)
+    }
+    parts = [
+        f"{of[HOLDS]} {'holds' if of[HOLDS] == 1 else 'hold'}",
+        f"{of[FAILS]} {'does' if of[FAILS] == 1 else 'do'} not hold",
+        *([f"{counted(asked, 'question')} answered"] if (asked := of["a better"] + of["b better"]) else []),
+        *([f"{of[ALIKE]} with no difference beyond the margin"] if of[ALIKE] else []),
+        *([f"{of[UNTOLD]} cannot be told"] if of[UNTOLD] else []),
+        *([f"{of[UNTESTABLE]} not testable here"] if of[UNTESTABLE] else []),
+    ]
+    return f"Of {counted(len(found), 'claim')}: {', '.join(parts)}."
+
+
+def _sentence(answer: ClaimAnswer) -> str:
+    statement = answer.statement.rstrip(".")
+    return f"{answer.id} ({answer.who}), {statement}: {answer.verdict}, {answer.measured} {answer.reason}"
+
+
+def _errors(claims: Sequence[Claim]) -> str:
+    directed = [
+        c for c in claims if c.untestable is None and c.expected in ("a_better", "b_better", "a_more", "a_less")
+    ]
+    return (
+        "Where an arm changes nothing, a claim of a direction holds in 2.5% of studies by chance: of the "
+        f"{counted(len(directed), 'claim of that kind')} here {number(0.025 * len(directed))} would."
+    )
+
+
+def _table(found: Sequence[ClaimAnswer]) -> Table:
+    columns = [
+        "id", "verdict", "statement", "who", "arm_a", "arm_b", "measured", "unit", "expected", "effect", "low", "high",
+        "n", "reason", "also",
+    ]  # fmt: skip
+    rows = [asdict(answer) | {"also": "; ".join(answer.also)} for answer in found]
+    frame = pd.DataFrame([{c: row[c] for c in columns} for row in rows], columns=columns)
+    note = (
+        "effect: mean paired difference of what is measured, above zero a is better, with its 95% t interval over n "
+        "seeds. holds, does not hold: the interval leaves out zero on the expected side, on the other. No difference: "
+        "the 90% interval lies within the margin. About m would do: so many seeds would tell, if mean and spread stay."
+    )
+    return Table("claims", "Verdicts", frame, note)
+
+
+def _figure(tables: StudyTables, found: Sequence[ClaimAnswer]) -> Figure:
+    frame = pd.DataFrame(
+        [
+            {"measured": answer.measured, "unit": answer.unit, "claim": f"{answer.id} {answer.arm_a} / {answer.arm_b}",
+             "seed": seed, "difference": difference, "effect": answer.effect, "low": answer.low, "high": answer.high}
+            for answer in found if answer.n >= DRAWN for seed, difference in (answer.differences or {}).items()
+        ],
+        columns=["measured", "unit", "claim", "seed", "difference", "effect", "low", "high"],
+    )  # fmt: skip
+    panels, lines = frame["measured"].nunique(), frame["claim"].nunique()
+
+    def draw(canvas: Canvas, data: pd.DataFrame) -> None:
+        groups = list(data.groupby("measured", sort=False))
+        heights = [1 + rows["claim"].nunique() for _, rows in groups]
+        grid = canvas.subplots(len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
+        for axes, (name, rows) in zip(grid[:, 0], groups, strict=True):
+            _panel(axes, str(name), rows)
+
+    return Figure(
+        "claims", "Each claim, seed by seed",
+        f"Paired differences of {counted(lines, 'claim')} in {counted(panels, 'panel')}; right of zero a is better.",
+        f"Dot: one pair (same seed); bar: 95% t interval from three pairs on; a / b. Study {tables.name}, validation.",
+        draw, frame, size_in=(7.0, 0.7 * max(1, panels) + 0.34 * max(1, lines)),
+    )  # fmt: skip
+
+
+def _panel(axes: Any, name: str, rows: pd.DataFrame) -> None:
+    """One quantity's claims, the first on top."""
+    claims = list(dict.fromkeys(rows["claim"]))[::-1]
+    for place, claim in enumerate(claims):
+        members = rows[rows["claim"] == claim]
+        low, high = pd.to_numeric(members[["low", "high"]].iloc[0])
+        if np.isfinite(low):
+            axes.hlines(place, low, high, color=FAINT, linewidth=3)
+        axes.plot(members["difference"], [place] * len(members), "o", color=BLUE, markersize=4)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set_yticks(range(len(claims)), claims)
+    axes.set_ylim(-0.6, len(claims) - 0.4)
+    unit = rows["unit"].iloc[0]
+    axes.set(xlabel=f"{name}: a better by" + (f" ({unit})" if unit else ""))
+
+
+if __name__ == "__main__":
+    sys.exit(runs.command("claims", "Say of each claim whether it holds, from paired trainings.", analyse))

@@ -1,0 +1,128 @@
+"""What to do next, by rule: the first that applies to the study, as a command that runs as it stands.
+
+    the study has not ended                  go on with it
+    spikes have snapshots and no replay      replay them
+    claims cannot be told                    the same claims on as many seeds as would do, as a study of its own
+    the champion was still improving         train the best of the search longer
+    the data are not NYU Depth v2            plan the study on NYU Depth v2
+
+A released table has no folder that a command could go on from: only the last rule applies to it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from analysis import replays, selection
+from analysis.section import Headline, counted
+from analysis.tables import StudyTables
+from study.contract import confirm_images
+
+NYU_STUDY = "studies/nyu.yaml"
+MOST_SEEDS = 30  # more are another study than the one that was run
+LONGER = 2  # times the images of the champion's training
+_WOULD_DO = re.compile(r"about ([\d,]+) would do")
+
+
+def headline(tables: StudyTables, verdicts: Sequence[tuple[str, str]]) -> Headline:
+    """The step for the first screen. `verdicts`: (id, verdict) of each claim."""
+    for reason, command in _steps(tables, verdicts):
+        return Headline([reason], command=command)
+    return Headline(["By these rules nothing is left to do."])
+
+
+def _steps(tables: StudyTables, verdicts: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """(reason, command) of each rule that applies, the most urgent first."""
+    if tables.layout is not None:
+        root = shown(tables.layout.root)
+        again = ("study.run", f"{root}/study.yaml", "--resume")
+        if missing := tables.unfinished():
+            limit = re.match(r"its budget is spent \((budget\.\w+) is (\S+),", missing[0])
+            more = ("--set", f"{limit[1]}={LONGER * float(limit[2]):g}") if limit else ()
+            yield "The study has not ended; this goes on where it stopped.", command(*again, *more)
+        if count := replays.waiting(tables, tables.extras.get("spikes.spikes", pd.DataFrame())):
+            reason = f"{counted(count, 'spike')} can be replayed with and without the worst sample of the batch."
+            yield reason, command("analysis.spikes", root, "--replay")
+        if seeds := seeds_needed(verdicts):
+            ids = [name for name, words in verdicts if _needed(words) is not None]
+            settings = (
+                f"name={tables.name[:50]}-{seeds}-seeds", f"claims.test={_asked(tables, ids)}", f"claims.seeds={seeds}",
+                "reproduce.recipes=[]", "search.trials=0", "confirm.top=0",
+            )  # fmt: skip
+            reason = f"{', '.join(ids)} cannot be told on the seeds there are; {seeds} would do if the spread stays."
+            args = [part for setting in settings for part in ("--set", setting)]
+            yield reason, command("study.run", f"{root}/study.yaml", *args)
+        if images := longer(tables):
+            reason = (
+                "The champion was still improving when its budget ended; the best of the search are trained again on "
+                f"{images:,} images."
+            )
+            yield reason, command(*again, "--set", f"confirm.images={images}")
+    if source(tables) == "rooms":
+        reason = (
+            "Numbers of rendered rooms say nothing of NYU Depth v2; this plans the study on it (README says how to get "
+            "the data) and starts nothing."
+        )
+        yield reason, command("study.run", NYU_STUDY, "--plan", "--set", "data.root=nyu_data.zip")
+
+
+def seeds_needed(verdicts: Sequence[tuple[str, str]]) -> int | None:
+    """The seeds on which every claim that cannot be told would be, as far as MOST_SEEDS do; None: no such claim."""
+    needed = [n for _, words in verdicts if (n := _needed(words)) is not None]
+    return max(needed, default=None)
+
+
+def _needed(verdict: str) -> int | None:
+    found = _WOULD_DO.search(verdict)
+    seeds = int(found[1].replace(",", "")) if found else None
+    return seeds if seeds is not None and seeds <= MOST_SEEDS else None
+
+
+def _asked(tables: StudyTables, ids: Sequence[str]) -> str:
+    """The study's own entries of claims.test with these ids, as --set takes them."""
+    entries = (tables.study.get("claims") or {}).get("test") or []
+    names = [entry if isinstance(entry, str) else entry.get("id", next(iter(entry))) for entry in entries]
+    kept = [entry for entry, name in zip(entries, names, strict=True) if name in ids]
+    return f"[{', '.join(entry if isinstance(entry, str) else json.dumps(entry) for entry in kept)}]"
+
+
+def longer(tables: StudyTables) -> int | None:
+    """The images to train the best of the search on, where the champion's last report was its best; None elsewhere."""
+    chosen = selection.choose(tables)
+    if chosen is None or tables.judge is None or chosen.phase not in ("confirm", "search"):
+        return None
+    column = f"val/{tables.judge.metric}"
+    if column not in tables.reports:
+        return None
+    own = tables.reports[tables.reports["key"] == chosen.champion].sort_values("images").dropna(subset=[column])
+    values = own[column].to_numpy(float) * (1.0 if tables.judge.minimise else -1.0)
+    if len(values) < 2 or values[-1] >= values[:-1].min():
+        return None
+    seen = confirm_images(chosen.group) or int(own["images"].iloc[-1])
+    return LONGER * seen
+
+
+def source(tables: StudyTables) -> str | None:
+    """The form of the data: of the first training, before there is one as the study's settings say; None: unknown."""
+    column = "config.data.source"
+    if len(tables.trials) and column in tables.trials:
+        return str(tables.trials[column].iloc[0])
+    return (tables.study.get("data") or {}).get("source")
+
+
+def command(module: str, *arguments: str) -> str:
+    """A command line for this checkout's Python, quoted for a shell."""
+    python = shown(Path(sys.executable)) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+    return shlex.join([python, "-m", module, *arguments])
+
+
+def shown(path: Path) -> str:
+    """A path from here on, where it lies below."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
