@@ -26,7 +26,7 @@ from torch import Tensor
 from analysis import evaluation_section, runs, sealed, store
 from analysis.section import Section, plain
 from analysis.tables import StudyTables
-from trainables import baselines, checkpoint, device
+from trainables import baselines, checkpoint, device, locks
 from trainables.config import DataConfig, TrialConfig
 from trainables.data.dataset import open_test, open_training
 from trainables.data.frames import FrameList
@@ -74,7 +74,8 @@ def open_once(tables: StudyTables, again: str | None) -> None:
         if not tables.judge_unchanged and len(tables.trials):
             raise UserError("the judge's settings in the ledger are not those hashed before the first training; "
                             "restore the ledger")  # fmt: skip
-        with sealed.alone(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locks.exclusive(folder / ".lock"):  # one opening at a time: a second process waits, then finds the scores
             if again is not None or not (folder / sealed.DONE).exists():  # another process may have opened it meanwhile
                 _open(tables, folder, again or "all phases have ended")
     document, tables.extras["scores"] = sealed.stored(folder)

@@ -46,7 +46,7 @@ from study.contract import (
     store_lock,
     trial_key,
 )
-from trainables import cli
+from trainables import cli, locks
 from trainables.config import flatten
 from trainables.errors import UserError
 from trainables.yamlfile import nearest, read_yaml
@@ -267,7 +267,7 @@ def tracking_store(tables: StudyTables) -> Iterator[Any]:
     import mlflow
 
     try:
-        with store_lock(uri):
+        with locks.exclusive(store_lock(uri)):
             mlflow.set_tracking_uri(uri)
             client = mlflow.MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1)

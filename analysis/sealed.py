@@ -11,12 +11,10 @@ Nothing here opens the test; analysis/final_evaluation.py does.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,15 +112,6 @@ def openings(folder: Path) -> list[dict[str, Any]]:
 def most(known: Sequence[Mapping[str, Any]], digest: str) -> int:
     """The highest count of these test data that the folder knows of."""
     return max((int(o["count"]) for o in known if o["test_data"] == digest), default=0)
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """One opening at a time: a second process waits, then finds the scores."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def now() -> str:

@@ -22,8 +22,6 @@ bin="$PWD/.venv/bin"
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
 export RAY_AUTH_MODE=token PYTHONPATH="$PWD"
-# Read by Ray's head alone: a node that hangs is given up after 3 x (3 + 5) s, not after 5 x (3 + 10) s.
-export RAY_health_check_timeout_ms=5000 RAY_health_check_failure_threshold=3
 [ -s "$HOME/.ray/auth_token" ] || "$bin/ray" get-auth-token --generate > /dev/null
 chmod 600 "$HOME/.ray/auth_token"
 

@@ -15,13 +15,11 @@ Standard library only; analysis imports this module and nothing else of study (D
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -103,16 +101,10 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:") else None
 
 
-@contextlib.contextmanager
-def store_lock(uri: str) -> Iterator[None]:
-    """One process at a time makes a fresh SQLite store of MLflow; two at once leave it unusable."""
+def store_lock(uri: str) -> Path | None:
+    """The file to lock while a fresh SQLite store of MLflow is made (two processes at once leave it unusable)."""
     path = sqlite_file(uri)
-    if path is None:
-        yield
-        return
-    with path.with_name(f".{path.name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return None if path is None else path.with_name(f".{path.name}.lock")
 
 
 def masked(text: str) -> str:

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,9 @@ from trainables.errors import UserError, refused_by_disk
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Seconds for which the mirror's thread may keep this one waiting. At Python's 5 ms, each of the ledger's many short
-# writes at a training's end would wait so long for MLflow's work.
-SWITCH_S = 0.0005
-
-# Ray as an executor only: nothing printed, nothing pickled for a restore, its own signal handler off.
+# Ray as an executor only: nothing printed, nothing pickled for a restore, its own signal handler off. Each is named by
+# Ray's documentation: the page "Environment variables used by Ray Tune", that of Trainable (RAY_CHDIR_TO_TRIAL_DIR) and
+# that on usage statistics.
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -34,20 +31,7 @@ ENVIRONMENT = {
     "TUNE_WARN_THRESHOLD_S": "60",
     "TUNE_FORCE_TRIAL_CLEANUP_S": "10",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # its statistics are shown to nobody
-    "RAY_metrics_report_interval_ms": "60000",
-    "RAY_task_events_report_interval_ms": "0",  # nor a list of its tasks; each process of Ray's wakes less without it
-    "RAY_event_stats": "0",
-    "RAY_debug_dump_period_milliseconds": "0",
-    # Timers for autoscalers, collections and retries of tasks, which a study has not; they fire one to ten times a
-    # second, in every process of Ray's.
-    "RAY_raylet_check_gc_period_milliseconds": "2000",
-    "RAY_core_worker_internal_heartbeat_ms": "5000",
-    "RAY_gcs_pull_resource_loads_period_milliseconds": "5000",
-    "RAY_worker_niceness": "0",  # 15 by default: whatever else runs, Ray itself included, would go before a training
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 
@@ -94,14 +78,10 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
     signal.signal(signal.SIGTERM, terminate)  # Ray puts its own
     for name in ("ray.tune", "ray.tune.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # What died is told once, by the ledger; Ray has no switch for what its raylet says of it on the screen.
-    ray._private.worker.print_to_stdstream = lambda data, **rest: logging.getLogger("study").debug("%s", data)
-    node = ray._private.worker.global_worker.node
+    context = ray.get_runtime_context()
+    (here,) = (node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     try:
-        if address is None:  # nobody reads its logs, and there is nothing to scale
-            node.kill_log_monitor(check_alive=False)
-            node.kill_monitor(check_alive=False)
-        with watched(ray.get_runtime_context().gcs_address, node.raylet_socket_name, ours=address is None):
+        with watched(context.gcs_address, here["RayletSocketName"], ours=address is None):
             yield dict(ray.cluster_resources())
     finally:
         ray.shutdown()
@@ -120,7 +100,6 @@ def execute(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(session.capacity())
     scratch = session.ledger.layout.root.resolve() / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)
-    sys.setswitchinterval(SWITCH_S)
     with _stoppable(session):
         tune.run(
             worker,
@@ -183,7 +162,7 @@ def _stoppable(session: Session) -> Iterator[None]:
 
 
 def _watchers(session: Session, on_tick: Callable[[], None], silence_limit_s: float | None) -> tuple[Any, Any]:
-    """What Tune calls after each of its events or about twice a second, and what it asks whether to stop."""
+    """What Tune calls after each of its events or about ten times a second, and what it asks whether to stop."""
     import ray
     from ray.tune import Stopper
     from ray.tune.progress_reporter import TrialProgressCallback

@@ -247,8 +247,7 @@ class Ledger:
 
     def close(self) -> None:
         """Let go of the storage's connections, and seal a sqlite ledger."""
-        for study in self.studies.values():
-            study._storage.remove_session()
+        self.storage.remove_session()
         if self.sqlite:
             ledger_file.seal(self.layout)
 

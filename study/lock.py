@@ -6,7 +6,6 @@ Where the file system does not carry locks from host to host, the owner's sign o
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
+from trainables import locks
 from trainables.errors import UserError
 
 ALIVE_S = 30.0  # how often an owner shows that it lives
@@ -29,10 +29,8 @@ def owned(path: Path) -> Iterator[Callable[[], None]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(_refusal(path, _read(path))) from None
+        if not locks.take(file):
+            raise UserError(_refusal(path, _read(path)))
         owner, silent_s = _read(path), time.time() - path.stat().st_mtime
         if owner and owner["host"] != socket.gethostname() and silent_s < DEAD_S:
             raise UserError(f"{_refusal(path, owner)}; it was alive {max(silent_s, 0):.0f} s ago")

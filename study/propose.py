@@ -7,7 +7,6 @@ undisturbed, and nothing is written before the whole trial is known.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +17,7 @@ from study.config import SearchConfig
 from study.space import STARTUP_TRIALS, Dimension
 
 if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
+    from optuna.trial import FrozenTrial, Trial
 
 
 def propose(
@@ -74,16 +73,6 @@ def _active(drawn: dict[str, Any], dimensions: Sequence[Dimension], base: Mappin
     return kept
 
 
-def _numbered(earlier: Sequence[FrozenTrial], history: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """All trials in one list, numbered in its order as samplers expect."""
-    if not earlier:
-        return list(history)
-    trials = [copy.copy(trial) for trial in (*earlier, *history)]
-    for number, trial in enumerate(trials):
-        trial.number = number
-    return trials
-
-
 def _ask(
     search: SearchConfig,
     dimensions: Sequence[Dimension],
@@ -101,14 +90,20 @@ def _ask(
         sampler = optuna.samplers.GPSampler(seed=seeded, n_startup_trials=STARTUP_TRIALS)
     else:
         sampler = optuna.samplers.TPESampler(seed=seeded, n_startup_trials=STARTUP_TRIALS, multivariate=True)
-    storage = optuna.storages.InMemoryStorage()
-    asked = optuna.create_study(directions=directions, sampler=sampler, storage=storage)
-    # Read, never written. Optuna's add_trials checks and copies each, for every draw anew: most of the time of asking.
-    storage._studies[asked._study_id].trials = _numbered(earlier, history)
+    asked = optuna.create_study(directions=directions, sampler=sampler)
+    asked.add_trials([*earlier, *history])  # copies, numbered in this order
     trial = asked.ask()
     settings, kept = dict(base), {}
     for dimension in dimensions:
         if dimension.active(settings):
-            drawn = trial._suggest(dimension.path, dimension.distribution())
-            kept[dimension.path] = settings[dimension.path] = dimension.value(drawn)
+            kept[dimension.path] = settings[dimension.path] = dimension.value(_drawn(trial, dimension))
     return kept
+
+
+def _drawn(trial: Trial, dimension: Dimension) -> Any:
+    """A draw from the dimension's distribution."""
+    space: Any = dimension.distribution()
+    if dimension.choices:
+        return trial.suggest_categorical(dimension.path, space.choices)
+    suggest = trial.suggest_int if dimension.integer else trial.suggest_float
+    return suggest(dimension.path, space.low, space.high, log=space.log)

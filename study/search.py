@@ -1,4 +1,4 @@
-"""The two thin classes that Ray Tune drives over a session (study/session.py).
+"""The two classes that Ray Tune drives over a session (study/session.py).
 
 LedgerSearcher      Tune's Searcher: None is a barrier, FINISHED the end
 LedgerScheduler     Tune's TrialScheduler: reports to the pruner, and stops what it gives up
@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.session import FINISHED, Session
+from trainables.message import RESULT_KEY, Message
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import Searcher
-
-IDLE_S = 0.5  # an event ends Tune's sleep at once, Ctrl-C only its end
 
 
 class NotKept:
@@ -48,9 +47,8 @@ def tune_classes() -> tuple[type[Searcher], type[TrialScheduler]]:
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             detail = self.errors.pop(trial_id, "")
-            self.session.ask(
-                lambda: self.session.ended(trial_id, error=error, detail=detail, result=result or {}), None
-            )
+            last = _message(result) if result and RESULT_KEY in result else None  # none came before it was stopped
+            self.session.ask(lambda: self.session.ended(trial_id, error=error, detail=detail, last=last), None)
 
         def save(self, checkpoint_path: str) -> None:
             """Nothing: the ledger is the state."""
@@ -63,14 +61,8 @@ def tune_classes() -> tuple[type[Searcher], type[TrialScheduler]]:
             super().__init__()
             self.session, self.searcher = session, searcher
 
-        def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-            """Let Tune's loop sleep longer where nothing happens: it looks ten times a second by itself."""
-            manager = tune_controller._actor_manager
-            manager.next = lambda timeout: type(manager).next(manager, max(timeout, IDLE_S))
-            _forget_ended(tune_controller)
-
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            goes_on = self.session.ask(lambda: self.session.result(trial.trial_id, result), False)
+            goes_on = self.session.ask(lambda: self.session.take(trial.trial_id, _message(result)), False)
             return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
         def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
@@ -79,21 +71,8 @@ def tune_classes() -> tuple[type[Searcher], type[TrialScheduler]]:
     return LedgerSearcher, LedgerScheduler
 
 
-def _forget_ended(controller: Any) -> None:
-    """Have Tune let go of ended trials, which it keeps for good, at more than ten kilobytes each, and looks through at
-    every event. The ledger holds them. The last ones stay until the next is added: Tune wants one at its end. The same
-    for workers that were asked for and not needed, because another became free.
-    """
-    ended = {trial for trial in controller._trials if trial.is_finished() and trial not in controller._trial_to_actor}
-    if ended:
-        controller._trials[:] = [trial for trial in controller._trials if trial not in ended]
-        for name in ("_live_trials", "_resetting_trials", "_stopped_trials", "_failed_trials", "_trials_to_cache"):
-            getattr(controller, name).difference_update(ended)
-    manager = controller._actor_manager
-    waiting = manager._pending_actors_to_enqueued_actor_tasks
-    known = manager._pending_actors_to_attrs.keys() | manager._live_actors_to_ray_actors_resources.keys()
-    for actor in waiting.keys() - known:
-        del waiting[actor]
+def _message(result: dict[str, Any]) -> Message:
+    return Message.from_json(result[RESULT_KEY])
 
 
 def _error_text(trial: Any) -> str:

@@ -25,11 +25,12 @@ from study.plan import Plan
 from study.propose import propose
 from study.space import fits
 from trainables.config import flat
-from trainables.durable import held, remove_unfinished
+from trainables.durable import remove_unfinished
+from trainables.locks import held
+from trainables.message import Message
 
 FINISHED = "FINISHED"
 DEATHS_ALLOWED = 1
-GOES_ON = {"stopped", "blocked"}  # how a training ends that goes on with --resume
 STOP_WAIT_S = 25.0  # for trainings to stop at a checkpoint; schedulers of clusters kill after 30 s
 REDRAWS = 20  # settings that ran out of memory are drawn again, at most so often
 
@@ -46,11 +47,11 @@ class Listener(Protocol):
 
 @dataclass
 class Live:
-    """A training that a worker has. `told`: how it ended, as the worker or the session said."""
+    """A training that a worker has. `ending`: how it ended, as the worker or the session said."""
 
     entry: Entry
     heard: float | None = None  # time.monotonic() of its last sign of life; None: its worker has not begun
-    told: dict[str, Any] | None = None
+    ending: Message | None = None
 
 
 class Session:
@@ -115,7 +116,7 @@ class Session:
 
     def stopped(self) -> bool:
         """Whether all have stopped that were told to, or had the time for it."""
-        ended = all(live.told is not None for live in self.live.values()) or time.monotonic() > self.stop_by
+        ended = all(live.ending is not None for live in self.live.values()) or time.monotonic() > self.stop_by
         return self.crash is not None or (self.stopping and ended)
 
     def ask(self, call: Callable[[], Answer], otherwise: Answer) -> Answer:
@@ -132,19 +133,19 @@ class Session:
         if worker in self.live:
             self.live[worker].heard = time.monotonic()
 
-    def result(self, worker: str, result: dict[str, Any]) -> bool:
-        """Take a report; False: stop the training."""
+    def take(self, worker: str, message: Message) -> bool:
+        """Take a message; False: stop the training."""
         live = self.live.get(worker)
-        if live is None or live.told is not None:
+        if live is None or live.ending is not None:
             return live is not None  # after its end: ignored
         live.heard = time.monotonic()
-        if "told" in result:
-            live.told = json.loads(result["told"])
-            if "blocked" in live.told:
-                self.blocked = self.blocked or f"{live.entry.key}: {live.told['blocked']}"
+        report = message.report
+        if report is None:
+            live.ending = message
+            if message.kind == "blocked":
+                self.blocked = self.blocked or f"{live.entry.key}: {message.reason}"
                 self.stop()
-            return not live.told.keys() & GOES_ON  # after an error the worker raises next, so that Tune sees it too
-        report = json.loads(result["report"])
+            return not message.resumable  # after an error the worker raises next, so that Tune sees it, too
         entry, images, metrics = live.entry, int(report["images"]), report["metrics"]
         new = self.ledger.report(entry, images, metrics[f"val/{self.ledger.judge.metric}"])
         if new and entry.deaths:
@@ -153,64 +154,60 @@ class Session:
             for listener in self.listeners:
                 listener.reported(entry, images, metrics)
             if entry.phase == "search" and not report["final"] and self.ledger.should_prune(entry):
-                live.told = _pruned(images)
+                live.ending = _pruned(images)
                 return False
         return True
 
-    def ended(self, worker: str, *, error: bool, detail: str, result: dict[str, Any]) -> None:
-        """A worker is done with its training, by its own account or by dying."""
+    def ended(self, worker: str, *, error: bool, detail: str, last: Message | None = None) -> None:
+        """A worker is done with its training, by its own account (`last`, where it completed it) or by dying."""
         live = self.live.pop(worker, None)
         if live is None:
             return
-        entry, told = live.entry, live.told
-        if told is not None and told.keys() & GOES_ON:
+        entry, ending = live.entry, live.ending
+        if ending is not None and ending.resumable:
             return  # it stays running in the ledger
-        if told is None and error:
-            told = self._died(entry, detail)
-            if told is None:
+        if ending is None and error:
+            ending = self._died(entry, detail)
+            if ending is None:
                 self.again.insert(0, entry)
                 return
         if error:
             self._clear(entry)
-        told = told or {"outcome": Outcome.COMPLETE}
-        summary = json.loads(result["summary"]) if "summary" in result else told.get("summary")
-        self._finish(entry, told, summary)
+        self._finish(entry, ending or (last if last is not None and last.ends else Message("complete")))
 
     def silent(self, limit_s: float) -> list[str]:
         """Workers that have said nothing for longer than the limit; they are marked as failed."""
         now, found = time.monotonic(), []
         for worker, live in self.live.items():
-            if live.told is None and live.heard is not None and now - live.heard > limit_s:
-                live.told = {
-                    "outcome": Outcome.FAILED,
-                    "reason": f"it reported nothing for {limit_s:g} s and was ended",
-                }
+            if live.ending is None and live.heard is not None and now - live.heard > limit_s:
+                live.ending = Message("failed", reason=f"it reported nothing for {limit_s:g} s and was ended")
                 found.append(worker)
         return found
 
-    def _died(self, entry: Entry, detail: str) -> dict[str, Any] | None:
+    def _died(self, entry: Entry, detail: str) -> Message | None:
         """What a death without a word means; None: the training is started again."""
         kills = self.memory_kills()
         starved = kills > self.kills_before or "low on memory" in detail or "OutOfMemory" in detail
         self.kills_before = kills
         if starved:
             reason = "its process was killed because the machine had no memory left"
-            return {"outcome": Outcome.OUT_OF_MEMORY, "reason": reason, "detail": detail}
+            return Message("out_of_memory", reason=reason, detail=detail)
         self.ledger.count_death(entry)
         if entry.deaths <= DEATHS_ALLOWED:
             return None
         reason = f"its process died {entry.deaths} times without a word"
-        return {"outcome": Outcome.FAILED, "reason": reason, "detail": detail}
+        return Message("failed", reason=reason, detail=detail)
 
-    def _finish(self, entry: Entry, told: dict[str, Any], summary: dict[str, Any] | None) -> None:
+    def _finish(self, entry: Entry, ending: Message) -> None:
+        summary = None if ending.summary is None else dict(ending.summary)
         if summary and "seconds" in summary:  # the training's own, which leave out the time between a kill and a resume
             summary = summary | {DEVICE_SECONDS: summary["seconds"] * self.devices}
         self.ledger.finish(
             entry,
-            Outcome(told["outcome"]),
-            reason=told.get("reason"),
-            detail=told.get("detail"),
-            step=told.get("step"),
+            Outcome(ending.kind),
+            reason=ending.reason,
+            detail=ending.detail,
+            step=ending.step,
             summary=summary,
         )
         sweep(self.ledger, self.plan)
@@ -228,7 +225,7 @@ class Session:
             if entry.phase != "search" or final or not self.ledger.should_have_pruned(entry):
                 return entry
             self._clear(entry)
-            self._finish(entry, _pruned(max(entry.history)), None)
+            self._finish(entry, _pruned(max(entry.history)))
         return None
 
     def _clear(self, entry: Entry) -> None:
@@ -268,7 +265,7 @@ class Session:
         if before.outcome is Outcome.COMPLETE:
             return entry
         reason = f"stage {before.stage} ({before.key}) is {before.outcome.value}, so there is nothing to start from"
-        self._finish(entry, {"outcome": Outcome.FAILED, "reason": reason}, None)
+        self._finish(entry, Message("failed", reason=reason))
         return None
 
     def _search(self) -> Entry | None:
@@ -325,5 +322,5 @@ class Session:
         return missing
 
 
-def _pruned(images: int) -> dict[str, Any]:
-    return {"outcome": Outcome.PRUNED, "reason": f"stopped early by the pruner after {images} images"}
+def _pruned(images: int) -> Message:
+    return Message("pruned", reason=f"stopped early by the pruner after {images} images")

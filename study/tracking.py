@@ -29,6 +29,7 @@ from study.contract import (
     store_lock,
 )
 from study.entry import Entry
+from trainables import locks
 from trainables.config import flatten
 from trainables.errors import UserError
 
@@ -112,7 +113,7 @@ class Client:
         logging.getLogger("alembic").setLevel(logging.ERROR)
         logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # a failed call is told in a sentence, by the mirror
         self.layout, self.study, self.data = layout, study, data
-        with store_lock(uri):
+        with locks.exclusive(store_lock(uri)):
             self.client = MlflowClient(tracking_uri=uri)
             self.experiment = self._experiment(uri)
         self.runs: dict[str, str] = {}
@@ -144,11 +145,9 @@ class Client:
         self._end(record.key)
 
     def _end(self, key: str) -> None:
-        """A run is complete: keep nothing else of it, and have MLflow let go of the queue and pool it made for it."""
-        from mlflow.tracking._tracking_service import utils
-
+        """A run is complete: keep nothing else of it."""
         self.ended.add(key)
-        utils._artifact_repos_cache.pop(self.runs.pop(key), None)
+        self.runs.pop(key)
         self.sent.pop(key, None)
         self.described.discard(key)
 

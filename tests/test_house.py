@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import runpy
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,45 @@ def test_nobody_imports_through_a_wall() -> None:
 )
 def test_the_check_sees_each_kind_of_breach(room: str, name: str, module: str) -> None:
     assert list(breaches(room, name, [module]))
+
+
+PRIVATE = {"frozen._trial_id": 1, "os._exit": 2, "stack._file": 1}  # Optuna's (no public way), Python's own, ours
+
+
+def private_names(path: Path) -> Iterator[str]:
+    """Names with a leading underscore of anything but the object itself, and attributes of modules that are set."""
+    tree = ast.parse(path.read_text(), str(path))
+    modules = {alias.asname or alias.name.split(".")[0]
+               for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}  # fmt: skip
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module != "__future__":
+            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            yield from (f"import {name}" for name in names if name.startswith("_"))
+        elif isinstance(node, ast.Import):
+            yield from (f"import {a.name}" for a in node.names if "._" in a.name)
+        elif isinstance(node, ast.Attribute):
+            whole = ast.unparse(node)
+            owner = whole.rpartition(".")[0]
+            if node.attr.startswith("_") and not node.attr.endswith("__") and owner not in ("self", "cls"):
+                yield whole
+            if isinstance(node.ctx, ast.Store) and owner in modules:
+                yield f"{whole} = ..."
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr") and len(node.args) > 1:
+            name = node.args[1]
+            if isinstance(name, ast.Constant) and str(name.value).startswith("_"):
+                yield ast.unparse(node)
+
+
+def test_only_the_public_face_of_a_library_is_used() -> None:
+    found = Counter(name for room in ROOMS for path in (ROOT / room).rglob("*.py") for name in private_names(path))
+    assert found == PRIVATE
+
+
+def test_the_check_sees_each_kind_of_private_name(tmp_path: Path) -> None:
+    lines = ["from ray._private import worker", "import mlflow.tracking._service", "from lib import _secret",
+             "storage._studies[0]", "import ray", "ray.get = print", "getattr(ray, '_x')"]  # fmt: skip
+    (tmp_path / "file.py").write_text("\n".join([*lines, "self._own = ray.get(ray.__version__)"]))
+    assert len(list(private_names(tmp_path / "file.py"))) == 6
 
 
 def test_contract_is_standard_library_only() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -11,6 +10,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from trainables import locks
 
 
 @contextlib.contextmanager
@@ -23,12 +24,6 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def before_replacing() -> None:
-    """Asked right before anything is put in its place. A worker puts another one here, which ends a process that has
-    lost its training to a successor (trainables/ray_trainable.py).
-    """
-
-
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file so that a reader, or a kill at any point, sees the old content or the new, never less."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +33,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        before_replacing()
+        locks.confirm()
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -71,7 +66,7 @@ def replace_folder(temporary: Path, final: Path) -> None:
     for path in sorted(temporary.rglob("*")):
         sync_folder(path) if path.is_dir() else sync_file(path)
     sync_folder(temporary)
-    before_replacing()
+    locks.confirm()
     if old.exists() and final.exists():
         shutil.rmtree(old)
     if final.exists():
@@ -80,18 +75,6 @@ def replace_folder(temporary: Path, final: Path) -> None:
     sync_folder(final.parent)
     if old.exists():
         shutil.rmtree(old)
-
-
-def held(lock: Path) -> bool:
-    """Whether a process holds a file's lock."""
-    try:
-        with lock.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from pytorch_msssim.ssim import _fspecial_gauss_1d, gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -134,10 +133,11 @@ def ssim(pred: Tensor, target: Tensor, valid: Tensor, data_range: float) -> Sums
             "enlarge input, lower model.input_pool, or set loss.ssim to 0"
         )
     pred, target = _only(pred, valid), _only(target, valid)
-    maps = torch.cat([pred, target, pred.square(), target.square(), pred * target], dim=1)
-    window = _window(maps.device, maps.dtype).expand(maps.shape[1], -1, -1, -1)
     # As channels of one contiguous tensor the five maps take the depthwise kernel, which never rounds to TF32.
-    mean_p, mean_t, pp, tt, pt = gaussian_filter(maps.contiguous(), window).split(1, dim=1)
+    maps = torch.cat([pred, target, pred.square(), target.square(), pred * target], dim=1).contiguous()
+    across = _window(maps.device, maps.dtype).expand(maps.shape[1], 1, 1, SSIM_WINDOW)
+    blurred = F.conv2d(maps, across.transpose(2, 3), groups=maps.shape[1])
+    mean_p, mean_t, pp, tt, pt = F.conv2d(blurred, across, groups=maps.shape[1]).split(1, dim=1)
     c1, c2 = ((k * data_range) ** 2 for k in SSIM_K)
     luminance = (2 * mean_p * mean_t + c1) / (mean_p.square() + mean_t.square() + c1)
     variances = (pp - mean_p.square()) + (tt - mean_t.square())
@@ -223,6 +223,10 @@ def _log(values: Tensor, floor: float) -> Tensor:
 
 @functools.cache
 def _window(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """pytorch_msssim's Gaussian, 1 x 1 x 1 x SSIM_WINDOW; kept on the device, because copying it there waits for it."""
-    window: Tensor = _fspecial_gauss_1d(SSIM_WINDOW, SSIM_SIGMA).unsqueeze(0).to(device, dtype)
-    return window
+    """SSIM's Gaussian of sum 1, (SSIM_WINDOW,); kept on the device, because copying it there waits for it.
+
+    Made in float32 as pytorch_msssim does, whatever the dtype, so that its SSIM is ours to the bit.
+    """
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float32) - SSIM_WINDOW // 2
+    weights = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
+    return (weights / weights.sum()).to(device, dtype)

@@ -23,12 +23,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainables.errors import PeerLost, UserError
 
 # A process that ends closes its connections, and the others see that at once; they wait as long as a validation takes.
 LONGEST_WAIT = timedelta(hours=24)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 T = TypeVar("T")
 
 
@@ -117,7 +117,7 @@ def sum_step(model: nn.Module, scalars: Sequence[Tensor]) -> None:
         return
     # The graph is the same everywhere (an empty part is a masked sample), so the same parameters have gradients.
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    moving = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    moving = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.training and m.track_running_stats]
     statistics = [s for m in moving for s in (m.running_mean, m.running_var) if s is not None]
     for values in statistics:
         values.div_(size())

@@ -1,7 +1,7 @@
 """A training as a Ray Tune trainable: each `step` hands on the next report of `fit`.
 
-How a training ended reaches the driver as one more result (`told`), and then the error is raised, so that Tune, too,
-sees it and never gives this worker to another training. Nothing durable passes through Ray: the training's folder holds
+How a training ended reaches the driver as one more message, and then the error is raised, so that Tune, too, sees it
+and never gives this worker to another training. Nothing durable passes through Ray: the training's folder holds
 its checkpoints, and a lock in it keeps an orphaned worker and its successor from writing together.
 
 A trial whose placement group has several bundles trains in several processes: the trial's own leads, each further
@@ -13,31 +13,29 @@ the trial's group is counted there, and Ray ends it with the process that made i
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib
 import json
 import math
 import os
-import threading
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
 from ray.exceptions import RayActorError, RayTaskError
+from ray.tune.result import DONE
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from trainables import durable
 from trainables.errors import Blocked, Diverged, OutOfMemory, PeerLost, Stopped, UserError, refused_by_disk
+from trainables.locks import FolderLock
+from trainables.message import RESULT_KEY, Message
 
 if TYPE_CHECKING:
     from trainables.config import TrialConfig
 
 LOCK_WAIT_S = 20.0  # an orphaned worker lives a few seconds, one of a hung node as long as that hangs
-OWNER_S = 0.5
 LAST_WORDS_S = 20.0  # for the other processes of a training to say why one of them has ended
 
 
@@ -49,11 +47,11 @@ class TrainingWorker(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take up a training; nothing is done before the first step, where errors are told."""
+        """Take up a training; nothing is done before the first step, where errors become messages."""
         self._spec = config
         os.chdir(config["cwd"])  # a cluster's workers start elsewhere
         self._iterator: Iterator[dict[str, Any]] | None = None
-        self._lock: IO[str] | None = None
+        self._lock: FolderLock | None = None
         self._error: BaseException | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -82,16 +80,17 @@ class TrainingWorker(tune.Trainable):
             raise  # one of its processes died without a word, and so it does
         except (Exception, SystemExit) as error:  # told to the driver here, raised in the next step: nothing is caught
             self._error = error if isinstance(error, Exception) else RuntimeError(f"the training called exit ({error})")
-            return {"told": json.dumps(_told(error))}
+            return {RESULT_KEY: _ending(error).to_json()}
         if report is not None:
             value = report["metrics"][self._spec["metric"]]
             if math.isfinite(value):
-                return {"report": json.dumps(report)}
+                return {RESULT_KEY: Message("report", report=report).to_json()}
             self._error = Diverged(report["step"], f"{self._spec['metric']} is {value}")
-            return {"told": json.dumps(_told(self._error))}
-        summary = Path(self._spec["folder"]) / "summary.json"
+            return {RESULT_KEY: _ending(self._error).to_json()}
+        path = Path(self._spec["folder"]) / "summary.json"
         self.cleanup()
-        return {"done": True, "summary": summary.read_text() if summary.exists() else "{}"}
+        summary = json.loads(path.read_text()) if path.exists() else {}
+        return {RESULT_KEY: Message("complete", summary=summary).to_json(), DONE: True}
 
     def reports(self, config: str, folder: Path) -> Iterator[dict[str, Any]]:
         """The reports of a training as JSON types."""
@@ -113,7 +112,7 @@ class TrainingWorker(tune.Trainable):
         if self._iterator is None:
             folder = Path(self._spec["folder"])
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(folder)
+            self._lock = FolderLock(folder, LOCK_WAIT_S)
             self._iterator = self.reports(self._spec["config"], folder)
         return self._iterator
 
@@ -188,57 +187,20 @@ def _last_words(ends: list[Any]) -> None:
                 raise error.cause from error
 
 
-def _locked(folder: Path) -> IO[str]:
-    """Own a training's folder: wait for who trains here to end, then take over. The lock ends with its process.
-
-    The lock is a new file each time, so that a process of a hung or cut-off node, which keeps the old one for as
-    long as it likes, finds out that it owns nothing any more: before it puts anything in its place, or soon.
-    """
-    path, fresh, deadline = folder / ".lock", folder / ".lock.tmp", time.monotonic() + LOCK_WAIT_S
-    with path.open("a") as before:
-        while not _lock(before) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        own = fresh.open("w")
-        _lock(own)
-        fresh.replace(path)
-    mine = os.fstat(own.fileno())
-
-    def end_if_lost() -> None:
-        if not own.closed and not os.path.samestat(mine, path.stat()):
-            os._exit(1)  # closing the training as usual would write
-
-    def watch() -> None:
-        while not own.closed:
-            end_if_lost()
-            time.sleep(OWNER_S)
-
-    durable.before_replacing = end_if_lost
-    threading.Thread(target=watch, daemon=True).start()
-    return own
-
-
-def _lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _told(error: BaseException) -> dict[str, Any]:
-    """How a training ended, for the ledger."""
+def _ending(error: BaseException) -> Message:
+    """How a training ended, by the error that ended it."""
     if isinstance(error, Stopped):
-        return {"stopped": True}
+        return Message("stopped")
     blocked = str(error) if isinstance(error, Blocked) else refused_by_disk(error)
     if blocked:
-        return {"blocked": blocked}
+        return Message("blocked", reason=blocked)
     detail = "".join(traceback.format_exception(error))[-8000:]
     if isinstance(error, Diverged):
-        return {"outcome": "diverged", "step": error.step, "reason": error.reason}
+        return Message("diverged", reason=error.reason, step=error.step)
     if isinstance(error, (OutOfMemory, MemoryError)):
-        return {"outcome": "out_of_memory", "reason": str(error) or "no memory left", "detail": detail}
+        return Message("out_of_memory", reason=str(error) or "no memory left", detail=detail)
     if isinstance(error, UserError):
-        return {"outcome": "failed", "reason": str(error)}
+        return Message("failed", reason=str(error))
     if isinstance(error, SystemExit):
-        return {"outcome": "failed", "reason": f"it called exit ({error.code})", "detail": detail}
-    return {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"[:500], "detail": detail}
+        return Message("failed", reason=f"it called exit ({error.code})", detail=detail)
+    return Message("failed", reason=f"{type(error).__name__}: {error}"[:500], detail=detail)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import sqlite3
@@ -17,6 +16,7 @@ import psutil
 
 from study.contract import MLFLOW_STATUS, OPTUNA_STATE, PHASES, Attr, Outcome, StudyAttr
 from tests.study.conftest import Workplace
+from trainables.locks import held
 
 GONE_S = 10.0  # trainings and Ray's own processes have ended so long after their study
 # Helpers of a raylet that was killed: they train nothing, and look once in a minute and a half whether it is there.
@@ -143,12 +143,8 @@ def _leftovers(root: Path, trials: dict[str, list[optuna.trial.FrozenTrial]]) ->
     for path in root.rglob("*"):
         if path.suffix in (".tmp", ".old") or path.name in ("stop", ".ray"):
             yield f"left behind: {path.relative_to(root)}"
-        if path.name == ".lock":
-            with path.open("a") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    yield f"still locked: {path.relative_to(root)}"
+        if path.name == ".lock" and held(path):
+            yield f"still locked: {path.relative_to(root)}"
     if (root / "study.lock").read_text():
         yield f"study.lock still names an owner: {(root / 'study.lock').read_text()}"
     for database in root.glob("*.db"):

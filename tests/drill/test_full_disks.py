@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import random
 import shutil
@@ -34,7 +33,8 @@ from trainables import checkpoint, trainer
 from trainables.config import TrialConfig
 from trainables.data.dataset import open_training
 from trainables.errors import Stopped, refused_by_disk
-from trainables.ray_trainable import _told
+from trainables.message import RESULT_KEY, Message
+from trainables.ray_trainable import _ending
 
 Mount = Callable[[Path, int], "Disk"]
 
@@ -128,15 +128,15 @@ def test_a_training_in_want_of_room_stops_the_study_and_stays_running(tmp_path: 
     for worker in ("one", "two"):
         assert isinstance(session.next(worker), dict)
     full = OSError(errno.ENOSPC, "No space left on device", "trials/latest")
-    assert session.result("one", {"told": json.dumps(_told(full))}) is False
+    assert session.take("one", _ending(full)) is False
     assert session.stopping and session.stop_file.exists() and not session.stopped()
-    assert session.result("two", {"told": json.dumps(_told(Stopped("at a checkpoint")))}) is False
+    assert session.take("two", _ending(Stopped("at a checkpoint"))) is False
     assert session.stopped()
     assert session.blocked == (
         "search-0000: trials/latest: No space left on device; make room or choose another folder"
     )
     for worker in ("one", "two"):
-        session.ended(worker, error=False, detail="", result={})
+        session.ended(worker, error=False, detail="")
     assert [entry.outcome for entry in session.ledger.entries["search"]] == [None, None]
 
 
@@ -154,8 +154,8 @@ def test_a_full_ledger_ends_the_study_and_is_no_trainings_fault(tmp_path: Path) 
     searcher, scheduler = tune_classes()
     driven = scheduler(session, searcher(session))  # type: ignore[call-arg]
     trial = types.SimpleNamespace(trial_id="one")
-    told = json.dumps({"outcome": "failed", "reason": "a bug", "detail": "x" * 100_000})
-    driven.on_trial_result(None, trial, {"told": told})
+    failed = Message("failed", reason="a bug", detail="x" * 100_000)
+    driven.on_trial_result(None, trial, {RESULT_KEY: failed.to_json()})
     driven.searcher.on_trial_complete("one", error=True)
     assert session.stopped() and driven.searcher.suggest("two") == FINISHED
     assert str(refused_by_disk(session.crash)).endswith("disk is full; make room or choose another folder")

@@ -9,20 +9,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from trainables import ray_trainable
+from trainables.locks import FolderLock
 
 
 def own(folder: Path, owned: Any) -> None:
-    lock = ray_trainable._locked(folder)
+    lock = FolderLock(folder, 0.3)
     owned.set()
     time.sleep(600)
     lock.close()
 
 
-def test_a_lock_is_taken_over_from_a_process_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_trainable, "LOCK_WAIT_S", 0.3)
+def test_a_lock_is_taken_over_from_a_process_that_hangs(tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")  # a new interpreter would import Ray for seconds
     owned = fork.Event()
     owner = fork.Process(target=own, args=(tmp_path, owned))
@@ -30,11 +27,11 @@ def test_a_lock_is_taken_over_from_a_process_that_hangs(tmp_path: Path, monkeypa
     assert owner.pid is not None and owned.wait(20)
     os.kill(owner.pid, signal.SIGSTOP)
     began = time.monotonic()
-    lock = ray_trainable._locked(tmp_path)
+    lock = FolderLock(tmp_path, 0.3)
     assert time.monotonic() - began >= 0.3  # it might have been about to end
     os.kill(owner.pid, signal.SIGCONT)
     owner.join(10)
     assert owner.exitcode == 1
     lock.close()
-    ray_trainable._locked(tmp_path).close()
+    FolderLock(tmp_path, 0.0).close()
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]

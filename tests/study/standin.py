@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from study import executor, plan, preflight, run
-from trainables import durable
+from trainables import locks
 from trainables.durable import write_bytes, write_json
 from trainables.errors import Diverged, OutOfMemory, Stopped
 from trainables.ray_trainable import TrainingWorker
@@ -49,7 +49,7 @@ class StandIn(TrainingWorker):
                     (folder / "stopped").touch()
                     raise Stopped("at a checkpoint")
             happen(event, images, folder)
-            durable.before_replacing()
+            locks.confirm()
             with (folder / "computed.log").open("a") as log:
                 log.write(f"{os.getpid()} {images}\n")
             value = float(event) if event in ("nan", "inf") else value_of(settings, images)

@@ -12,7 +12,7 @@ from analysis import claims, report, runs
 from study import plan as planning
 from study import preflight, run
 from study.claims import LIBRARY
-from study.contract import Attr, Claim, Layout, Outcome, StudyAttr, claims_hash
+from study.contract import Attr, Claim, Layout, StudyAttr, claims_hash
 from study.ledger import Ledger
 from study.plan import Plan
 from study.session import Session
@@ -20,6 +20,7 @@ from tests.study.conftest import REAL, Workplace, command
 from tests.study.test_config import plan_of
 from trainables.config import TrialConfig
 from trainables.errors import UserError
+from trainables.message import Message
 from trainables.yamlfile import read_yaml
 
 HEAD = """\
@@ -107,7 +108,7 @@ def test_stages_go_on_from_the_checkpoint_that_arms_share(tmp_path: Path) -> Non
     session.ledger.report(entry, 100, 0.5)
     for part in ("latest", "best"):
         (layout.trial(entry.key) / "checkpoints" / part).mkdir(parents=True)
-    session._finish(session.live.pop("0").entry, {"outcome": Outcome.COMPLETE}, None)
+    session._finish(session.live.pop("0").entry, Message("complete"))
     assert (layout.trial(entry.key) / "checkpoints" / "best").exists()
     both = [session.next(str(n)) for n in (3, 4)]
     starts = {json.loads(spec["config"])["start_from"] for spec in both if isinstance(spec, dict)}

@@ -9,6 +9,7 @@ from study.housekeeping import sweep
 from study.ledger import Ledger
 from study.session import Session
 from tests.study.test_config import plan_of
+from trainables.message import Message
 
 TEXT = """\
 name: tiny
@@ -39,7 +40,7 @@ def test_what_judge_stages_and_replay_need_stays_and_nothing_else(tmp_path: Path
         ledger.report(entry, 100, values[key])
         outcome = ends.get(key, Outcome.COMPLETE)
         if outcome is not None:
-            session._finish(entry, {"outcome": outcome}, None)
+            session._finish(entry, Message(outcome.value))
     sweep(ledger, plan)
     left = {p.parent.parent.name + " " + p.name for p in layout.trials.glob("*/checkpoints/*") if p.name != "spikes"}
     assert left == {

@@ -25,6 +25,7 @@ from study.space import make_pruner
 from tests.study.test_config import plan_of
 from trainables.config import as_dict, flat
 from trainables.errors import UserError
+from trainables.message import Message
 
 TEXT = """
 name: tiny
@@ -76,14 +77,14 @@ def go(root: Path, text: str, *, killed: Collection[int] = (), torn: int = 0) ->
                 break
             metrics = {f"val/{session.ledger.judge.metric}": judged(config, images)}
             report = {"images": images, "metrics": metrics, "final": images == config["budget_images"]}
-            assert session.result("one", {"report": json.dumps(report)})
+            assert session.take("one", Message("report", report=report))
         else:
             moment += 1
         if moment not in killed:
             if moment == torn:
                 session.ledger._tell = lambda entry: None  # type: ignore[method-assign]
-            summary = json.dumps({"seconds": took(config)})
-            session.ended("one", error=False, detail="", result={"summary": summary})
+            last = Message("complete", summary={"seconds": took(config)})
+            session.ended("one", error=False, detail="", last=last)
         if moment in (*killed, torn):
             assert session.ledger.frozen("search")[-1].state.name == "RUNNING"
             session.ledger.close()
@@ -143,8 +144,8 @@ def test_a_training_without_its_seconds_is_no_complete_one_of_two_objectives(tmp
     assert session.ledger.directions == ["maximize", "minimize"]
     assert isinstance(session.next("one"), dict)
     report = {"images": 40, "metrics": {"val/delta1": 0.5}, "final": True}
-    assert session.result("one", {"report": json.dumps(report)})
-    session.ended("one", error=False, detail="", result={})
+    assert session.take("one", Message("report", report=report))
+    session.ended("one", error=False, detail="")
     entry = session.ledger.entries["search"][0]
     assert (entry.outcome, entry.reason) == (Outcome.FAILED, "it ended without a report of device_seconds")
 

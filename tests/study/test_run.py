@@ -20,6 +20,7 @@ from tests.study import standin
 from tests.study.conftest import STUDY, Workplace, wait_until
 from tests.study.standin import report_of, value_of
 from tests.study.test_config import plan_of
+from trainables.message import Message
 
 FEW = {  # event -> outcome, in the order of the trials after the first
     "raise": "failed",
@@ -77,6 +78,9 @@ def test_every_way_to_end_reaches_ledger_and_mlflow_alike(
     starts = [(workplace.root / "results/tiny/trials" / key / "starts.log").read_text().split() for key in expected]
     assert len({process for process, *_ in starts}) < len(expected)  # workers are reused
     assert {card for _, _, card, *_ in starts} == {"0"}
+    assert not (workplace.root / "results/tiny/.ray").exists()  # nothing of Tune's own is kept
+    log = (workplace.root / "results/tiny/study.log").read_text()
+    assert [log.count(f"{key} {outcome}") for key, outcome in expected.items()] == [1] * len(expected)  # once each
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
@@ -155,10 +159,10 @@ def undisturbed(place: Workplace, text: str) -> None:
     while isinstance(session.next("only"), dict):
         settings = session.live["only"].entry.config
         for images in range(20, 101, 20):
-            report = json.dumps(report_of(value_of(settings, images), images, 100))
-            if not session.result("only", {"report": report}):
+            report = report_of(value_of(settings, images), images, 100)
+            if not session.take("only", Message("report", report=report)):
                 break
-        session.ended("only", error=False, detail="", result={})
+        session.ended("only", error=False, detail="")
     session.ledger.close()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import math
 import statistics
 from pathlib import Path
@@ -20,8 +18,10 @@ from study.session import FINISHED, Session
 from study.space import make_pruner
 from tests.study.conftest import STUDY
 from tests.study.test_config import plan_of
+from trainables import locks
 from trainables.config import flat
 from trainables.errors import UserError
+from trainables.message import Message
 
 KINDS = ("successive_halving", "hyperband", "median")
 
@@ -56,7 +56,7 @@ def test_what_the_pruner_gave_up_stays_given_up_after_a_kill(tmp_path: Path, kin
         else:
             answers.append(killed_at == "the question" or killed.ledger._trial(entry).should_prune())
         if number < 6:
-            killed._finish(entry, {"outcome": Outcome.PRUNED if answers[-1] else Outcome.COMPLETE}, None)
+            killed._finish(entry, Message("pruned" if answers[-1] else "complete"))
     assert answers[6:] == [False, True]
     killed.ledger.close()
     for number in (0, 7):  # killed while one closed and the other wrote
@@ -73,11 +73,11 @@ def test_what_the_pruner_gave_up_stays_given_up_after_a_kill(tmp_path: Path, kin
     judged = [n for n in resumed.ledger.frozen("search")[7].system_attrs if n.startswith(RUNG)]
     assert len(judged) == (0 if kind == "median" else 1)
     report = {"images": 100, "metrics": {"val/rmse": 0.4}, "final": True}
-    assert resumed.result("again", {"report": json.dumps(report)})
-    resumed.ended("again", error=False, detail="", result={})
+    assert resumed.take("again", Message("report", report=report))
+    resumed.ended("again", error=False, detail="")
     assert resumed.next("the end") == FINISHED
     late = report | {"images": 120, "metrics": {"val/rmse": 0.1}}
-    assert not resumed.result("again", {"report": json.dumps(late)})  # after its end: ignored
+    assert not resumed.take("again", Message("report", report=late))  # after its end: ignored
     assert resumed.ledger.entries["search"][6].history == {20: 0.5, 100: 0.4}
     assert [e.outcome for e in resumed.ledger.entries["search"]][6:] == [Outcome.COMPLETE, Outcome.PRUNED]
     for entry, trial in zip(resumed.ledger.entries["search"], resumed.ledger.frozen("search"), strict=True):
@@ -94,9 +94,9 @@ def test_what_the_pruner_let_through_goes_on_after_a_kill_though_a_better_one_ca
     for number, value in enumerate([3.0, 0.5, 0.4]):
         assert isinstance(killed.next(str(number)), dict)
         report = {"images": 20, "metrics": {"val/rmse": value}, "final": False}
-        assert killed.result(str(number), {"report": json.dumps(report)})
+        assert killed.take(str(number), Message("report", report=report))
         if not number:
-            killed._finish(killed.live.pop("0").entry, {"outcome": Outcome.COMPLETE}, None)
+            killed._finish(killed.live.pop("0").entry, Message("complete"))
     killed.ledger.close()
     resumed = opened(plan, layout)
     specs = [resumed.next(worker) for worker in ("a", "b")]
@@ -133,8 +133,7 @@ def test_a_folder_that_an_orphan_owns_is_left_alone(tmp_path: Path) -> None:
     assert isinstance(session.next("only"), dict)
     folder = layout.trial("search-0000")
     (folder / ".latest.tmp").mkdir(parents=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locks.exclusive(folder / ".lock"):
         session._clear(session.live["only"].entry)
         assert (folder / ".latest.tmp").exists()
     session._clear(session.live["only"].entry)
@@ -150,9 +149,9 @@ def test_a_training_fails_when_two_workers_die_without_anything_new_between_them
         assert isinstance(session.next("only"), dict)
         if images is not None:
             report = {"images": images, "metrics": {"val/rmse": 0.5}, "final": False}
-            session.result("only", {"report": json.dumps(report)})
+            session.take("only", Message("report", report=report))
         (layout.trial("search-0000") / "checkpoints" / ".latest.tmp").mkdir(parents=True, exist_ok=True)
-        session.ended("only", error=True, detail="", result={})
+        session.ended("only", error=True, detail="")
     assert not list(layout.root.rglob("*.tmp"))
     (entry,) = session.ledger.entries["search"]
     assert (entry.attempts, entry.outcome, entry.reason) == (
@@ -175,8 +174,8 @@ def test_a_spent_budget_begins_nothing_more_and_a_raised_one_goes_on(tmp_path: P
 
     def end(running: Session, worker: str) -> None:
         report = {"images": 100, "metrics": {"val/rmse": 1.0}, "final": True}
-        assert running.result(worker, {"report": json.dumps(report)})
-        running.ended(worker, error=False, detail="", result={})
+        assert running.take(worker, Message("report", report=report))
+        running.ended(worker, error=False, detail="")
 
     first = session(150)
     assert isinstance(first.next("a"), dict) and isinstance(first.next("b"), dict)
@@ -212,7 +211,7 @@ def test_old_confirmations_do_not_stand_for_those_of_a_search_that_went_on(tmp_p
             assert isinstance(session.next("w"), dict)
             entry = session.live.pop("w").entry
             ledger.report(entry, 100, next(values))
-            session._finish(entry, {"outcome": Outcome.COMPLETE}, None)
+            session._finish(entry, Message("complete"))
         ledger.close()
         return ledger
 
@@ -239,7 +238,7 @@ def test_a_search_starts_from_an_earlier_ones_trials(tmp_path: Path, monkeypatch
     while isinstance(session.next("w"), dict):
         entry = session.live.pop("w").entry
         ledger.report(entry, 100, abs(math.log10(entry.config["optim"]["lr"]) + 4.5))
-        session._finish(entry, {"outcome": Outcome.COMPLETE}, None)
+        session._finish(entry, Message("complete"))
     proposed = {}
     for warm in ("null", "tiny"):
         other = plan_of(tmp_path, text.replace("sampler: random", f"sampler: tpe\n  warm_start: {warm}"))

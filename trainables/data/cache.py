@@ -9,7 +9,6 @@ record that does not fit its checksum (a torn write, a flipped bit) is prepared 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from trainables import locks
 from trainables.config import TrialConfig, as_dict
 from trainables.data.frames import FrameList, Reader
 from trainables.data.samples import Sample
@@ -138,8 +138,7 @@ def open_cache(frames: FrameList, config: TrialConfig) -> SampleCache | None:
         return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locks.exclusive(folder / "lock"):
             write_json(folder / "about.json", about)
             held = _grow(folder / "samples.bin", cache.slots * cache.record_bytes)
             _grow(folder / "sums.bin", cache.slots * 8)

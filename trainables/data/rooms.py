@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -23,8 +22,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainables import cli, durable
+from trainables import cli, durable, locks
 from trainables.config import RoomsConfig, as_dict
 from trainables.data.defects import PLANTS, VISIBLE_LEVELS, mean_change
 from trainables.data.interior import furnished, walk
@@ -100,7 +97,7 @@ def write_rooms(config: RoomsConfig, root: Path) -> dict[str, Any]:
     Raises UserError where `root` holds something else.
     """
     root.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(root):
+    with locks.exclusive(root.with_name(f".{root.name}.lock")):  # one writer at a time
         if root.exists():
             return _existing(config, root)
         for stale in root.parent.glob(f".{root.name}.*.tmp"):
@@ -112,14 +109,6 @@ def write_rooms(config: RoomsConfig, root: Path) -> dict[str, Any]:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return manifest
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """One writer at a time; the system drops the lock of a process that dies."""
-    with root.with_name(f".{root.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _existing(config: RoomsConfig, root: Path) -> dict[str, Any]:
