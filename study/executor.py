@@ -19,8 +19,6 @@ from study.session import Session
 from study.watch import watched
 from trainables.errors import UserError, refused_by_disk
 
-ROOT = Path(__file__).resolve().parent.parent
-
 # Seconds for which the mirror's thread may keep this one waiting. At Python's 5 ms, each of the ledger's many short
 # writes at a training's end would wait so long for MLflow's work.
 SWITCH_S = 0.0005
@@ -61,8 +59,6 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
         os.environ.setdefault(
             "RAY_AUTH_MODE", "token"
         )  # which Ray assumes of clusters it starts, not of those it joins
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{path}" if path else str(ROOT)  # inherited by the workers
     import ray
 
     terminate = signal.getsignal(signal.SIGTERM)
@@ -77,7 +73,7 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=True,
-            runtime_env={"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}} if address else None,
+            runtime_env=_import_path() if address else None,
         )
     except Exception as error:
         told = isinstance(error, (ConnectionError, RuntimeError, ValueError, TimeoutError))
@@ -105,6 +101,12 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
             yield dict(ray.cluster_resources())
     finally:
         ray.shutdown()
+
+
+def _import_path() -> dict[str, Any] | None:
+    """For a cluster's workers, where this driver was told to look for modules; on this machine they inherit it."""
+    path = os.environ.get("PYTHONPATH")
+    return {"env_vars": {"PYTHONPATH": path}} if path else None
 
 
 def execute(
