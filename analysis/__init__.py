@@ -1,4 +1,4 @@
-"""What a study found: `load_study` gives its trainings and reports as tidy frames; the modules are one question each."""
+"""What a study found: `load_study` gives its trainings and reports as tidy frames; each module is one question."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def load_study(study: str | Path) -> StudyTables:
 
     `trials` of the result has a row per training and `reports` a row per validation; StudyTables says what a column
     means. Nothing is written. Raises UserError where there is no such study.
+
+    >>> study = load_study("rooms")
+    >>> finished = study.trials[study.trials["outcome"] == "complete"]
+    >>> sorted(set(finished["phase"]))
+    ['claims', 'confirm', 'reproduce', 'search']
     """
     from analysis.runs import named  # pandas, Optuna: only where a study is read
 

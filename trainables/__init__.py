@@ -49,7 +49,7 @@ HOMES = {
     "trainables.trained": ("TrainedModel", "evaluate", "load_model"),
     "trainables.trainer": ("Result", "fit", "iter_fit"),
 }
-__all__ = sorted(name for names in HOMES.values() for name in names)  # noqa: PLE0605
+__all__ = sorted(name for names in HOMES.values() for name in names)
 
 
 class _Package(ModuleType):

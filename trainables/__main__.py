@@ -70,8 +70,9 @@ def main() -> int:
             return 0  # where the module has not ended the process itself
     from trainables.yamlfile import nearest
 
-    near = nearest(words[0], COMMANDS)
-    print(f"densedepth: no command {words[0]}{near}; densedepth --help lists them", file=sys.stderr)
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    name = " ".join(words[: 2 if words[0] in groups else 1])
+    print(f"densedepth: no command {name}{nearest(name, COMMANDS)}; densedepth --help lists them", file=sys.stderr)
     return 2
 
 

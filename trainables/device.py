@@ -81,7 +81,7 @@ class Process:
 
     @staticmethod
     def _state() -> tuple[int, torch.Tensor, list[torch.Tensor]]:
-        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
         return torch.get_num_threads(), torch.get_rng_state(), gpus
 
 

@@ -61,6 +61,11 @@ def load_model(path: str | Path, device: Literal["auto", "cpu", "cuda"] = "auto"
     """The model of a checkpoint folder, hash-checked, in eval mode; `auto` takes a GPU when there is one.
 
     Raises UserError for a damaged or missing checkpoint, and for a GPU that is not there.
+
+    >>> model = load_model(checkpoint)
+    >>> depth_m = model.predict(np.zeros((90, 120, 3), np.uint8))
+    >>> depth_m.shape, str(depth_m.dtype), model.metric
+    ((90, 120), 'float32', True)
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device: cuda was asked for and this machine has no usable GPU; use auto or cpu")
@@ -74,6 +79,12 @@ def evaluate(model: TrainedModel, data: FrameList, protocols: Sequence[str] = tu
 
     `summary` of the result maps each protocol, by its name as run on these data, to its means {metric: value}; `rows`
     holds every frame's values. Raises UserError for an unknown protocol.
+
+    >>> from trainables import open_training
+    >>> model = load_model(checkpoint)
+    >>> evaluation = evaluate(model, open_training(model.config).validation, ["densedepth"])
+    >>> [sorted(means)[:3] for means in evaluation.summary.values()], len(evaluation.rows)
+    ([['abs_rel', 'delta1', 'delta2']], 6)
     """
     for name in protocols:
         if name not in PROTOCOLS:

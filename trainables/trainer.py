@@ -82,6 +82,12 @@ def fit(
 
     Raises Diverged (the first non-finite loss or gradient; the weights never see it), OutOfMemory, Stopped (after a
     checkpoint), and UserError for data, weights or checkpoints that cannot be used.
+
+    >>> result = fit(config, folder)
+    >>> [report.images for report in result.reports], result.summary["images"]
+    ([24, 48], 48)
+    >>> result.checkpoint.relative_to(result.folder).as_posix()
+    'checkpoints/best'
     """
     folder = Path(folder)
     if data is None:
@@ -104,6 +110,11 @@ def iter_fit(
 
     Between reports, too, threads and random state are the caller's unless the process is the training's own. Closing
     the iterator early keeps everything up to the last look at the device.
+
+    >>> for report in iter_fit(config, folder):
+    ...     print(report.images, sorted(name for name in report.metrics if name.startswith("val/delta")))
+    24 ['val/delta1', 'val/delta2', 'val/delta3']
+    48 ['val/delta1', 'val/delta2', 'val/delta3']
     """
     process = device.Process(own_process)
     with _training(config, Path(folder), data, process) as training:

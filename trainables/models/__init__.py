@@ -189,8 +189,8 @@ def _decoder(config: ModelConfig, bottleneck: int, encoder: Encoder) -> nn.Modul
         "pad_top": config.match == "pad_top",
     }
     if config.family == "unet":
-        size = {"first_channels": config.unet_channels, "levels": config.unet_levels}
-        return UNetDecoder(bottleneck, skips, width=config.width, **size, **shared)
+        channels, levels = config.unet_channels, config.unet_levels
+        return UNetDecoder(bottleneck, skips, first_channels=channels, levels=levels, width=config.width, **shared)
     decoder = {"densedepth": Decoder, "dispnet": DispNetDecoder}[config.family]
     return decoder(bottleneck, skips, width=config.width, **shared)
 
