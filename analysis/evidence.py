@@ -84,7 +84,7 @@ def pictures(tables: StudyTables, frames: FrameList, suspects: pd.DataFrame) -> 
     folder = _checkpoint(tables)
     if rows.empty or folder is None:
         return []
-    model, config = checkpoint.load_model(folder)
+    model, config = checkpoint.read_model(folder)
     shown = frames.subset([place[name] for name in rows["sample"]])
     cpu = torch.device("cpu")
     found = {

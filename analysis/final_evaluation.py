@@ -247,7 +247,7 @@ def _model(tables: StudyTables, entry: Mapping[str, Any], config: TrialConfig) -
     folder = folder if tables.layout is None else tables.layout.root / folder  # no layout: one checkpoint of no study
     if sha256(folder / checkpoint.WEIGHTS) != entry["weights_sha256"]:
         raise UserError(f"{folder}: its weights changed after the list was frozen; restore the checkpoint")
-    model, _ = checkpoint.load_model(folder)
+    model, _ = checkpoint.read_model(folder)
     return model.to(device.choose_device(config)).to(memory_format=torch.channels_last)
 
 

@@ -122,7 +122,7 @@ def _rows(tables: StudyTables, path: Path, judged: dict[str, list[str]]) -> list
 
 def _measure(folder: Path, maps: dict[str, tuple[TrainingData, dict[tuple[int, int], torch.Tensor]]]) -> dict[str, Any]:
     """The diagnosis of one checkpoint as plain values, with its data's settings and their mean maps kept in `maps`."""
-    model, config = checkpoint.load_model(folder)
+    model, config = checkpoint.read_model(folder)
     name = config.data.model_dump_json() + str(config.seed)  # pairing depends on the seed
     if name not in maps:
         maps[name] = open_training(config), {}

@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = cli.parser(
         "analysis.report",
         "Judge and explain a study; write one self-contained page.",
-        "python -m analysis.report rooms-quick",
+        "python -m analysis.report rooms",
     )
     arguments.add_argument(
         "study", nargs="?", help="a study's name or its results folder; default: the name in study.yaml"

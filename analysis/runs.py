@@ -72,7 +72,7 @@ def command(
     options: further arguments, as add_argument takes them; before: what they ask for, done first; keys_at_top: the
     data's own keys stand at the document's top, too.
     """
-    arguments = cli.parser(f"analysis.{module}", purpose, f"python -m analysis.{module} rooms-quick")
+    arguments = cli.parser(f"analysis.{module}", purpose, f"python -m analysis.{module} rooms")
     arguments.add_argument("study", metavar="STUDY", help=STUDY_HELP)
     for name, option in (options or {}).items():
         arguments.add_argument(name, **option)

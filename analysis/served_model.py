@@ -21,7 +21,6 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
-import torch
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
@@ -29,7 +28,8 @@ from PIL import Image
 
 import trainables
 from trainables import checkpoint
-from trainables.predict import predict_picture, read_picture
+from trainables.predict import read_picture
+from trainables.trained import load_model
 
 NEEDS = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "safetensors", "pydantic", "pyyaml", "h5py",
          "kornia", "pytorch-msssim", "timm")  # fmt: skip
@@ -44,9 +44,7 @@ class DepthOfPicture(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the checkpoint artifact, hash-checked."""
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model, self.config = checkpoint.load_model(Path(context.artifacts["checkpoint"]))
-        self.model = model.to(self.device)
+        self.model = load_model(context.artifacts["checkpoint"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         """Depth in metres, rows of columns, for each encoded picture in column `image`."""
@@ -57,7 +55,7 @@ class DepthOfPicture(mlflow.pyfunc.PythonModel):
             file.write(content)
             file.flush()
             rgb = read_picture(Path(file.name))
-        depth: list[list[float]] = predict_picture(self.model, rgb, self.config, self.device).double().cpu().tolist()
+        depth: list[list[float]] = self.model.predict(rgb).astype(np.float64).tolist()
         return depth
 
 
@@ -69,7 +67,7 @@ def log(folder: Path, run_id: str, name: str, tags: dict[str, str]) -> str:
             name="depth",
             python_model=str(Path(__file__).resolve()),
             artifacts={"checkpoint": str(folder)},
-            code_paths=[str(Path(trainables.__file__).parent)],
+            code_paths=[str(Path(trainables.__file__).parent)],  # the package as it is installed here
             signature=SIGNATURE,
             input_example=pd.DataFrame({"image": [_example()]}),
             pip_requirements=requirements,
@@ -118,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from trainables import cli
 
     purpose = "Register a study's champion as an MLflow model with alias champion."
-    arguments = cli.parser("analysis.served_model", purpose, "python -m analysis.served_model rooms-quick")
+    arguments = cli.parser("analysis.served_model", purpose, "python -m analysis.served_model rooms")
     arguments.add_argument("study", metavar="STUDY", help="a study's name or its results folder")
 
     def body(args: argparse.Namespace) -> Any:

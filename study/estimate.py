@@ -136,13 +136,13 @@ def _counted(config: TrialConfig) -> Cost:
 def _measured(config: TrialConfig) -> Cost:
     """From a few steps of the real training, validation included."""
     from trainables.data.dataset import prepare_data
-    from trainables.trainer import fit
+    from trainables.trainer import iter_fit
 
     prepare_data(config.data)
     interval = 3 * config.batch_size * config.accumulate
     short = {"budget_images": 2 * interval, "validate_every_images": interval, "checkpoint_every_images": 10**9}
     with tempfile.TemporaryDirectory() as folder:
-        *_, last = fit(config.model_copy(update=short | {"start_from": None}), Path(folder))
+        *_, last = iter_fit(config.model_copy(update=short | {"start_from": None}), Path(folder), own_process=True)
     speed, validation_s = last.metrics["speed/images_per_s"], last.metrics["time/validation_s"]
     validations = max(1, config.budget_images // config.validate_every_images)
     seconds = config.budget_images / speed + validations * validation_s + START_S

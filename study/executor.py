@@ -18,8 +18,6 @@ from study.session import Session
 from study.watch import watched
 from trainables.errors import UserError, refused_by_disk
 
-ROOT = Path(__file__).resolve().parent.parent
-
 # Ray as an executor only: nothing printed, nothing pickled for a restore, its own signal handler off. Each is named by
 # Ray's documentation: the page "Environment variables used by Ray Tune", that of Trainable (RAY_CHDIR_TO_TRIAL_DIR) and
 # that on usage statistics.
@@ -45,8 +43,6 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
         os.environ.setdefault(
             "RAY_AUTH_MODE", "token"
         )  # which Ray assumes of clusters it starts, not of those it joins
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{path}" if path else str(ROOT)  # inherited by the workers
     import ray
 
     terminate = signal.getsignal(signal.SIGTERM)
@@ -61,7 +57,7 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=True,
-            runtime_env={"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}} if address else None,
+            runtime_env=_import_path() if address else None,
         )
     except Exception as error:
         told = isinstance(error, (ConnectionError, RuntimeError, ValueError, TimeoutError))
@@ -85,6 +81,12 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
             yield dict(ray.cluster_resources())
     finally:
         ray.shutdown()
+
+
+def _import_path() -> dict[str, Any] | None:
+    """For a cluster's workers, where this driver was told to look for modules; on this machine they inherit it."""
+    path = os.environ.get("PYTHONPATH")
+    return {"env_vars": {"PYTHONPATH": path}} if path else None
 
 
 def execute(

@@ -118,6 +118,28 @@ def test_contract_is_standard_library_only() -> None:
     assert not outside
 
 
+def settings_in_modules(source: str) -> Iterator[str]:
+    """Classes of nn.Module whose __init__ takes a group of settings."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "nn.Module" for base in node.bases):
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef) and method.name == "__init__":
+                    given = [
+                        ast.unparse(a.annotation)
+                        for a in ast.walk(method.args)
+                        if isinstance(a, ast.arg) and a.annotation
+                    ]
+                    yield from (f"{node.name}({name})" for name in given if "Config" in name)
+
+
+def test_network_modules_take_plain_arguments() -> None:
+    bad = "class A(nn.Module):\n    def __init__(self, n: int, *, config: ModelConfig | None) -> None: ..."
+    assert list(settings_in_modules(bad)) == ["A(ModelConfig | None)"]
+    assert not [
+        found for path in (ROOT / "trainables").rglob("*.py") for found in settings_in_modules(path.read_text())
+    ]
+
+
 def test_the_map_of_files_is_up_to_date() -> None:
     if subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, check=False).returncode != 0:
         pytest.skip("not a git checkout: the list of files is not known")

@@ -39,8 +39,10 @@ def seconds(body: Callable[[], None], device: Any) -> float:
 
 @contextlib.contextmanager
 def training_of(config: Any) -> Iterator[Any]:
+    from trainables.device import keep_freed_memory
     from trainables.trainer import Training
 
+    keep_freed_memory()  # as the command does
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(Training(config, Path(folder), None)) as training:
         yield training
 

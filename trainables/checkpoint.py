@@ -165,7 +165,7 @@ def check_settings(folder: Path, config: TrialConfig) -> None:
             )
 
 
-def load_model(folder: Path) -> tuple[DepthModel, TrialConfig]:
+def read_model(folder: Path) -> tuple[DepthModel, TrialConfig]:
     """The trained model in eval mode, and its settings. Raises UserError for a damaged or missing checkpoint."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no checkpoint folder; name one that a training wrote (checkpoints/best)")

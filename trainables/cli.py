@@ -18,8 +18,9 @@ Body = Callable[[argparse.Namespace], Any]
 
 def parser(command: str, purpose: str, example: str) -> argparse.ArgumentParser:
     """An argument parser whose --help ends with an example."""
+    through = sys.argv[0].startswith("densedepth ")  # by trainables/__main__.py
     result = argparse.ArgumentParser(
-        prog=f"python -m {command}",
+        prog=sys.argv[0] if through else f"python -m {command}",
         description=purpose,
         epilog=f"example: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -7,6 +7,7 @@ import ctypes
 import resource
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,6 +44,45 @@ def keep_freed_memory() -> None:
         libc.malloc_trim(0)
         for parameter, value in MALLOPT.values():
             libc.mallopt(parameter, value)
+
+
+class Process:
+    """What a training sets in this process: torch's threads and random state, and malloc's thresholds if it is `own`.
+
+    Unless the process is the training's own, `swap` exchanges threads and random state of the training and of its
+    caller, whose are those at the time of making this.
+    """
+
+    def __init__(self, own: bool) -> None:
+        self.own = own
+        if own:
+            keep_freed_memory()
+        self._aside = self._state()
+
+    def swap(self) -> None:
+        """Put back what lies aside, and lay aside what was in place; nothing in a process of the training's own."""
+        if self.own:
+            return
+        threads, cpu, gpus = self._aside
+        self._aside = self._state()
+        torch.set_num_threads(threads)
+        torch.set_rng_state(cpu)
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)
+
+    @contextlib.contextmanager
+    def given_back(self) -> Iterator[None]:
+        """The caller's threads and random state for a block in the midst of a training."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    @staticmethod
+    def _state() -> tuple[int, torch.Tensor, list[torch.Tensor]]:
+        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+        return torch.get_num_threads(), torch.get_rng_state(), gpus
 
 
 def side_by_side(tasks: int, name: str) -> tuple[ThreadPoolExecutor, int]:

@@ -14,18 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor, nn
 
 from trainables import cli
-from trainables.checkpoint import load_model
-from trainables.config import TrialConfig
-from trainables.data.samples import resize_rgb
 from trainables.durable import write_bytes
 from trainables.errors import UserError
-from trainables.evaluate import predict_depth_m
 
 MAX_PIXELS = 80_000_000  # beyond it a picture is refused: a small file can unpack to more memory than there is
 DRAWN_PX = 1600  # the coloured picture shows every n-th pixel of anything larger
@@ -70,16 +64,6 @@ def _to_rgb(picture: Image.Image, path: Path) -> NDArray[np.uint8]:
         rgba = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return np.array(picture.convert("RGB"))
-
-
-def predict_picture(model: nn.Module, rgb: NDArray[np.uint8], config: TrialConfig, device: torch.device) -> Tensor:
-    """Depth in metres, float32 (H, W) on `device`, of a picture uint8 (H, W, 3); the model is in eval mode.
-
-    The picture is resized to the training's input, as its frames were, whatever its own proportions.
-    """
-    inputs = resize_rgb(rgb, config.input).to(device)[None].float() / 255
-    with torch.inference_mode():
-        return predict_depth_m(model, inputs, config, config.mirrored, (rgb.shape[0], rgb.shape[1]))[0]
 
 
 def write_depth(depth_m: NDArray[np.float32], rgb: NDArray[np.uint8], stem: Path, legend: str) -> dict[str, str]:
@@ -133,29 +117,29 @@ def output_stems(pictures: Sequence[Path], out: Path | None) -> list[Path]:
     return stems
 
 
-def predict(pictures: Sequence[Path], checkpoint: Path, out: Path | None, device: torch.device) -> list[dict[str, Any]]:
+def predict(pictures: Sequence[Path], checkpoint: Path, out: Path | None, device: Any) -> list[dict[str, Any]]:
     """Predict and write every picture; all are read before anything is written. One entry per picture."""
+    from trainables.trained import load_model  # here, so that --help need not wait for torch
+
     stems = output_stems(pictures, out)
     for path in pictures:
         read_picture(path)
-    model, config = load_model(checkpoint)
-    model.to(device).eval()
-    metric = config.target.kind != "relative"
+    model = load_model(checkpoint, device)
     results = []
     for path, stem in zip(pictures, stems, strict=True):
         rgb = read_picture(path)
-        depth_m = predict_picture(model, rgb, config, device).cpu().numpy()
+        depth_m = model.predict(rgb)
         if not np.isfinite(depth_m).all():
             raise UserError(f"{checkpoint}: the model predicts NaN for {path}; take another checkpoint")
         results.append(
             {
                 "picture": str(path),
                 "size": list(depth_m.shape),
-                "metric": metric,
+                "metric": model.metric,
                 "min_m": float(depth_m.min()),
                 "median_m": float(np.median(depth_m)),
                 "max_m": float(depth_m.max()),
-                **write_depth(depth_m, rgb, stem, LEGENDS[metric]),
+                **write_depth(depth_m, rgb, stem, LEGENDS[model.metric]),
             }
         )
     return results
@@ -166,8 +150,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.parser(
         "trainables.predict",
         "Depth of pictures: 16-bit PNG in millimetres, NPY in metres, and a coloured picture with a scale.",
-        "python -m trainables.predict kitchen.jpg hall.png --checkpoint results/rooms-quick/trials/confirm-0000/"
-        "checkpoints/best --out depth",
+        "python -m trainables.predict results/rooms/trials/confirm-0000/preview.png "
+        "--checkpoint results/rooms/trials/confirm-0000/checkpoints/best --out depth",
     )
     parser.add_argument("pictures", metavar="IMAGE", nargs="+", type=Path)
     parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint folder that a training wrote")
@@ -175,10 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
     def body(args: argparse.Namespace) -> dict[str, Any]:
-        if args.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: this machine has no usable GPU; use --device auto or cpu")
-        device = torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
-        results = predict(args.pictures, args.checkpoint, args.out, device)
+        results = predict(args.pictures, args.checkpoint, args.out, args.device)
         for entry in results:
             print(
                 f"{entry['picture']}: {entry['min_m']:.2f} to {entry['max_m']:.2f} m, median {entry['median_m']:.2f} m"

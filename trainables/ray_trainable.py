@@ -1,4 +1,4 @@
-"""A training as a Ray Tune trainable: each `step` hands on the next report of `fit`.
+"""A training as a Ray Tune trainable: each `step` hands on the next report of `iter_fit`.
 
 How a training ended reaches the driver as one more message, and then the error is raised, so that Tune, too, sees it
 and never gives this worker to another training. Nothing durable passes through Ray: the training's folder holds
@@ -97,11 +97,11 @@ class TrainingWorker(tune.Trainable):
         from dataclasses import asdict
 
         from trainables.config import stored_config
-        from trainables.trainer import fit
+        from trainables.trainer import iter_fit
 
         settings = stored_config(config)
         with _company(self._spec, settings):
-            for report in fit(settings, folder, stop=self.told_to_stop):
+            for report in iter_fit(settings, folder, stop=self.told_to_stop, own_process=True):
                 yield asdict(report)
 
     def told_to_stop(self) -> bool:
@@ -131,13 +131,13 @@ class Peer:
         from trainables import parallel
         from trainables.config import stored_config
         from trainables.device import choose_device
-        from trainables.trainer import fit
+        from trainables.trainer import iter_fit
 
         os.chdir(spec["cwd"])
         settings = stored_config(spec["config"])
         store = TCPStore(*meeting, is_master=False)
         with parallel.joined(store, rank, size, choose_device(settings)):
-            for _ in fit(settings, Path(spec["folder"])):
+            for _ in iter_fit(settings, Path(spec["folder"]), own_process=True):
                 pass
 
 

@@ -25,7 +25,11 @@ OPEN_MAPPINGS = frozenset({"loss", "data.rooms.defects"})  # their keys are name
 
 
 def recipe_names() -> list[str]:
-    """The published systems that can be trained by name."""
+    """The published systems that can be trained by name.
+
+    >>> "densedepth" in recipe_names()
+    True
+    """
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
@@ -52,7 +56,16 @@ def recipe_stages(name: str) -> list[dict[str, Any]]:
 
 
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None, source: str = "--set") -> list[TrialConfig]:
-    """The validated trainings of a recipe, one per stage, with overrides {'optim.lr': 1e-3} applied to each."""
+    """The validated trainings of a recipe, one per stage, with overrides {'optim.lr': 1e-3} applied to each.
+
+    Raises UserError for a recipe, a path or a value that there is not, with the nearest valid name.
+
+    >>> (config,) = load_recipe("densedepth", {"optim.lr": 1e-3})
+    >>> config.model.encoder, config.optim.lr, config.batch_size
+    ('densenet169', 0.001, 8)
+    >>> [stage.start_from for stage in load_recipe("relative_unet")]
+    [None, None, 'previous_stage']
+    """
     result = []
     for settings in recipe_stages(name):
         for path, value in (overrides or {}).items():

@@ -22,6 +22,7 @@ import torch
 from trainables import checkpoint
 from trainables.data.batches import TENSORS, Batch
 from trainables.data.dataset import TrainingData
+from trainables.device import keep_freed_memory
 from trainables.errors import UserError
 from trainables.evaluate import predictions
 from trainables.trainer import Training
@@ -60,6 +61,7 @@ def replay(snapshot: Path, left_out: Collection[str], steps_after: int, data: Tr
         raise UserError(f"{snapshot}: the spike's batch held none of {', '.join(left_out)}; name one of its samples")
     threads = torch.get_num_threads()
     torch.set_num_threads(int(state["threads"]))
+    keep_freed_memory()  # as in a training of its own process
     try:
         with _resumed(snapshot, data) as training:
             batches = iter(training.loader)

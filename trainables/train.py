@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 def _train(args: argparse.Namespace) -> Any:
     from trainables.data.dataset import prepare_data
     from trainables.recipe import load_recipe, parse_assignments
-    from trainables.trainer import fit
+    from trainables.trainer import iter_fit
 
     out = args.out or Path("results/trainings") / args.recipe
     stages = load_recipe(args.recipe, parse_assignments(args.assignments))
@@ -49,7 +49,7 @@ def _train(args: argparse.Namespace) -> Any:
         prepare_data(config.data)
         try:
             with stopping() as told:
-                for report in fit(config, folder, stop=told.is_set):
+                for report in iter_fit(config, folder, stop=told.is_set, own_process=True):
                     _say(config, report)
         except Stopped as error:
             print(f"{error}; the same command goes on from there", file=sys.stderr)

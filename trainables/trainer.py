@@ -1,4 +1,4 @@
-"""One training: `fit` turns a `TrialConfig` into reports and leaves a folder behind that shows what happened.
+"""One training: `fit` turns a `TrialConfig` into a `Result`, and leaves a folder that shows what happened.
 
     config.json         the settings
     reports.jsonl       one report per line
@@ -10,8 +10,8 @@
 A call on a folder with a checkpoint goes on from it: reports of before are yielded again, then the training continues
 bit for bit (on CPU, with the same number of threads). Source: the paper's section 3; DESIGN.md "A training".
 
-In a process group, `fit` is one of several that train one model (trainables/parallel.py): all take every step and
-yield every report, the leading one alone validates and writes.
+In a process group, `iter_fit` is one of several that train one model (trainables/parallel.py): all take every step
+and yield every report, the leading one alone validates and writes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from trainables import checkpoint, device, parallel
 from trainables.config import TrialConfig, as_dict
-from trainables.data.dataset import TrainingData, open_training
+from trainables.data.dataset import TrainingData, open_training, prepare_data
 from trainables.data.loader import Batch, TrainLoader, augment
 from trainables.durable import remove_unfinished, write_bytes, write_json
 from trainables.errors import Blocked, Diverged, OutOfMemory, Stopped, UserError
@@ -47,30 +47,98 @@ from trainables.target import DATA_RANGE
 from trainables.trace import TraceWriter
 from trainables.validation import validate
 
-PREVIEW = "preview.png"
+PREVIEW, SUMMARY = "preview.png", "summary.json"
 NAMED_FRAMES = 200  # skipped frames that the summary names; all are counted
 FLUSH_STEPS = 50  # steps between two looks at the device: how late a divergence is noticed
 POOL = Pool(parallel.total, parallel.largest)
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a training left: its folder, a report per validation, summary.json, and the best report's checkpoint."""
+
+    folder: Path
+    reports: tuple[Report, ...]
+    summary: dict[str, Any]
+    checkpoint: Path
+
+
 def fit(
-    config: TrialConfig, folder: Path, *, data: TrainingData | None = None, stop: Callable[[], bool] = lambda: False
-) -> Iterator[Report]:
-    """Train, yielding a report per validation; the last one has `final`. `stop` is asked before every step.
+    config: TrialConfig,
+    folder: str | Path,
+    *,
+    data: TrainingData | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    own_process: bool = False,
+) -> Result:
+    """Train to the end, or go on from the folder's checkpoint. `stop` is asked before every step.
+
+    data: what to train on, None for what the settings name (`rooms` are rendered where they are not there yet).
+
+    own_process: whether the training may keep what it sets in this process: torch's number of threads
+    (`config.threads`), its random state (`config.seed`), and on Linux malloc's thresholds, which make steps on a CPU
+    up to a fifth faster. By default threads and random state are the caller's again when the call ends, and malloc is
+    left alone. No number depends on it.
 
     Raises Diverged (the first non-finite loss or gradient; the weights never see it), OutOfMemory, Stopped (after a
-    checkpoint), and UserError for data, weights or checkpoints that cannot be used. Closing the iterator early keeps
-    everything up to the last flush.
+    checkpoint), and UserError for data, weights or checkpoints that cannot be used.
+
+    >>> result = fit(config, folder)
+    >>> [report.images for report in result.reports], result.summary["images"]
+    ([24, 48], 48)
+    >>> result.checkpoint.relative_to(result.folder).as_posix()
+    'checkpoints/best'
     """
+    folder = Path(folder)
+    if data is None:
+        prepare_data(config.data)
+    with _training(config, folder, data, device.Process(own_process)) as training:
+        reports = tuple(training.run(stop))
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    return Result(folder, reports, summary, folder / "checkpoints" / checkpoint.BEST)
+
+
+def iter_fit(
+    config: TrialConfig,
+    folder: str | Path,
+    *,
+    data: TrainingData | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    own_process: bool = False,
+) -> Iterator[Report]:
+    """`fit` step by step: yields a report per validation, the last one with `final`; `rooms` must be there already.
+
+    Between reports, too, threads and random state are the caller's unless the process is the training's own. Closing
+    the iterator early keeps everything up to the last look at the device.
+
+    >>> for report in iter_fit(config, folder):
+    ...     print(report.images, sorted(name for name in report.metrics if name.startswith("val/delta")))
+    24 ['val/delta1', 'val/delta2', 'val/delta3']
+    48 ['val/delta1', 'val/delta2', 'val/delta3']
+    """
+    process = device.Process(own_process)
+    with _training(config, Path(folder), data, process) as training:
+        for report in training.run(stop):
+            with process.given_back():
+                yield report
+
+
+@contextlib.contextmanager
+def _training(
+    config: TrialConfig, folder: Path, data: TrainingData | None, process: device.Process
+) -> Iterator[Training]:
+    """An open training; memory that runs out is OutOfMemory, and the process is the caller's again afterwards."""
     try:
         with contextlib.closing(Training(config, folder, data)) as training:
-            yield from training.run(stop)
+            yield training
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemory(str(error).splitlines()[0] if str(error) else "the host had no memory left") from error
     except RuntimeError as error:
         if "DefaultCPUAllocator" not in str(error):
             raise
         raise OutOfMemory(str(error).splitlines()[0]) from error
+    finally:
+        process.swap()
 
 
 class Training:
@@ -82,7 +150,6 @@ class Training:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.device = device.choose_device(config)
-        device.keep_freed_memory()
         self.dtype = device.choose_dtype(config, self.device)
         self.meter = device.Meter(self.device)
         self.data = data or open_training(config)
@@ -231,7 +298,7 @@ class Training:
             self.skipped |= skipped
         if self.leads:
             self._write_reports()
-            write_json(self.folder / "summary.json", self._summary())
+            write_json(self.folder / SUMMARY, self._summary())
         self.reported = time.perf_counter()
         return report
 

@@ -112,7 +112,7 @@ def test_scores_are_the_evaluators_own_under_every_protocol(
 ) -> None:
     section = final_evaluation.analyse(runs.load(study.root))
     config = tiny_config()
-    model, _ = checkpoint.load_model(study.trial("confirm-0001") / "checkpoints" / "best")
+    model, _ = checkpoint.read_model(study.trial("confirm-0001") / "checkpoints" / "best")
     expected = evaluate(model, open_test(config.data), config, list(PROTOCOLS), torch.device("cpu"), 6)
     summary = section.data["summary"]["confirm-0001"]
     assert summary.keys() == expected.summary.keys()

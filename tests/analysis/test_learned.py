@@ -45,13 +45,13 @@ def study(tmp_path: Path, tiny_config: Callable[..., TrialConfig], monkeypatch: 
             last.bias.fill_(3.0)  # type: ignore[union-attr]
         snapshot = checkpoint.take_snapshot(model, None, {})
         checkpoint.write_checkpoint(layout.trial(key) / "checkpoints/best", snapshot, config)
-    good, load = sha256(layout.trial(GOOD) / "checkpoints/best" / checkpoint.WEIGHTS), checkpoint.load_model
+    good, load = sha256(layout.trial(GOOD) / "checkpoints/best" / checkpoint.WEIGHTS), checkpoint.read_model
 
     def planted(folder: Path) -> tuple[torch.nn.Module, TrialConfig]:
         model, config = load(folder)
         return Oracle() if sha256(folder / checkpoint.WEIGHTS) == good else model, config
 
-    monkeypatch.setattr(checkpoint, "load_model", planted)
+    monkeypatch.setattr(checkpoint, "read_model", planted)
     return layout
 
 

@@ -32,7 +32,7 @@ from trainables import checkpoint
 from trainables.config import TrialConfig
 from trainables.errors import UserError
 from trainables.models import build_model
-from trainables.predict import predict_picture
+from trainables.trained import load_model
 
 CHAMPION = "confirm-0001"
 
@@ -72,9 +72,8 @@ def picture() -> bytes:
 
 
 def expected(layout: Layout) -> np.ndarray:
-    model, config = checkpoint.load_model(layout.trial(CHAMPION) / "checkpoints" / "best")
     rgb = np.asarray(Image.open(io.BytesIO(picture())))
-    return predict_picture(model, rgb, config, torch.device("cpu")).numpy()
+    return load_model(layout.trial(CHAMPION) / "checkpoints" / "best", "cpu").predict(rgb)
 
 
 def test_the_registered_champion_predicts_as_the_command_does(registered: tuple[Layout, str]) -> None:

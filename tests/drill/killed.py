@@ -58,18 +58,18 @@ def main(argv: list[str]) -> int:
 
     def train(folder: Path, deadly: int | None) -> None:
         seen = count(deadly)
-        list(trainer.fit(config, folder))
+        list(trainer.iter_fit(config, folder))
         if folder.name == "count":
             (folder / "operations").write_text("\n".join(seen))
 
-    list(trainer.fit(config, out / "warm"))  # here, so that no child imports anything
+    list(trainer.iter_fit(config, out / "warm"))  # here, so that no child imports anything
     for word in argv[2:]:
         folder = out / word
         deadly = None if word == "count" else int(word)
         code = in_child(lambda folder=folder, deadly=deadly: train(folder, deadly))  # type: ignore[misc]
         if code != (0 if deadly is None else -signal.SIGKILL):
             return 1
-        if deadly is not None and in_child(lambda folder=folder: list(trainer.fit(config, folder))) != 0:  # type: ignore[misc]
+        if deadly is not None and in_child(lambda folder=folder: list(trainer.iter_fit(config, folder))) != 0:  # type: ignore[misc]
             print(f"not resumed after a kill at {deadly}", file=sys.stderr)
             return 1
     return 0

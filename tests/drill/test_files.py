@@ -96,7 +96,7 @@ class Halfway:
             return asked == 8
 
         with pytest.raises(trainer.Stopped):
-            list(trainer.fit(config, folder / "first", data=self.data, stop=copy))
+            list(trainer.iter_fit(config, folder / "first", data=self.data, stop=copy))
         self.files = sorted(path.relative_to(self.whole) for path in self.whole.rglob("*") if path.is_file())
         self.renew()
         self.expected = self.resumed()

@@ -86,7 +86,7 @@ def test_a_training_meets_a_full_disk_anywhere_and_goes_on_bit_for_bit(
     steps, room = (6, 20 << 10) if few else (12, 1600 << 10)
     began, seed = time.monotonic(), random.randrange(1 << 30)
     drawn, disk, data = random.Random(seed), mount(tmp_path / "small", 8), open_training(config)
-    list(trainer.fit(config, tmp_path / "count", data=data))
+    list(trainer.iter_fit(config, tmp_path / "count", data=data))
     expected, met = come_to(tmp_path / "count"), Counter[str]()
     for number in range(count):
         folder, full_at, asked = disk.folder / str(number), drawn.randrange(steps), 0
@@ -100,7 +100,7 @@ def test_a_training_meets_a_full_disk_anywhere_and_goes_on_bit_for_bit(
             return False
 
         try:
-            list(trainer.fit(config, folder, data=data, stop=fill))
+            list(trainer.iter_fit(config, folder, data=data, stop=fill))
             met["enough room"] += 1
         except OSError as error:
             sentence = refused_by_disk(error)
@@ -110,7 +110,7 @@ def test_a_training_meets_a_full_disk_anywhere_and_goes_on_bit_for_bit(
             for kept in (folder / "checkpoints").glob("[!.]*"):
                 checkpoint.verify(kept)
         disk.free()
-        list(trainer.fit(config, folder, data=data))
+        list(trainer.iter_fit(config, folder, data=data))
         assert come_to(folder) == expected, f"seed {seed}, number {number}"
         shutil.rmtree(folder)
     record(

@@ -17,7 +17,8 @@ from trainables import checkpoint, predict
 from trainables.config import TrialConfig
 from trainables.data.dataset import open_training
 from trainables.evaluate import PROTOCOLS, evaluate
-from trainables.trainer import fit
+from trainables.trained import load_model
+from trainables.trainer import iter_fit
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("unpictured")]
 SAME_M = 0.02  # of depths up to 10 m: TF32 and bfloat16 round
@@ -26,7 +27,7 @@ SAME_M = 0.02  # of depths up to 10 m: TF32 and bfloat16 round
 @pytest.fixture
 def trained(tmp_path: Path, family_config: Callable[..., TrialConfig]) -> Path:
     """A checkpoint that the GPU has trained."""
-    list(fit(family_config("unet"), tmp_path))
+    list(iter_fit(family_config("unet"), tmp_path))
     return tmp_path / "checkpoints" / checkpoint.BEST
 
 
@@ -46,19 +47,18 @@ def test_the_served_model_answers_on_the_gpu(trained: Path, cuda: torch.device) 
 
     served = DepthOfPicture()
     served.load_context(SimpleNamespace(artifacts={"checkpoint": str(trained)}))
-    assert served.device.type == cuda.type
+    assert served.model.device.type == cuda.type
     rgb = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
     png = io.BytesIO()
     Image.fromarray(rgb).save(png, format="PNG")
     (answer,) = served.predict(None, pd.DataFrame({"image": [png.getvalue()]}))["depth_m"]
-    model, config = checkpoint.load_model(trained)
-    expected = predict.predict_picture(model.eval(), rgb, config, torch.device("cpu")).numpy()
+    expected = load_model(trained, "cpu").predict(rgb)
     assert np.abs(np.array(answer) - expected).max() < SAME_M
 
 
 def test_every_protocol_scores_alike(trained: Path) -> None:
     """The same metrics on CPU and GPU, to a thousandth."""
-    model, config = checkpoint.load_model(trained)
+    model, config = checkpoint.read_model(trained)
     frames = open_training(config).validation
     summaries = []
     for name in ("cpu", "cuda"):

@@ -20,7 +20,7 @@ from trainables.data.loader import TrainLoader
 from trainables.errors import OutOfMemory, Stopped
 from trainables.graphed import GraphedForward
 from trainables.models import build_model
-from trainables.trainer import Training, fit
+from trainables.trainer import Training, iter_fit
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("unpictured")]
 Configs = Callable[..., TrialConfig]
@@ -35,7 +35,7 @@ def test_each_family_learns_a_tiny_set(tmp_path: Path, family_config: Configs, f
                    "checkpoint_every_images": 200, "optim.lr": 1e-3, "augment.flip": 0.0, "augment.channel_swap": 0.0,
                    "batch_size": 1}
     )  # fmt: skip
-    losses = [report.metrics["train/loss"] for report in fit(config, tmp_path)]
+    losses = [report.metrics["train/loss"] for report in iter_fit(config, tmp_path)]
     print(f"{family}, {precision}: loss {losses[0]:.3f} -> {losses[-1]:.3f}")
     assert losses[-1] < losses[0] / 4
 
@@ -49,7 +49,7 @@ def test_first_losses_are_the_cpus(tmp_path: Path, family_config: Configs, famil
     losses = {}
     for name in ("cpu", "cuda"):
         settings = {"device": name, "budget_images": 80, "validate_every_images": 80, "checkpoint_every_images": 80}
-        list(fit(family_config(family, **settings, **{"optim.lr": 1e-4}), tmp_path / name))
+        list(iter_fit(family_config(family, **settings, **{"optim.lr": 1e-4}), tmp_path / name))
         losses[name] = pd.read_parquet(tmp_path / name / "trace.parquet")["loss"].to_numpy()
     apart = abs(losses["cuda"] / losses["cpu"] - 1)
     print(f"{family}: relative difference of the first loss {apart[0]:.2e}, of 20 at most {apart.max():.2e}")
@@ -84,11 +84,11 @@ def test_a_graphed_step_is_the_eager_step(family_config: Configs, cuda: torch.de
 def test_resume_equals_straight(tmp_path: Path, family_config: Configs, accumulate: int) -> None:
     """Stopped after half and gone on: the last validation within 1% of the undisturbed one (atomic sums differ)."""
     config = family_config("unet", batch_size=4 // accumulate, accumulate=accumulate, precision="float32")
-    straight = list(fit(config, tmp_path / "straight"))[-1].metrics
+    straight = list(iter_fit(config, tmp_path / "straight"))[-1].metrics
     asked = itertools.count()
     with pytest.raises(Stopped):
-        list(fit(config, tmp_path / "resumed", stop=lambda: next(asked) == 6))
-    resumed = list(fit(config, tmp_path / "resumed"))[-1].metrics
+        list(iter_fit(config, tmp_path / "resumed", stop=lambda: next(asked) == 6))
+    resumed = list(iter_fit(config, tmp_path / "resumed"))[-1].metrics
     for name in ("val/loss", "val/rmse", "train/loss"):
         assert resumed[name] == pytest.approx(straight[name], rel=1e-2), name
 
@@ -116,8 +116,8 @@ def test_out_of_memory_is_an_outcome_and_the_next_training_works(tmp_path: Path,
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 600 * 2**20) / total)
     with pytest.raises(OutOfMemory, match="memory"):
-        list(fit(family_config("densedepth", input=[480, 640], batch_size=16), tmp_path / "large"))
-    reports = list(fit(family_config("unet"), tmp_path / "small"))
+        list(iter_fit(family_config("densedepth", input=[480, 640], batch_size=16), tmp_path / "large"))
+    reports = list(iter_fit(family_config("unet"), tmp_path / "small"))
     assert reports[-1].final
 
 
@@ -126,10 +126,10 @@ def test_one_process_trains_behind_nccl(tmp_path: Path, family_config: Configs, 
     from torch import distributed
 
     config = family_config("unet", precision="float32")
-    alone = list(fit(config, tmp_path / "alone"))[-1].metrics["val/loss"]
+    alone = list(iter_fit(config, tmp_path / "alone"))[-1].metrics["val/loss"]
     store = distributed.TCPStore("127.0.0.1", 0, is_master=True)
     with parallel.joined(store, 0, 1, cuda):
-        together = list(fit(config, tmp_path / "together"))[-1].metrics["val/loss"]
+        together = list(iter_fit(config, tmp_path / "together"))[-1].metrics["val/loss"]
         ones = torch.ones(4, device=cuda)
         distributed.all_reduce(ones)
         assert ones.tolist() == [1.0] * 4
@@ -141,7 +141,7 @@ def test_peak_memory_is_measured(tmp_path: Path, family_config: Configs) -> None
     peaks = []
     for batch in (4, 16):
         config = family_config("densedepth", batch_size=batch, input=[128, 192])
-        reports = list(fit(config, tmp_path / str(batch)))
+        reports = list(iter_fit(config, tmp_path / str(batch)))
         peaks.append(reports[-1].metrics["memory/peak_mib"])
         torch.cuda.empty_cache()
     print(f"peak memory {peaks[0]:.0f} and {peaks[1]:.0f} MiB")

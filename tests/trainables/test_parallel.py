@@ -41,25 +41,25 @@ def work(config: TrialConfig, folder: Path, rank: int, change: Callable[[Any, st
     freeze(change)
     told: dict[str, Any] = {}
     with parallel.joined(dist.FileStore(f"{folder}/store", SIZE), rank, SIZE, torch.device("cpu")):
-        done = list(trainer.fit(config, folder / "two"))
+        done = list(trainer.iter_fit(config, folder / "two"))
         told["reports"] = [{k: v for k, v in r.metrics.items() if k.startswith("val/")} for r in done]
         asked = iter(range(1000))
         with pytest.raises(Stopped) as stopped:
-            list(trainer.fit(config, folder / "stopped", stop=lambda: rank == 1 and next(asked) == 3))
-        list(trainer.fit(config, folder / "stopped"))
+            list(trainer.iter_fit(config, folder / "stopped", stop=lambda: rank == 1 and next(asked) == 3))
+        list(trainer.iter_fit(config, folder / "stopped"))
         change(trainer, "augment", poisoned)
         with pytest.raises(Diverged) as diverged:
-            list(trainer.fit(config, folder / "poisoned"))
+            list(trainer.iter_fit(config, folder / "poisoned"))
         change(trainer, "augment", augment)
         with pytest.raises(UserError) as refused:
-            list(trainer.fit(config.model_copy(update={"batch_size": 3}), folder / "odd"))
+            list(trainer.iter_fit(config.model_copy(update={"batch_size": 3}), folder / "odd"))
         pool = trainer.POOL  # the usual mistake: each divides by its own counts, and the results are averaged
         change(trainer, "POOL", replace(pool, total=lambda counts: counts * SIZE))
-        list(trainer.fit(config.model_copy(update={"budget_images": 4}), folder / "local"))
+        list(trainer.iter_fit(config.model_copy(update={"budget_images": 4}), folder / "local"))
         change(trainer, "POOL", pool)
         told |= {"stopped": str(stopped.value), "diverged": str(diverged.value), "refused": str(refused.value)}
         (folder / f"told-{rank}.json").write_text(json.dumps(told))
-        reports = trainer.fit(config, folder / "left")
+        reports = trainer.iter_fit(config, folder / "left")
         next(reports)
         if rank == 1:
             return  # and the other would go on
@@ -98,7 +98,7 @@ def together(config: TrialConfig, tmp_path_factory: pytest.TempPathFactory) -> P
         try:
             with pytest.MonkeyPatch.context() as change:
                 freeze(change.setattr)
-                list(trainer.fit(config, root / "one"))
+                list(trainer.iter_fit(config, root / "one"))
                 work(config, root, 0, change.setattr)
             assert process.wait(60) == 0
         except BaseException:

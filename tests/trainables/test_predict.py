@@ -13,9 +13,11 @@ from PIL import Image
 
 from trainables.checkpoint import take_snapshot, write_checkpoint
 from trainables.config import TrialConfig
+from trainables.errors import UserError
 from trainables.evaluate import predict_depth_m
 from trainables.models import build_model
-from trainables.predict import main, predict_picture, read_picture
+from trainables.predict import main, read_picture
+from trainables.trained import load_model
 
 
 @pytest.fixture(scope="module")
@@ -67,19 +69,21 @@ def test_relative_depth_is_not_sold_as_metres(
 
 
 def test_depth_is_the_networks_at_the_pictures_size(checkpoint: Path) -> None:
-    from trainables.checkpoint import load_model
-
-    model, config = load_model(checkpoint)
+    trained = load_model(checkpoint, "cpu")
+    model, config = trained.network, trained.config
     rgb = gradient(48, 64)  # the training's input: nothing is resized
     images = torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
         y, y_mirrored = model(images), model(images.flip(-1)).flip(-1)
     expected = (10 / y).clamp(0.1, 10) / 2 + (10 / y_mirrored).clamp(0.1, 10) / 2
-    ours = predict_picture(model, rgb, config, torch.device("cpu"))
-    assert ours.numpy() == pytest.approx(expected[0, 0].numpy(), rel=1e-5)
+    ours = trained.predict(rgb)
+    assert ours == pytest.approx(expected[0, 0].numpy(), rel=1e-5)
     with torch.no_grad():
         single = predict_depth_m(model, images, config, False, (48, 64))
-    assert not torch.allclose(single[0], ours, rtol=1e-3)  # the mirrored image does count
+    assert not np.allclose(single[0], ours, rtol=1e-3)  # the mirrored image does count
+    for wrong in (rgb.astype(np.float32), rgb[:, :, 0], rgb.transpose(2, 0, 1)):
+        with pytest.raises(UserError, match=r"^predict: needs uint8 of shape \(H, W, 3\), not "):
+            trained.predict(wrong)
 
 
 def test_every_kind_of_picture_is_read_upright_as_rgb(tmp_path: Path) -> None:

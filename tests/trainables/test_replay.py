@@ -16,7 +16,7 @@ from trainables.config import TrialConfig
 from trainables.data.dataset import open_training
 from trainables.errors import UserError
 from trainables.replay import replay
-from trainables.trainer import fit
+from trainables.trainer import iter_fit
 
 SETTINGS = {
     "budget_images": 180, "validate_every_images": 180, "checkpoint_every_images": 180, "snapshot_every_steps": 35,
@@ -32,7 +32,7 @@ def spiked(root: Path, folder: Path, make: Callable[..., TrialConfig], **more: o
     bad = open_training(config).train.ids[8]
     noise = np.random.default_rng(0).integers(1, 256, (48, 64)).astype(np.uint8)
     Image.fromarray(noise).save((root / bad).with_suffix(".png"))
-    list(fit(config, folder))
+    list(iter_fit(config, folder))
     snapshots = sorted((folder / "checkpoints" / checkpoint.SPIKES).glob("step-*"), key=lambda p: int(p.name[5:]))
     assert snapshots
     return snapshots[-1], bad

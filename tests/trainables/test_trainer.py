@@ -33,7 +33,7 @@ Make = Callable[..., TrialConfig]
 
 
 def train(config: TrialConfig, folder: Path) -> list[trainer.Report]:
-    return list(trainer.fit(config, folder))
+    return list(trainer.iter_fit(config, folder))
 
 
 def trace(folder: Path) -> list[dict[str, Any]]:
@@ -60,7 +60,7 @@ def test_a_training_leaves_what_it_promises(tiny_config: Make, tmp_path: Path, m
     assert summary["train_frames"] + summary["validation_frames"] == 30
     lines = (tmp_path / "reports.jsonl").read_text().splitlines()
     assert [json.loads(line)["images"] for line in lines] == [24, 48]
-    model, read = checkpoint.load_model(tmp_path / "checkpoints" / "best")
+    model, read = checkpoint.read_model(tmp_path / "checkpoints" / "best")
     assert read == config
     assert not model.training
     assert summary["taps"] == dict(model.taps)
@@ -86,7 +86,7 @@ def dying(self, batches):
         os.kill(os.getpid(), signal.SIGKILL)
     step(self, batches)
 trainer.Training.train_step = dying
-list(trainer.fit(TrialConfig.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2])))
+list(trainer.iter_fit(TrialConfig.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2])))
 """
 
 

@@ -18,7 +18,7 @@ import torch
 import torchvision
 
 from trainables import weights_keras
-from trainables.checkpoint import load_model
+from trainables.checkpoint import read_model
 from trainables.models.encoder_torchvision import ENCODERS, _densenet
 from trainables.weights_keras import convert, main, module_of
 
@@ -45,7 +45,7 @@ def test_outputs_equal_those_of_keras(
 ) -> None:
     assert main([str(GOLDEN / f"{name}.h5"), "--out", str(tmp_path / "released"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["activation_between"] is between
-    model, config = load_model(tmp_path / "released")
+    model, config = read_model(tmp_path / "released")
     assert (config.model.width, config.model.encoder) == (0.5, "densenet_tiny")
     with np.load(GOLDEN / f"{name}.npz") as golden:
         image, y = torch.from_numpy(golden["image"]), golden["y"]

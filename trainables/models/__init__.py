@@ -8,6 +8,7 @@ parameter_counts(model)         total, trainable, encoder, decoder
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from trainables.config import ModelConfig, TargetKind
 from trainables.errors import UserError
 from trainables.models.backbone import BOTTLENECK, INPUT, STRIDE, Halving
+from trainables.models.backbone import Training as Statistics
 from trainables.models.decoder import Decoder
 from trainables.models.dispnet import DispNetDecoder
 from trainables.models.encoder import (
@@ -33,32 +35,56 @@ from trainables.models.unet import UNetDecoder, check_unet, unet_encoder
 __all__ = ["DepthModel", "build_model", "check_model", "output_size", "parameter_counts"]
 
 
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of a model: images are max-pooled by `pool`, the encoder reduces them by `stride`, and the answer is the
+    pooled image's size, halved once as `halving` says (None: not halved).
+    """
+
+    pool: int
+    stride: int
+    halving: Halving | None
+
+    def output_size(self, input_hw: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the answer to an image of that many. Raises UserError where the image is too small."""
+        rows, columns = (side // self.pool for side in input_hw)
+        if min(rows, columns) < self.stride:
+            pooled = f", pooled to {rows} x {columns}," if self.pool > 1 else ""
+            raise UserError(
+                f"input: {input_hw[0]} x {input_hw[1]}{pooled} is too small for the encoder, "
+                f"which halves it to 1/{self.stride}; enlarge it to at least {self.stride * self.pool} on both sides"
+            )
+        if self.halving is None:
+            return rows, columns
+        return halved(rows, self.halving), halved(columns, self.halving)
+
+
 class DepthModel(nn.Module):
-    """Image -> y. `taps`: scale -> node of the encoder; `kind`: the target space that y is in."""
+    """Image -> y. `taps`: scale -> node of the encoder; `kind`: the target space that y is in.
+
+    project: between the encoder's bottleneck and the decoder; statistics: mean and std that images are normalised by;
+    scale: how images and answers are sized; batch_norm_frozen: the encoder keeps its running statistics.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: ModelConfig, kind: TargetKind, *, pretrained: bool = True) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        project: nn.Module,
+        decoder: nn.Module,
+        *,
+        kind: TargetKind,
+        statistics: Statistics | None,
+        scale: Scale,
+        batch_norm_frozen: bool,
+    ) -> None:
         super().__init__()
-        self.config, self.kind = config, kind
-        encoder = _encoder(config, pretrained)
-        self.encoder, self.taps = encoder.features, dict(encoder.taps)
-        self.rectified, self.first_halving = encoder.rectified, encoder.first_halving
+        self.kind, self.scale, self.batch_norm_frozen = kind, scale, batch_norm_frozen
+        self.encoder, self.taps, self.rectified = encoder.features, dict(encoder.taps), encoder.rectified
         self.input_is_skip = self.taps.get("s1") == INPUT
-        skips = {
-            scale: 3 if node == INPUT else encoder.channels[scale]
-            for scale, node in self.taps.items()
-            if scale != BOTTLENECK
-        }
-        bottleneck = encoder.channels[BOTTLENECK]
-        self.project: nn.Module = nn.Identity()
-        if config.bottleneck == "last_layer_input":
-            whole = last_block_channels(str(config.encoder))
-            self.project, bottleneck = nn.Conv2d(bottleneck, whole, 1), whole
-        decoders = {"densedepth": Decoder, "dispnet": DispNetDecoder, "unet": UNetDecoder}
-        self.decoder: nn.Module = decoders[config.family](config, bottleneck, skips)
-        statistics = input_statistics(config)
+        self.project, self.decoder = project, decoder
         self.normalised = statistics is not None
         if statistics is not None:
             self.register_buffer("mean", torch.tensor(statistics.mean).view(1, 3, 1, 1), persistent=False)
@@ -69,9 +95,9 @@ class DepthModel(nn.Module):
 
         Raises UserError for images that are too small.
         """
-        size = _output_size(self.config, (images.shape[-2], images.shape[-1]), self.first_halving)
-        if self.config.input_pool > 1:
-            images = F.max_pool2d(images, self.config.input_pool)
+        size = self.scale.output_size((images.shape[-2], images.shape[-1]))
+        if self.scale.pool > 1:
+            images = F.max_pool2d(images, self.scale.pool)
         if self.normalised:
             images = (images - self.mean) / self.std
         self._refuse_single_pixel(images)
@@ -88,7 +114,7 @@ class DepthModel(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """As nn.Module's, except that the encoder's BatchNorm stays in eval mode where `batch_norm` is frozen."""
         super().train(mode)
-        if self.config.batch_norm == "frozen":
+        if self.batch_norm_frozen:
             for module in self.encoder.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
@@ -96,7 +122,7 @@ class DepthModel(nn.Module):
 
     def _refuse_single_pixel(self, images: Tensor) -> None:
         """BatchNorm cannot train on one value per channel: one image with a bottleneck of one pixel."""
-        side = 2 * _stride(self.config)
+        side = 2 * self.scale.stride
         if not self.training or images.shape[0] > 1 or max(images.shape[-2:]) >= side:
             return
         if any(isinstance(module, nn.BatchNorm2d) and module.training for module in self.encoder.modules()):
@@ -112,7 +138,22 @@ def build_model(config: ModelConfig, kind: TargetKind, *, pretrained: bool = Tru
     Not `pretrained`: the same model, whose weights come from elsewhere (a checkpoint). Raises UserError for what the
     encoder lacks and for weights that cannot be had or do not fit.
     """
-    return DepthModel(config, kind, pretrained=pretrained).train()
+    encoder = unet_encoder(config) if config.family == "unet" else build_encoder(config, pretrained=pretrained)
+    bottleneck = encoder.channels[BOTTLENECK]
+    project: nn.Module = nn.Identity()
+    if config.bottleneck == "last_layer_input":
+        whole = last_block_channels(str(config.encoder))
+        project, bottleneck = nn.Conv2d(bottleneck, whole, 1), whole
+    model = DepthModel(
+        encoder,
+        project,
+        _decoder(config, bottleneck, encoder),
+        kind=kind,
+        statistics=input_statistics(config),
+        scale=_scale(config, encoder.first_halving),
+        batch_norm_frozen=config.batch_norm == "frozen",
+    )
+    return model.train()
 
 
 def check_model(config: ModelConfig) -> None:
@@ -126,7 +167,7 @@ def check_model(config: ModelConfig) -> None:
 
 def output_size(config: ModelConfig, input_hw: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of the answer to an image of that many. Raises UserError where the image is too small."""
-    return _output_size(config, input_hw, "floor" if config.encoder is None else first_halving(config.encoder))
+    return _scale(config, "floor" if config.encoder is None else first_halving(config.encoder)).output_size(input_hw)
 
 
 def parameter_counts(model: DepthModel) -> dict[str, int]:
@@ -137,24 +178,24 @@ def parameter_counts(model: DepthModel) -> dict[str, int]:
     return {"total": total, "trainable": trainable, "encoder": encoder, "decoder": total - encoder}
 
 
-def _encoder(config: ModelConfig, pretrained: bool) -> Encoder:
-    return unet_encoder(config) if config.family == "unet" else build_encoder(config, pretrained=pretrained)
+def _decoder(config: ModelConfig, bottleneck: int, encoder: Encoder) -> nn.Module:
+    """The decoder of a family, for the channels of an encoder's taps."""
+    taps = {scale: node for scale, node in encoder.taps.items() if scale != BOTTLENECK}
+    skips = {scale: 3 if node == INPUT else encoder.channels[scale] for scale, node in taps.items()}
+    shared = {
+        "activation_between": config.activation_between,
+        "transposed": config.upsampling == "transposed",
+        "align_corners": config.align_corners,
+        "pad_top": config.match == "pad_top",
+    }
+    if config.family == "unet":
+        channels, levels = config.unet_channels, config.unet_levels
+        return UNetDecoder(bottleneck, skips, first_channels=channels, levels=levels, width=config.width, **shared)
+    decoder = {"densedepth": Decoder, "dispnet": DispNetDecoder}[config.family]
+    return decoder(bottleneck, skips, width=config.width, **shared)
 
 
-def _output_size(config: ModelConfig, input_hw: tuple[int, int], halving: Halving) -> tuple[int, int]:
-    """As `output_size`, without looking the encoder up, which torch.compile would follow into its library."""
-    rows, columns = (side // config.input_pool for side in input_hw)
-    stride = _stride(config)
-    if min(rows, columns) < stride:
-        pooled = f", pooled to {rows} x {columns}," if config.input_pool > 1 else ""
-        raise UserError(
-            f"input: {input_hw[0]} x {input_hw[1]}{pooled} is too small for the encoder, "
-            f"which halves it to 1/{stride}; enlarge it to at least {stride * config.input_pool} on both sides"
-        )
-    if config.family == "unet" or config.skips.s1 != "none":
-        return rows, columns
-    return halved(rows, halving), halved(columns, halving)
-
-
-def _stride(config: ModelConfig) -> int:
-    return 2**config.unet_levels if config.family == "unet" else STRIDE
+def _scale(config: ModelConfig, halving: Halving) -> Scale:
+    if config.family == "unet":
+        return Scale(config.input_pool, 2**config.unet_levels, None)
+    return Scale(config.input_pool, STRIDE, halving if config.skips.s1 == "none" else None)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.config import SCALES, ModelConfig
+from trainables.config import SCALES
 
 SLOPE = 0.2
 Size = tuple[int, int]
@@ -21,15 +21,17 @@ Size = tuple[int, int]
 class Upsample(nn.Module):
     """Twice the size, then exactly `size`: by interpolation, or by zeros on top and left (`pad_top`; Michigan's).
 
-    Where the skip is smaller, `pad_top` cuts the same edges. `kernel` is the transposed convolution's.
+    Where the skip is smaller, `pad_top` cuts the same edges. A `transposed` convolution of size `kernel` makes
+    `out_channels`; interpolation keeps the channels.
     """
 
-    def __init__(self, channels: int, out_channels: int, config: ModelConfig, kernel: int) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, kernel: int, *, transposed: bool, align_corners: bool, pad_top: bool
+    ) -> None:
         super().__init__()
-        self.align_corners = config.align_corners
-        self.pad = config.match == "pad_top"
+        self.align_corners, self.pad = align_corners, pad_top
         self.transposed = None
-        if config.upsampling == "transposed":
+        if transposed:
             self.transposed = nn.ConvTranspose2d(channels, out_channels, kernel, stride=2, padding=(kernel - 2) // 2)
 
     def forward(self, x: Tensor, size: Size | None) -> Tensor:
@@ -47,12 +49,14 @@ class Upsample(nn.Module):
 class UpBlock(nn.Module):
     """Upsampling, concatenation, conv A, an activation if `activation_between`, conv B, LeakyReLU."""
 
-    def __init__(self, channels: int, skip_channels: int, out_channels: int, config: ModelConfig) -> None:
+    def __init__(
+        self, channels: int, skip_channels: int, out_channels: int, *, activation_between: bool, **up: bool
+    ) -> None:
         super().__init__()
-        self.up = Upsample(channels, channels, config, kernel=2)
+        self.up = Upsample(channels, channels, 2, **up)
         self.conv_a = nn.Conv2d(channels + skip_channels, out_channels, 3, padding=1)
         self.conv_b = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.between = config.activation_between
+        self.between = activation_between
 
     def forward(self, x: Tensor, skip: Tensor | None, size: Size | None) -> Tensor:
         x = join(self.up(x, size), skip)
@@ -63,16 +67,24 @@ class UpBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the bottleneck and the skips {scale: map} to one channel."""
+    """From the bottleneck and the skips {scale: map} to one channel.
 
-    def __init__(self, config: ModelConfig, bottleneck: int, skips: Mapping[str, int]) -> None:
+    bottleneck, skips: their channels; width: the decoder's first channels over the bottleneck's; activation_between:
+    as UpBlock takes it; up: transposed, align_corners and pad_top, as Upsample takes them.
+    """
+
+    def __init__(
+        self, bottleneck: int, skips: Mapping[str, int], *, width: float, activation_between: bool, **up: bool
+    ) -> None:
         super().__init__()
-        channels = first_channels(bottleneck, config.width)
+        channels = first_channels(bottleneck, width)
         self.conv2 = nn.Conv2d(bottleneck + skips.get("s32", 0), channels, 1)
         self.scales = up_scales(skips)
         self.blocks = nn.ModuleDict()
         for scale in self.scales:
-            self.blocks[scale] = UpBlock(channels, skips.get(scale, 0), half(channels), config)
+            self.blocks[scale] = UpBlock(
+                channels, skips.get(scale, 0), half(channels), activation_between=activation_between, **up
+            )
             channels = half(channels)
         self.conv3 = nn.Conv2d(channels, 1, 3, padding=1)
 

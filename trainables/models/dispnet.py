@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.config import ModelConfig
 from trainables.models.decoder import (
     Size,
     Upsample,
@@ -32,15 +31,16 @@ UPCONV_KERNEL = 4
 class DispBlock(nn.Module):
     """upconv (transposed 4x4, or bilinear and 3x3), [upconv, skip, coarser prediction], iconv 3x3, prediction 3x3."""
 
-    def __init__(self, channels: int, skip_channels: int, out_channels: int, config: ModelConfig) -> None:
+    def __init__(
+        self, channels: int, skip_channels: int, out_channels: int, *, activation_between: bool, **up: bool
+    ) -> None:
         super().__init__()
-        transposed = config.upsampling == "transposed"
-        self.up = Upsample(channels, out_channels, config, UPCONV_KERNEL)
-        self.smooth = nn.Identity() if transposed else nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.between = config.activation_between
+        self.up = Upsample(channels, out_channels, UPCONV_KERNEL, **up)
+        self.smooth = nn.Identity() if up["transposed"] else nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.between = activation_between
         self.iconv = nn.Conv2d(out_channels + skip_channels + 1, out_channels, 3, padding=1)
         self.predict = nn.Conv2d(out_channels, 1, 3, padding=1)
-        self.align_corners = config.align_corners
+        self.align_corners = up["align_corners"]
 
     def forward(self, x: Tensor, coarse: Tensor, skip: Tensor | None, size: Size | None) -> tuple[Tensor, Tensor]:
         x = self.smooth(self.up(x, size))
@@ -52,17 +52,21 @@ class DispBlock(nn.Module):
 
 
 class DispNetDecoder(nn.Module):
-    """From the bottleneck and the skips {scale: map} to one channel."""
+    """From the bottleneck and the skips {scale: map} to one channel; arguments as decoder.Decoder takes them."""
 
-    def __init__(self, config: ModelConfig, bottleneck: int, skips: Mapping[str, int]) -> None:
+    def __init__(
+        self, bottleneck: int, skips: Mapping[str, int], *, width: float, activation_between: bool, **up: bool
+    ) -> None:
         super().__init__()
-        channels = first_channels(bottleneck, config.width)
+        channels = first_channels(bottleneck, width)
         self.iconv = nn.Conv2d(bottleneck + skips.get("s32", 0), channels, 3, padding=1)
         self.predict = nn.Conv2d(channels, 1, 3, padding=1)
         self.scales = up_scales(skips)
         self.blocks = nn.ModuleDict()
         for scale in self.scales:
-            self.blocks[scale] = DispBlock(channels, skips.get(scale, 0), half(channels), config)
+            self.blocks[scale] = DispBlock(
+                channels, skips.get(scale, 0), half(channels), activation_between=activation_between, **up
+            )
             channels = half(channels)
 
     def forward(self, x: Tensor, skips: Mapping[str, Tensor], size: Size) -> Tensor:

@@ -6,7 +6,7 @@ The answer has the input's size. Skips are tapped `pre_pool`, at 1/1 and on, one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,13 +21,13 @@ from trainables.models.encoder import Encoder
 class DoubleConv(nn.Module):
     """Twice 3x3 convolution and BatchNorm, with ReLU behind; between them if `activation_between`."""
 
-    def __init__(self, channels: int, out_channels: int, config: ModelConfig) -> None:
+    def __init__(self, channels: int, out_channels: int, *, activation_between: bool) -> None:
         super().__init__()
         self.conv_a = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
         self.norm_a = nn.BatchNorm2d(out_channels)
         self.conv_b = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.norm_b = nn.BatchNorm2d(out_channels)
-        self.between = config.activation_between
+        self.between = activation_between
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm_a(self.conv_a(x))
@@ -37,16 +37,19 @@ class DoubleConv(nn.Module):
 
 
 class UNetEncoder(nn.Module):
-    """Image -> {scale: map} of each used skip, and the bottleneck, `unet_levels` halvings below the input."""
+    """Image -> {scale: map} of each scale `kept` as a skip, and the bottleneck, `levels` halvings below the input.
 
-    def __init__(self, config: ModelConfig) -> None:
+    first_channels: of the first level; each further one has twice as many.
+    """
+
+    def __init__(self, first_channels: int, levels: int, kept: Collection[str], *, activation_between: bool) -> None:
         super().__init__()
-        self.kept = frozenset(unet_taps(config))
-        self.levels = SCALES[: config.unet_levels]
-        channels = [config.unet_channels * 2**level for level in range(config.unet_levels + 1)]
+        self.kept = frozenset(kept)
+        self.levels = SCALES[:levels]
+        channels = [first_channels * 2**level for level in range(levels + 1)]
         self.blocks = nn.ModuleDict()
         for before, after, scale in zip([3, *channels], channels, [*self.levels, BOTTLENECK], strict=False):
-            self.blocks[scale] = DoubleConv(before, after, config)
+            self.blocks[scale] = DoubleConv(before, after, activation_between=activation_between)
         self.channels = dict(zip([*self.levels, BOTTLENECK], channels, strict=True))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -60,18 +63,32 @@ class UNetEncoder(nn.Module):
 
 
 class UNetDecoder(nn.Module):
-    """From the bottleneck and the skips {scale: map} to one channel."""
+    """From the bottleneck and the skips {scale: map} to one channel.
 
-    def __init__(self, config: ModelConfig, bottleneck: int, skips: Mapping[str, int]) -> None:
+    bottleneck, skips: their channels; first_channels, levels: the encoder's; width: the decoder's channels over the
+    encoder's at the same level; up: transposed, align_corners and pad_top, as decoder.Upsample takes them.
+    """
+
+    def __init__(
+        self,
+        bottleneck: int,
+        skips: Mapping[str, int],
+        *,
+        first_channels: int,
+        levels: int,
+        width: float,
+        activation_between: bool,
+        **up: bool,
+    ) -> None:
         super().__init__()
-        self.scales = SCALES[: config.unet_levels][::-1]
+        self.scales = SCALES[:levels][::-1]
         self.ups, self.blocks = nn.ModuleDict(), nn.ModuleDict()
         channels = bottleneck
-        for level, scale in reversed(list(enumerate(SCALES[: config.unet_levels]))):
-            out = max(int(config.unet_channels * 2**level * config.width), 1)
-            transposed = config.upsampling == "transposed"
-            self.ups[scale] = Upsample(channels, out, config, kernel=2)
-            self.blocks[scale] = DoubleConv((out if transposed else channels) + skips.get(scale, 0), out, config)
+        for level, scale in reversed(list(enumerate(SCALES[:levels]))):
+            out = max(int(first_channels * 2**level * width), 1)
+            self.ups[scale] = Upsample(channels, out, 2, **up)
+            joined = (out if up["transposed"] else channels) + skips.get(scale, 0)
+            self.blocks[scale] = DoubleConv(joined, out, activation_between=activation_between)
             channels = out
         self.head = nn.Conv2d(channels, 1, 1)
 
@@ -86,9 +103,10 @@ class UNetDecoder(nn.Module):
 def unet_encoder(config: ModelConfig) -> Encoder:
     """The encoding half, from random weights. Raises UserError for settings that it cannot serve."""
     check_unet(config)
-    unet = UNetEncoder(config)
+    taps = unet_taps(config)
+    unet = UNetEncoder(config.unet_channels, config.unet_levels, taps, activation_between=config.activation_between)
     # Not rectified again: its bottleneck ends in a ReLU.
-    return Encoder(unet, unet.channels, unet_taps(config), rectified=False, first_halving="floor")
+    return Encoder(unet, unet.channels, taps, rectified=False, first_halving="floor")
 
 
 def unet_taps(config: ModelConfig) -> dict[str, str]:

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from trainables.checkpoint import load_model, take_snapshot, write_checkpoint
+from trainables.checkpoint import read_model, take_snapshot, write_checkpoint
 from trainables.config import SCALES, ModelConfig, TrialConfig
 from trainables.data.loader import TrainLoader
 from trainables.errors import UserError
@@ -375,7 +375,7 @@ def test_a_checkpoint_needs_only_what_belongs_to_the_weights(tmp_path: Path, mon
     model = build_model(config.model, config.target.kind).eval()
     write_checkpoint(tmp_path / "best", take_snapshot(model, None, {}), config)
     monkeypatch.setattr(encoder_module, "read_weights", None)
-    loaded, _ = load_model(tmp_path / "best")
+    loaded, _ = read_model(tmp_path / "best")
     image = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         assert torch.equal(loaded(image), model(image))
