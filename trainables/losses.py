@@ -22,11 +22,11 @@ from pytorch_msssim.ssim import _fspecial_gauss_1d, gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.config import LOSS_TERMS
 from trainables.errors import UserError
+from trainables.registry import LOSS_TERMS, bind
 
 Sums = tuple[Tensor, Tensor]
-Term = Callable[[Tensor, Tensor, Tensor, float], Sums]
+Term = Callable[..., Sums]  # (pred, target, valid, data_range); one of a whole batch takes its `pool`, too
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
@@ -160,8 +160,19 @@ def silog(pred: Tensor, target: Tensor, valid: Tensor, data_range: float) -> Sum
     return square - SILOG_LAMBDA * mean.square() * count, count
 
 
-# The names stand where settings are checked, which must not take the seconds that importing torch does.
-TERMS: dict[str, Term] = {name: globals()[name] for name in LOSS_TERMS}
+TERMS: Mapping[str, Term] = bind(
+    LOSS_TERMS,
+    {
+        "depth": depth,
+        "mse": mse,
+        "berhu": berhu,
+        "gradient": gradient,
+        "sobel": sobel,
+        "normal": normal,
+        "ssim": ssim,
+        "silog": silog,
+    },
+)
 
 
 def composite(
@@ -187,9 +198,8 @@ def composite(
 
 
 def _sums(name: str, pred: Tensor, target: Tensor, valid: Tensor, data_range: float, pool: Pool) -> Sums:
-    if name == "berhu":  # the one term that has to know its whole batch before it can add up
-        return berhu(pred, target, valid, data_range, pool)
-    return TERMS[name](pred, target, valid, data_range)
+    whole = {"pool": pool} if LOSS_TERMS[name].whole_batch else {}
+    return TERMS[name](pred, target, valid, data_range, **whole)
 
 
 def _filled(values: Tensor, valid: Tensor, value: float) -> Tensor:

@@ -170,14 +170,15 @@ def test_pruner_counts_images(tmp_path: Path) -> None:
         (
             "{source: rooms}",
             "{source: roms}",
-            "data.source: should be eigen, h5, kaggle, labeled or rooms",
+            "study.yaml:2: data.source: unknown form of the data roms (did you mean rooms?); write eigen, h5, kaggle, "
+            "labeled or rooms",
         ),
         ("densedepth, {", "densdepth, {", "no recipe densdepth (did you mean densedepth?)"),
         ("batch_size: 2}", "batch_size: 0}", "study.yaml:4: reproduce.recipes.1.michigan.batch_size"),
         (
             "{loss.gradient: 0.0}",
             "{loss.gradient: 1.0}",
-            "study.yaml:5: claims.test.0: b: the arms of gradient train the same",
+            "study.yaml:5: claims.test.0: the arms of gradient train the same",
         ),
         ("low: 1e-5", "low: 1e-1", "study.yaml:9: search.space.optim.lr.low: low (0.1) must be below high (0.01)"),
         ("low: 1e-5", "low: 0", "study.yaml:9: search.space.optim.lr.low: a log range starts above 0"),
@@ -209,7 +210,11 @@ def test_pruner_counts_images(tmp_path: Path) -> None:
             "study.yaml:9: search.pruner.kind: median cannot weigh two objectives; use none",
         ),
         ("trials: 8", "trials: 0", "study.yaml:16: confirm.top: there is no search to confirm"),
-        ("confirm:", "judge: {metric: mse}\nconfirm:", "study.yaml:16: judge.metric: input should be 'rmse'"),
+        (
+            "confirm:",
+            "judge: {metric: mse}\nconfirm:",
+            "study.yaml:16: judge.metric: unknown metric mse (did you mean rmse?)",
+        ),
         (
             "confirm:",
             "resources: {gpus_per_trial: -1}\nconfirm:",
