@@ -28,8 +28,9 @@ from trainables import checkpoint, cli
 from trainables.config import TrialConfig
 from trainables.durable import sha256
 from trainables.errors import UserError
+from trainables.registry import FORMS, PROTOCOLS
 
-SIX = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")
+REPOSITORY = "densedepth_repo"  # the protocol of the published evaluator
 REASON = "calibration of one checkpoint"
 
 
@@ -76,8 +77,8 @@ def _section(result: dict[str, Any], config: TrialConfig, digest: str, count: in
             for known in ROWS
             if known.protocol == asked
         ]
-    best = result["protocols"]["densedepth_repo"]["name"]
-    said = ", ".join(f"{name} {number(result['summary'][best][name])}" for name in SIX)
+    best = result["protocols"][REPOSITORY]["name"]
+    said = ", ".join(f"{name} {number(result['summary'][best][name])}" for name in PROTOCOLS[REPOSITORY].metrics)
     answers = [
         f"On {result['frames']} frames of {config.data.source}, under {best}: {said}.",
         f"These test data have now been opened {count} times, in the count of the tracking store.",
@@ -97,9 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("checkpoint", type=Path, help="checkpoint folder, for example of trainables.weights_keras")
     parser.add_argument("--data-root", required=True, metavar="ROOT", help="what data.root is in a study")
-    parser.add_argument(
-        "--source", choices=("eigen", "kaggle", "labeled", "h5"), default="eigen", help="form of the data (eigen)"
-    )
+    parser.add_argument("--source", choices=FORMS, default="eigen", help="form of the data (eigen)")
     parser.add_argument(
         "--tracking", metavar="URI", default="sqlite:///mlflow.db", help="store that counts openings (%(default)s)"
     )

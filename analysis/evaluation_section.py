@@ -18,7 +18,7 @@ from analysis.plots import BLUE, CYCLE
 from analysis.published import comparable, obstacles
 from analysis.section import Figure, Headline, Section, Table, number, plain
 from analysis.tables import StudyTables
-from trainables.evaluate import PROTOCOLS
+from trainables.registry import METRICS, PROTOCOLS
 
 BOOTSTRAP_SEED = 0
 TITLE = "How good is it really? The sealed test"
@@ -99,10 +99,9 @@ def _champion(
         return f"{start}{estimate.words(unit)}."
     a, b = own.loc[both, "value"].tolist(), other.loc[both, "value"].tolist()
     below = intervals.reduction_by_scene(a, b, own.loc[both, "scene"].tolist(), BOOTSTRAP_SEED)
-    higher_is_better = metric.startswith("delta")
     size = intervals.Estimate(abs(below.value), *(_ordered(below)), below.n)
     clear = "" if below.distinguishable or below.low is None else ", not distinguishable from none"
-    better = "" if (below.value < 0) == higher_is_better else ", which is worse"
+    better = "" if (below.value < 0) == METRICS[metric].higher_is_better else ", which is worse"
     return (
         f"{start}{number(estimate.value)} {unit}".rstrip()
         + f", {size.words('%').replace(' %', '%')} {'above' if below.value < 0 else 'below'} the training frames' mean "
@@ -122,7 +121,7 @@ def _versus(
     scores: pd.DataFrame, entries: Mapping[str, Row], champion: Row, protocol: str, metric: str
 ) -> dict[str, intervals.Estimate]:
     """How much worse every other entry of the same test data is than the champion, frame by frame."""
-    sign = -1.0 if metric.startswith("delta") else 1.0
+    sign = -1.0 if METRICS[metric].higher_is_better else 1.0
     own = _values(scores, champion["name"], protocol, metric).set_index("id")
     result = {}
     for name, entry in entries.items():

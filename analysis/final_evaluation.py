@@ -32,8 +32,9 @@ from trainables.data.dataset import open_test, open_training
 from trainables.data.frames import FrameList
 from trainables.durable import sha256, write_bytes, write_json
 from trainables.errors import UserError
-from trainables.evaluate import PROTOCOLS, Scorer, predictions
+from trainables.evaluate import Scorer, predictions
 from trainables.metrics import edge_share
+from trainables.registry import PROTOCOLS
 
 BANDS_M = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)  # edges of the distance bands
 MEAN_FRAMES = 2000  # training frames, evenly spaced, behind the per-pixel mean

@@ -22,16 +22,11 @@ from analysis.section import Figure, Headline, Section, Table, plain
 from analysis.selection import unit_of
 from analysis.tables import StudyTables
 from study.contract import Outcome
-from trainables.config import flatten
+from trainables.config import Mark, TrialConfig, flatten, mark_of
 from trainables.errors import UserError
 from trainables.recipe import recipe_stages
 
-# Settings that say where, not what: they may differ from the recipe's without making it another training.
-INCIDENTAL = (
-    "seed", "best_metric", "protocol", "device", "precision", "compile", "threads", "trace", "start_from", "variant",
-    "snapshot_every_steps", "checkpoint_every_images", "validate_every_images", "data.root", "data.workers",
-    "data.cache", "data.on_bad_frame", "data.rooms",
-)  # fmt: skip
+AS_PUBLISHED = Mark.DECIDED | Mark.BOOKKEEPING | Mark.PLACE  # may differ without making it another training
 VERDICTS = ("reproduced", "partly reproduced", "not reproduced", "cannot be compared")
 Row = dict[str, Any]
 
@@ -157,7 +152,7 @@ def _changed(training: Any) -> list[str]:
     settings = stages[int(stage) if stage is not None and not pd.isna(stage) else 0]
     changed = []
     for path, value in flatten(settings).items():
-        if any(path == name or path.startswith(f"{name}.") for name in INCIDENTAL):
+        if mark_of(TrialConfig, path) & AS_PUBLISHED:
             continue
         found = training.get(f"config.{path}")
         if path == "data.source" or not _differs(found, value):

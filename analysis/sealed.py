@@ -26,7 +26,7 @@ from analysis.tables import StudyTables
 from trainables import checkpoint
 from trainables.durable import sha256, write_bytes, write_json
 from trainables.errors import UserError
-from trainables.evaluate import PROTOCOLS
+from trainables.registry import PROTOCOLS
 
 RANDOM_GUESS, TRAINING_MEAN = "random guess", "training mean"
 LIST, OPENINGS, DONE = "list.json", "openings.json", "evaluation.json"

@@ -20,11 +20,11 @@ from analysis.plots import BLUE, VERMILION
 from analysis.section import Figure, Section, Table, number, plain, records
 from analysis.tables import StudyTables, configured_phases
 from study.contract import Judge, Outcome, confirm_images
+from trainables.registry import METRICS
 
 COMPETING = ("confirm", "search", "reproduce")  # phases that a champion may come from, the first that has one
 MOST_CANDIDATES = 20
 RELATIVE = "config.target.kind"
-UNITS = {"rmse": "m", "sq_rel": "m"}
 
 
 Row = dict[str, Any]
@@ -86,7 +86,7 @@ def judged_rows(tables: StudyTables, phase: str, group: str | None = None) -> li
 
 def unit_of(metric: str) -> str:
     """The unit of a metric for sentences; empty where it has none."""
-    return UNITS.get(metric, "")
+    return METRICS[metric].unit if metric in METRICS else ""
 
 
 def with_unit(metric: str) -> str:

@@ -23,10 +23,8 @@ from analysis.section import Figure, Section, Table, counted, number, plain, rec
 from analysis.selection import unit_of
 from analysis.tables import StudyTables
 from study.contract import Outcome
+from trainables.config import Mark, TrialConfig, mark_of
 
-# Settings that change nothing of a training's numbers.
-INERT = ("seed", "trace", "variant", "best_metric", "protocol", "checkpoint_every_images", "snapshot_every_steps",
-         "validate_structure", "data.workers", "data.cache", "data.root")  # fmt: skip
 SOURCES = {
     "hardware": "same settings, same seed, run twice",
     "initialisation": "seeds differ, order listed, no augmentation",
@@ -76,7 +74,8 @@ def analyse(tables: StudyTables) -> Section:
 def _groups(tables: StudyTables) -> list[Row]:
     """Trainings of every setting that was completed more than once, with what differed between them."""
     complete = tables.trials[(tables.trials["outcome"] == Outcome.COMPLETE) & tables.trials["value"].notna()]
-    columns = [c for c in complete.columns if c.startswith("config.") and c.removeprefix("config.") not in INERT]
+    settings = [c for c in complete.columns if c.startswith("config.")]
+    columns = [c for c in settings if Mark.BOOKKEEPING not in mark_of(TrialConfig, c.removeprefix("config."))]
     by_setting: dict[str, list[Row]] = {}
     for row in records(complete[["key", "seed", "value", *columns]]):
         identity = json.dumps(plain({c: row[c] for c in columns}), sort_keys=True)

@@ -19,22 +19,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from study.compose import PREVIOUS_STAGE, Identity, Planned, compose, described, seed_of
 from study.config import Layers, Study, Within
-from study.contract import QUANTITIES, STRUCTURE, Arm, Claim, Expected
-from trainables.config import Count, Section, TrialConfig, as_dict
+from study.contract import QUANTITIES, Arm, Claim, Expected
+from trainables.config import Count, Mark, NameOf, Section, TrialConfig, as_dict, mark_of
 from trainables.errors import UserError
 from trainables.recipe import recipe_stages, validate
+from trainables.registry import METRICS, PROTOCOLS, STRUCTURE_METRICS
 from trainables.yamlfile import nearest, read_yaml
 
 LIBRARY = Path(__file__).parent / "claims.yaml"
 BASE = "base"  # an arm that changes nothing of its recipe
-NAMES = ("recipe", "variant", "stage", "seed")  # of a training; they change nothing that it does
 TRACED = ("spikes_per_1000_steps", "damage_after_spikes")
 LOOKED_AT = 12  # frames that say whether a data set has holes or a border
 Need = Literal["weights", "densenet", "holes", "white_border", "quarantine"]
+QuantityName = Annotated[str, AfterValidator(NameOf("quantity", QUANTITIES))]
 Check = Callable[[str, TrialConfig], None]
 
 
@@ -49,7 +50,7 @@ class ClaimConfig(Section):
     both: dict[str, Any]  # settings of both arms, under their own
     a: dict[str, Any]
     b: dict[str, Any]
-    measured: tuple[str, ...] | None  # the first decides; null: the judge's metric
+    measured: tuple[QuantityName, ...] | None  # the first decides; null: the judge's metric
     expected: Expected
     margin: Annotated[float, Field(gt=0)] | None  # absolute; a smaller difference is none
     seeds: Count | None  # null: the study's claims.seeds
@@ -57,12 +58,7 @@ class ClaimConfig(Section):
 
     @field_validator("measured")
     @classmethod
-    def _known(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        for name in value or ():
-            if name not in QUANTITIES:
-                raise ValueError(
-                    f"nothing is called {name}{nearest(name, QUANTITIES)}; measured are {_list(QUANTITIES)}"
-                )
+    def _each_once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value is not None and (not value or len(set(value)) < len(value)):
             raise ValueError("name one quantity or more, each once")
         return value
@@ -91,7 +87,8 @@ class Side:
         """Of each training: equal where the same is trained from the same weights, whatever it is called."""
         result, before = [], ""
         for config in self.chain:
-            settings = {key: value for key, value in as_dict(config).items() if key not in NAMES}
+            whole = as_dict(config)
+            settings = {key: value for key, value in whole.items() if Mark.DECIDED not in mark_of(TrialConfig, key)}
             settings["loss"] = {term: weight for term, weight in config.loss.items() if weight > 0}
             before = hashlib.sha256(json.dumps([before, settings], sort_keys=True).encode()).hexdigest()
             result.append(before)
@@ -104,7 +101,7 @@ def plan_claims(study: Study, check: Check) -> tuple[tuple[Claim, ...], tuple[Pl
     check: refuses what a model lacks, and weights that cannot be had.
     """
     written = read_claims(study)
-    structure = any(set(config.measured or ()) & STRUCTURE for config, _ in written)
+    structure = any(set(config.measured or ()) & set(STRUCTURE_METRICS) for config, _ in written)
     claims: list[Claim] = []
     pairs: list[tuple[Side, Side]] = []
     places: dict[str, tuple[str, int]] = {}  # what is trained -> group and stage
@@ -245,12 +242,10 @@ def _untestable(config: ClaimConfig, pair: Sequence[Side], check: Check) -> str 
 
 def _refuse_unmeasured(claim: str, measured: Sequence[str], judged: Sequence[TrialConfig], where: str) -> None:
     """Refuse quantities that these trainings will not show."""
-    from trainables.evaluate import PROTOCOLS
-
     if any(name in TRACED for name in measured) and not all(one.trace for one in judged):
         raise UserError(f"{where}: spikes are counted in the step trace, and it is off; set trace: true")
     protocols = sorted({one.protocol for one in judged})
-    for name in set(measured) & {m for protocol in PROTOCOLS.values() for m in protocol.metrics} - STRUCTURE:
+    for name in [one for one in measured if one in METRICS and one not in STRUCTURE_METRICS]:
         if len(protocols) > 1:
             raise UserError(
                 f"{where}: the arms of {claim} are scored under {' and '.join(protocols)}, whose {name} "

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from study.config import Layers, Study
+from study.config import Layers, Study, refuse_decided
 from trainables.config import TrialConfig
 from trainables.recipe import merge, recipe_stages, validate
+from trainables.registry import RELATIVE_PROTOCOL
 from trainables.yamlfile import Document
 
 # Each phase draws its seeds from its own range, so that a confirmation never repeats the search's luck.
 SEED_OFFSET = {"reproduce": 0, "claims": 1000, "search": 2000, "confirm": 3000}
-RELATIVE_PROTOCOL = "densedepth_affine"
 PREVIOUS_STAGE = "previous_stage"
 LONGEST_VALUE = 60
 Identity = tuple[str, int, int]  # group, seed, stage
@@ -53,13 +53,14 @@ def compose(
             (config.trial, study.within("trial")),
             (overrides, document),
         ):
+            refuse_decided(layer, where)
             merge(settings, layer, where)
             layers.append((frozenset(layer), where))
-        settings |= {"seed": seed, "best_metric": str(config.judge.metric), "protocol": config.judge.protocol}
+        settings |= {"seed": seed, "best_metric": config.judge.metric, "protocol": config.judge.protocol}
         origin = Layers(f"recipe {recipe}", settings, {}, tuple(layers))
         trial = validate(TrialConfig, settings, origin)
-        if trial.target.kind == "relative":  # it has no scale that another protocol could measure
-            trial = trial.model_copy(update={"protocol": RELATIVE_PROTOCOL})
+        if trial.target.kind == "relative":
+            trial = validate(TrialConfig, settings | {"protocol": RELATIVE_PROTOCOL}, origin)
         result.append(trial)
     return result
 

@@ -12,20 +12,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from study.contract import Judge
-from trainables.config import Count, Section
+from trainables.config import Count, Mark, MetricName, NameOf, ProtocolName, Section, TrialConfig, mark_of, yields
 from trainables.errors import UserError
 from trainables.recipe import parse_assignments, validate
 from trainables.yamlfile import Document, nearest, read_yaml
 
 DEFAULTS = Path(__file__).parent / "defaults.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-VALIDATION_METRICS = ("rmse", "abs_rel", "sq_rel", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
+# What decides the settings of a training that no study sets.
+DECIDED_BY = {"seed": "the study's own seed", "best_metric": "judge.metric", "protocol": "judge.protocol"}
 # Mappings whose keys are dotted paths of settings, or names, and may be new.
 OPEN = frozenset({"data", "trial", "search.space", "judge.margins"})
 NonNegativeCount = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A way to propose the next trial. ranges: it searches ranges, not choices alone; conditions: it searches settings
+    that have `when`; learns: it looks at what was tried. study/propose.py draws.
+    """
+
+    ranges: bool
+    conditions: bool
+    learns: bool
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "tpe": Sampler(ranges=True, conditions=True, learns=True),
+    "gp": Sampler(ranges=True, conditions=False, learns=True),
+    "quasi_random": Sampler(ranges=True, conditions=False, learns=False),
+    "random": Sampler(ranges=True, conditions=True, learns=False),
+    "grid": Sampler(ranges=False, conditions=False, learns=False),
+}
+PRUNERS = ("successive_halving", "hyperband", "median", "none")  # study/space.py makes them
 
 
 def _amount(value: Any) -> Any:
@@ -77,7 +99,7 @@ class ClaimsConfig(Section):
 class PrunerConfig(Section):
     """When a trial of the search is stopped early, by images seen."""
 
-    kind: Literal["successive_halving", "hyperband", "median", "none"]
+    kind: Annotated[str, AfterValidator(NameOf("pruner", PRUNERS))]
     min_images: Count | None
     reduction: Annotated[int, Field(ge=2)]
 
@@ -86,8 +108,8 @@ class SearchConfig(Section):
     """The search; `space` is read by study/space.py."""
 
     recipe: str
-    trials: NonNegativeCount
-    sampler: Literal["tpe", "gp", "quasi_random", "random", "grid"]
+    trials: Annotated[NonNegativeCount, Mark.BOOKKEEPING]
+    sampler: Annotated[str, AfterValidator(NameOf("sampler", SAMPLERS))]
     objectives: tuple[str, ...] | None  # null: the judge's metric alone
     pruner: PrunerConfig
     space: dict[str, dict[str, Any]]
@@ -118,10 +140,15 @@ class BudgetConfig(Section):
 class JudgeConfig(Section):
     """study.contract.Judge, as written in a study."""
 
-    metric: Literal[VALIDATION_METRICS]  # type: ignore[valid-type]
-    protocol: str
+    metric: MetricName
+    protocol: ProtocolName
     report: Literal["best", "last"]
-    margins: dict[str, Annotated[float, Field(ge=0)]]
+    margins: dict[MetricName, Annotated[float, Field(ge=0)]]
+
+    @field_validator("protocol")
+    @classmethod
+    def _fits(cls, value: str, info: ValidationInfo) -> str:
+        return yields(value, info.data["metric"]) if "metric" in info.data else value
 
 
 class ResourcesConfig(Section):
@@ -150,20 +177,20 @@ class TrackingConfig(Section):
 
 
 class StudyConfig(Section):
-    """A whole study."""
+    """A whole study. Settings marked BOOKKEEPING may change between two runs of it: they change no training it has."""
 
     name: str
     seed: NonNegativeCount
     data: dict[str, Any]
     trial: dict[str, Any]
-    reproduce: ReproduceConfig
+    reproduce: Annotated[ReproduceConfig, Mark.BOOKKEEPING]
     claims: ClaimsConfig
     search: SearchConfig
-    confirm: ConfirmConfig
-    budget: BudgetConfig
+    confirm: Annotated[ConfirmConfig, Mark.BOOKKEEPING]
+    budget: Annotated[BudgetConfig, Mark.BOOKKEEPING]
     judge: JudgeConfig
-    resources: ResourcesConfig
-    tracking: TrackingConfig
+    resources: Annotated[ResourcesConfig, Mark.BOOKKEEPING]
+    tracking: Annotated[TrackingConfig, Mark.BOOKKEEPING]
     ledger: str | None  # a database by URL; null: ledger.db in the results folder
 
     @field_validator("name")
@@ -236,7 +263,7 @@ class Study:
 def judge_of(config: StudyConfig) -> Judge:
     """The judge that study and analysis share."""
     judge = config.judge
-    return Judge(str(judge.metric), judge.protocol, judge.report, dict(judge.margins))
+    return Judge(judge.metric, judge.protocol, judge.report, dict(judge.margins))
 
 
 def load_study(path: Path, assignments: list[str]) -> Study:
@@ -255,7 +282,17 @@ def load_study(path: Path, assignments: list[str]) -> Study:
     whole = Assigned(document.name, value, document.lines, tuple(names))
     if value["name"] is None:
         raise UserError(f"{document.name}: name is missing; name the study, for example name: rooms")
-    return Study(validate(StudyConfig, value, whole), whole)
+    study = Study(validate(StudyConfig, value, whole), whole)
+    refuse_decided(study.config.trial, study.within("trial"))
+    return study
+
+
+def refuse_decided(settings: Mapping[str, Any], document: Document) -> None:
+    """Refuse settings of a training that the study itself decides, which would be overwritten."""
+    for path in settings:
+        if Mark.DECIDED in mark_of(TrialConfig, path):
+            decided_by = DECIDED_BY.get(path, "the recipe that is named")
+            raise UserError(f"{document.where(path)} is decided by {decided_by}; set that, and remove {path} here")
 
 
 def from_resolved(value: Mapping[str, Any], name: str) -> Study:

@@ -1,6 +1,7 @@
 """What study and analysis agree on: the results layout, names of metrics, tags and outcomes, and the judge's ranking.
 
-Standard library only; analysis imports this module and nothing else of study (DESIGN.md, house rule 1).
+Standard library, and the registry of names; analysis imports this module and nothing else of study (DESIGN.md, house
+rule 1).
 
     results/NAME/
         study.yaml            the study as it was resolved, with its overrides
@@ -25,6 +26,8 @@ from enum import StrEnum
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
+
+from trainables.registry import METRICS, Metric
 
 RESULTS = Path("results")
 PHASES = ("reproduce", "claims", "search", "confirm")
@@ -186,7 +189,7 @@ class Judge:
 
     @property
     def minimise(self) -> bool:
-        return not self.metric.startswith("delta")
+        return not METRICS[self.metric].higher_is_better
 
     def value(self, history: Sequence[Mapping[str, Any]]) -> float | None:
         """The judged value of a training's reports ({'val/<metric>': ...}); None where it has none that is finite."""
@@ -250,28 +253,16 @@ class Choice:
     members: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """Something that a claim measures of a training; analysis/quantities.py knows how. unit: empty for a share."""
-
-    unit: str
-    higher_is_better: bool
-
-
-_LOWER_IS_BETTER = {
-    "rmse": "m", "abs_rel": "", "sq_rel": "m", "rmse_log": "", "log10": "", "silog": "", "checkerboard": "",
-    "overfit_gap": "", "spikes_per_1000_steps": "spikes per 1,000 steps", "damage_after_spikes": "", "seconds": "s",
-    "peak_memory_mib": "MiB",
-}  # fmt: skip
-_HIGHER_IS_BETTER = {
-    "delta1": "", "delta2": "", "delta3": "", "edge_f1_0.05": "", "edge_f1_0.2": "", "edge_f1_0.5": "", "mssim_10": "",
-    "mssim_255": "", "images_per_s": "images/s",
-}  # fmt: skip
-QUANTITIES = {name: Quantity(unit, higher_is_better=False) for name, unit in _LOWER_IS_BETTER.items()} | {
-    name: Quantity(unit, higher_is_better=True) for name, unit in _HIGHER_IS_BETTER.items()
+# What a claim can measure of a training; analysis/quantities.py knows how.
+QUANTITIES: Mapping[str, Metric] = METRICS | {
+    "checkerboard": Metric("", higher_is_better=False),
+    "overfit_gap": Metric("", higher_is_better=False),
+    "spikes_per_1000_steps": Metric("spikes per 1,000 steps", higher_is_better=False),
+    "damage_after_spikes": Metric("", higher_is_better=False),
+    "seconds": Metric("s", higher_is_better=False),
+    "images_per_s": Metric("images/s", higher_is_better=True),
+    "peak_memory_mib": Metric("MiB", higher_is_better=False),
 }
-# Of those, what validation reports only where the training asks for it (validate_structure).
-STRUCTURE = frozenset({"edge_f1_0.05", "edge_f1_0.2", "edge_f1_0.5", "mssim_10", "mssim_255"})
 Expected = Literal["a_better", "b_better", "a_more", "a_less", "a_not_better", "no_difference", "open"]
 
 

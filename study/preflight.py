@@ -13,17 +13,15 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from study.config import Study
+from study.config import Study, StudyConfig
 from study.contract import Claim, StudyAttr, claims_hash, judge_hash
 from study.ledger import Ledger
 from study.plan import Plan
-from trainables.config import DataConfig, flatten
+from trainables.config import DataConfig, Mark, flatten, mark_of
 from trainables.errors import UserError
 from trainables.recipe import recipe_names
 
 ROOT = Path(__file__).resolve().parent.parent
-# What may change between two runs of a study without changing any training that it has.
-FREE = ("resources", "tracking", "reproduce", "confirm", "search.trials", "budget")
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "pytorch-msssim", "kornia", "safetensors")
 
 
@@ -163,7 +161,7 @@ def _changes(study: Study, before: Mapping[str, Any]) -> list[tuple[str, Any, An
     old, new = flatten(dict(before)), flatten(study.resolved)
     changed = [(path, old.get(path), new.get(path)) for path in {**old, **new} if old.get(path) != new.get(path)]
     for path, was, now in changed:
-        if not any(path == name or path.startswith(f"{name}.") for name in FREE):
+        if Mark.BOOKKEEPING not in mark_of(StudyConfig, path):
             raise UserError(
                 f"{study.document.where(path)} is {now!r}, but the study began with {was!r}; "
                 "set it back, or give the study another name"

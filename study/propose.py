@@ -8,15 +8,18 @@ undisturbed, and nothing is written before the whole trial is known.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from study.config import SearchConfig
+from study.config import SAMPLERS, SearchConfig
 from study.space import STARTUP_TRIALS, Dimension
+from trainables.registry import bind
 
 if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial, Trial
 
 
@@ -38,63 +41,84 @@ def propose(
     if number <= len(search.first):
         return {} if number == 0 else dict(search.first[number - 1])
     index = number - len(search.first) - 1
-    if search.sampler == "grid":
-        return _grid(dimensions, index)
-    if search.sampler in ("random", "quasi_random"):
-        units = _units(search.sampler, len(dimensions), index, seed)
-        return _active({d.path: d.at(u) for d, u in zip(dimensions, units, strict=True)}, dimensions, base)
-    return _ask(search, dimensions, base, history, earlier, seed, directions)
+    return DRAW[search.sampler](Asked(dimensions, base, history, earlier, index, seed, directions))
 
 
-def _units(sampler: str, size: int, index: int, seed: int) -> list[float]:
-    if sampler == "random":
-        return [float(u) for u in np.random.default_rng((seed, index)).random(size)]
+@dataclass(frozen=True)
+class Asked:
+    """What a sampler may know. index: of the draws that it makes, from 0."""
+
+    dimensions: Sequence[Dimension]
+    base: Mapping[str, Any]
+    history: Sequence[FrozenTrial]
+    earlier: Sequence[FrozenTrial]
+    index: int
+    seed: int
+    directions: Sequence[Literal["minimize", "maximize"]]
+
+
+def _random(asked: Asked) -> dict[str, Any]:
+    units = np.random.default_rng((asked.seed, asked.index)).random(len(asked.dimensions))
+    return _at(asked, [float(u) for u in units])
+
+
+def _quasi_random(asked: Asked) -> dict[str, Any]:
     from scipy.stats import qmc
 
-    engine = qmc.Sobol(size, scramble=True, rng=np.random.default_rng(seed))
-    if index:  # scipy cannot skip none
-        engine.fast_forward(index)
-    return [min(float(u), math.nextafter(1.0, 0.0)) for u in engine.random(1)[0]]
+    engine = qmc.Sobol(len(asked.dimensions), scramble=True, rng=np.random.default_rng(asked.seed))
+    if asked.index:  # scipy cannot skip none
+        engine.fast_forward(asked.index)
+    return _at(asked, [min(float(u), math.nextafter(1.0, 0.0)) for u in engine.random(1)[0]])
 
 
-def _grid(dimensions: Sequence[Dimension], index: int) -> dict[str, Any] | None:
-    result = {}
-    for dimension in reversed(dimensions):
+def _at(asked: Asked, units: Sequence[float]) -> dict[str, Any]:
+    """The settings at shares of the dimensions' ranges; those that are not active are left out."""
+    settings, kept = dict(asked.base), {}
+    for dimension, unit in zip(asked.dimensions, units, strict=True):
+        if dimension.active(settings):
+            kept[dimension.path] = settings[dimension.path] = dimension.at(unit)
+    return kept
+
+
+def _grid(asked: Asked) -> dict[str, Any] | None:
+    result, index = {}, asked.index
+    for dimension in reversed(asked.dimensions):
         index, place = divmod(index, len(dimension.choices))
         result[dimension.path] = dimension.choices[place]
     return result if index == 0 else None
 
 
-def _active(drawn: dict[str, Any], dimensions: Sequence[Dimension], base: Mapping[str, Any]) -> dict[str, Any]:
-    settings, kept = dict(base), {}
-    for dimension in dimensions:
-        if dimension.active(settings):
-            kept[dimension.path] = settings[dimension.path] = drawn[dimension.path]
-    return kept
-
-
-def _ask(
-    search: SearchConfig,
-    dimensions: Sequence[Dimension],
-    base: Mapping[str, Any],
-    history: Sequence[FrozenTrial],
-    earlier: Sequence[FrozenTrial],
-    seed: int,
-    directions: Sequence[Literal["minimize", "maximize"]],
-) -> dict[str, Any]:
+def _tpe(asked: Asked) -> dict[str, Any]:
     import optuna
 
-    seeded = int(np.random.SeedSequence((seed, len(history))).generate_state(1)[0])
-    sampler: optuna.samplers.BaseSampler
-    if search.sampler == "gp":
-        sampler = optuna.samplers.GPSampler(seed=seeded, n_startup_trials=STARTUP_TRIALS)
-    else:
-        sampler = optuna.samplers.TPESampler(seed=seeded, n_startup_trials=STARTUP_TRIALS, multivariate=True)
-    asked = optuna.create_study(directions=directions, sampler=sampler)
-    asked.add_trials([*earlier, *history])  # copies, numbered in this order
-    trial = asked.ask()
-    settings, kept = dict(base), {}
-    for dimension in dimensions:
+    sampler = optuna.samplers.TPESampler(seed=_seed(asked), n_startup_trials=STARTUP_TRIALS, multivariate=True)
+    return _suggested(asked, sampler)
+
+
+def _gp(asked: Asked) -> dict[str, Any]:
+    import optuna
+
+    return _suggested(asked, optuna.samplers.GPSampler(seed=_seed(asked), n_startup_trials=STARTUP_TRIALS))
+
+
+def _seed(asked: Asked) -> int:
+    return int(np.random.SeedSequence((asked.seed, len(asked.history))).generate_state(1)[0])
+
+
+DRAW: Mapping[str, Callable[[Asked], dict[str, Any] | None]] = bind(
+    SAMPLERS, {"tpe": _tpe, "gp": _gp, "quasi_random": _quasi_random, "random": _random, "grid": _grid}
+)
+
+
+def _suggested(asked: Asked, sampler: BaseSampler) -> dict[str, Any]:
+    """What a sampler of Optuna suggests to a study in memory that holds the trials."""
+    import optuna
+
+    study = optuna.create_study(directions=asked.directions, sampler=sampler)
+    study.add_trials([*asked.earlier, *asked.history])  # copies, numbered in this order
+    trial = study.ask()
+    settings, kept = dict(asked.base), {}
+    for dimension in asked.dimensions:
         if dimension.active(settings):
             kept[dimension.path] = settings[dimension.path] = dimension.value(_drawn(trial, dimension))
     return kept

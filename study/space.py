@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from study.compose import compose
-from study.config import Study
+from study.config import PRUNERS, SAMPLERS, Study
 from study.contract import DEVICE_SECONDS
+from trainables.config import Mark, TrialConfig, flat, mark_of
 from trainables.errors import UserError
+from trainables.registry import LOSS_TERMS, bind
 from trainables.yamlfile import Document, nearest
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.pruners import BasePruner
 
-# Settings that make two trials incomparable, or that the study itself sets.
-FIXED = ("recipe", "stage", "variant", "start_from", "seed", "best_metric", "protocol", "device", "threads", "data")
-SEARCHABLE_DATA = ("data.subset", "data.order", "data.pairing", "data.crop_border_px", "data.workers")
 STARTUP_TRIALS = 10  # random trials before TPE or GP models anything; they count complete and pruned trials
 
 
@@ -69,7 +68,9 @@ class Dimension:
     def holds(self, value: Any) -> bool:
         """Whether a setting lies within the dimension."""
         if self.choices:
-            return any(label(c) == label(value) and type(c) is type(value) for c in self.choices)
+            return any(
+                label(c) == label(value) and isinstance(c, bool) == isinstance(value, bool) for c in self.choices
+            )
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return number and self.low is not None and self.high is not None and self.low <= value <= self.high
 
@@ -104,6 +105,8 @@ def read_space(study: Study, base: Mapping[str, Any]) -> list[Dimension]:
             circle = ", ".join(p for p in dimensions if p not in ordered)
             raise UserError(f"{study.document.where('search.space')}: `when` goes in a circle among {circle}")
         ordered |= {d.path: d for d in ready}
+    for dimension in ordered.values():
+        _reachable(study, dimension, ordered, base)
     _combinations(study, list(ordered.values()))
     _objectives(study)
     _extended(study, base["budget_images"])
@@ -117,19 +120,21 @@ def _dimension(study: Study, path: str, base: Mapping[str, Any]) -> Dimension:
         groups = {".".join(p.split(".")[:n]) for p in base for n in range(1, p.count(".") + 1)}
         what = "is a group of settings; search its members" if path in groups else "names no setting"
         raise UserError(f"{where} {what}{nearest(path, base)}")
-    if any(path == name or path.startswith(f"{name}.") for name in FIXED) and path not in SEARCHABLE_DATA:
-        raise UserError(f"{where} cannot be searched: the trials could not be compared; remove it")
+    mark = mark_of(TrialConfig, path)
+    if Mark.SEARCHABLE not in mark:
+        why = "it changes no training" if Mark.BOOKKEEPING in mark else "the trials could not be compared"
+        raise UserError(f"{where} cannot be searched: {why}; remove it")
     if unknown := set(given) - {"low", "high", "scale", "choices", "when"}:
         name = min(unknown)
         raise UserError(f"{where}.{name} is no setting{nearest(name, ('low', 'high', 'scale', 'choices', 'when'))}")
     when = _conditions(study, path, given.get("when"), base)
     within = study.within(f"search.space.{path}")
     if "choices" in given:
-        return _choices(given, path, within, when)
+        return _choices(study, given, path, within, when)
     return _range(given, path, within, when, integer=type(base.get(path)) is int)
 
 
-def _choices(given: Mapping[str, Any], path: str, within: Document, when: Any) -> Dimension:
+def _choices(study: Study, given: Mapping[str, Any], path: str, within: Document, when: Any) -> Dimension:
     choices = given["choices"]
     if set(given) & {"low", "high", "scale"}:
         raise UserError(f"{within.where('')} has both choices and a range; keep one")
@@ -137,10 +142,19 @@ def _choices(given: Mapping[str, Any], path: str, within: Document, when: Any) -
         raise UserError(f"{within.where('choices')}: write a list with at least one value, not {choices!r}")
     if any(isinstance(c, float) and not math.isfinite(c) for c in choices):
         raise UserError(f"{within.where('choices')}: a value is not finite; remove it")
-    labels = [json.dumps(c) for c in choices]
-    if len(set(labels)) < len(labels):
-        raise UserError(f"{within.where('choices')}: a value is given twice; keep one")
-    return Dimension(path, None, None, False, False, tuple(choices), when)
+    # As a training has them: 1 is 1.0 where the setting is no whole number, for the sampler and for whoever reads it.
+    held = [_as_trained(study, path, choice) for choice in choices]
+    for number, choice in enumerate(held):
+        if choice in held[:number]:
+            first = choices[held.index(choice)]
+            pair = f"{json.dumps(first)} and {json.dumps(choices[number])}"
+            raise UserError(f"{within.where('choices')}: a value is given twice ({pair} are equal); keep one")
+    return Dimension(path, None, None, False, False, tuple(held), when)
+
+
+def _as_trained(study: Study, path: str, value: Any) -> Any:
+    """A value of a setting as the training's validated settings hold it."""
+    return flat(compose(study, study.config.search.recipe, {path: value}, study.within("search.space"), 0)[0])[path]
 
 
 def _range(given: Mapping[str, Any], path: str, within: Document, when: Any, *, integer: bool) -> Dimension:
@@ -175,11 +189,38 @@ def _conditions(study: Study, path: str, when: Any, base: Mapping[str, Any]) -> 
     if not isinstance(when, dict) or not all(isinstance(allowed, list) and allowed for allowed in when.values()):
         raise UserError(f"{where}: write {{path: [values under which this is searched]}}, not {when!r}")
     for name in when:
-        if name not in base and name not in study.config.search.space:
-            raise UserError(f"{where}: {name} names no setting{nearest(name, base)}")
         if name == path:
             raise UserError(f"{where}: {path} cannot depend on itself")
+        if name not in base and name.removeprefix("loss.") in LOSS_TERMS:
+            raise UserError(
+                f"{where}: the recipe has no {name}, so its own trial could not say whether {path} is searched; give "
+                f"it a weight, for example trial: {{{name}: 0.0}}"
+            )
+        if name not in base:
+            raise UserError(f"{where}: {name} names no setting{nearest(name, base)}")
     return tuple((name, tuple(allowed)) for name, allowed in when.items())
+
+
+def _reachable(
+    study: Study, dimension: Dimension, dimensions: Mapping[str, Dimension], base: Mapping[str, Any]
+) -> None:
+    """Refuse conditions that no trial could meet."""
+    for name, allowed in dimension.when:
+        where = study.document.where(f"search.space.{dimension.path}.when.{name}")
+        if name in dimensions:
+            for value in allowed:
+                if not dimensions[name].holds(value):
+                    near = nearest(str(value), map(str, dimensions[name].choices))
+                    raise UserError(
+                        f"{where}: {name} is never {json.dumps(value)} in this search{near}; write values that "
+                        f"search.space.{name} has"
+                    )
+        elif base[name] not in allowed:
+            words = " or ".join(json.dumps(value) for value in allowed)
+            raise UserError(
+                f"{where}: {dimension.path} is never searched, because {name} is {json.dumps(base[name])} in every "
+                f"trial, not {words}; search {name}, too, or correct the value"
+            )
 
 
 def _combinations(study: Study, dimensions: Sequence[Dimension]) -> None:
@@ -187,9 +228,10 @@ def _combinations(study: Study, dimensions: Sequence[Dimension]) -> None:
     search, where = study.config.search, study.document.where("search.sampler")
     ranges = [d.path for d in dimensions if not d.choices]
     conditional = [d.path for d in dimensions if d.when]
-    if search.sampler == "grid" and ranges:
+    sampler = SAMPLERS[search.sampler]
+    if ranges and not sampler.ranges:
         raise UserError(f"{where}: a grid needs choices, and {ranges[0]} is a range; write its choices or use tpe")
-    if search.sampler in ("grid", "quasi_random", "gp") and conditional:
+    if conditional and not sampler.conditions:
         raise UserError(
             f"{where}: {search.sampler} cannot search {conditional[0]}, which has `when`; use tpe or random"
         )
@@ -234,16 +276,35 @@ def fits(dimensions: Sequence[Dimension], settings: Mapping[str, Any]) -> dict[s
 
 def make_pruner(study: Study) -> BasePruner | None:
     """The study's pruner, with resources in images; None where nothing is stopped early."""
-    import optuna
-
     search = study.config.search
-    if search.pruner.kind == "none" or search.trials == 0:
+    if search.trials == 0:
         return None
     budget = compose(study, search.recipe, {}, study.within("search"), 0)[0].budget_images
     reduction = search.pruner.reduction
     least = search.pruner.min_images or max(budget // reduction**2, 1)
-    if search.pruner.kind == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS // 2, n_warmup_steps=least)
-    if search.pruner.kind == "hyperband":
-        return optuna.pruners.HyperbandPruner(min_resource=least, max_resource=budget, reduction_factor=reduction)
+    return PRUNER[search.pruner.kind](least, budget, reduction)
+
+
+def _successive_halving(least: int, budget: int, reduction: int) -> BasePruner:
+    import optuna
+
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=reduction)
+
+
+def _hyperband(least: int, budget: int, reduction: int) -> BasePruner:
+    import optuna
+
+    return optuna.pruners.HyperbandPruner(min_resource=least, max_resource=budget, reduction_factor=reduction)
+
+
+def _median(least: int, budget: int, reduction: int) -> BasePruner:
+    import optuna
+
+    return optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS // 2, n_warmup_steps=least)
+
+
+# (images before which nothing is stopped, budget of a trial, one in so many is kept)
+PRUNER: Mapping[str, Callable[[int, int, int], BasePruner | None]] = bind(
+    PRUNERS,
+    {"successive_halving": _successive_halving, "hyperband": _hyperband, "median": _median, "none": lambda *_: None},
+)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from study.config import Study
+from study.config import SAMPLERS, Study
 from study.contract import RESULTS, Layout, StudyAttr
 from study.ledger_file import damage
 from study.space import Dimension
+from trainables.config import listed
 from trainables.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 
-LEARNING = ("tpe", "gp")  # samplers that look at what was tried
 OBJECTIVES = {1: "one objective", 2: "two objectives"}
 
 
@@ -34,8 +34,9 @@ def earlier_trials(study: Study, dimensions: Sequence[Dimension]) -> list[Frozen
     from optuna.trial import TrialState
 
     where = study.document.where("search.warm_start")
-    if sampler not in LEARNING:
-        raise UserError(f"{where}: {sampler} learns nothing from trials; use {' or '.join(LEARNING)}, or null")
+    if not SAMPLERS[sampler].learns:
+        learning = listed([name for name, other in SAMPLERS.items() if other.learns])
+        raise UserError(f"{where}: {sampler} learns nothing from trials; use {learning}, or null")
     ledger = next((Layout(r).ledger for r in (Path(source), RESULTS / source) if Layout(r).ledger.exists()), None)
     if ledger is None:
         raise UserError(f"{where}: there is no ledger in {source} or {RESULTS / source}; name an earlier study")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import runpy
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,11 +112,25 @@ def test_the_check_sees_each_kind_of_private_name(tmp_path: Path) -> None:
     assert len(list(private_names(tmp_path / "file.py"))) == 6
 
 
-def test_contract_is_standard_library_only() -> None:
-    import sys
+def test_contract_and_registry_are_standard_library_only() -> None:
+    found = {*imports(ROOT / "study" / "contract.py"), *imports(ROOT / "trainables" / "registry.py")}
+    outside = {m for m in found if m.split(".")[0] not in sys.stdlib_module_names}
+    assert outside == {"trainables.registry.METRICS", "trainables.registry.Metric"}
 
-    outside = {m.split(".")[0] for m in imports(ROOT / "study" / "contract.py")} - set(sys.stdlib_module_names)
-    assert not outside
+
+def test_settings_are_checked_without_torch() -> None:
+    code = """
+import sys
+from pathlib import Path
+from study import plan, run
+from study.config import load_study
+from study.space import read_space
+from trainables.config import flat
+study = load_study(Path("study.yaml"), [])
+read_space(study, flat(plan._search_config(study, {})))
+sys.exit("torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def settings_in_modules(source: str) -> Iterator[str]:

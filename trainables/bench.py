@@ -180,7 +180,8 @@ def bench_trace(config: Any, pairs: int, steps: int) -> dict[str, Any]:
 
 def bench_evaluation(config: Any, pairs: int, steps: int) -> dict[str, Any]:
     """Seconds to score the validation frames under every protocol, with mirrored averaging as the config says."""
-    from trainables.evaluate import PROTOCOLS, evaluate
+    from trainables.evaluate import evaluate
+    from trainables.registry import PROTOCOLS
 
     with training_of(config) as training:
         frames = training.data.validation

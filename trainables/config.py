@@ -7,19 +7,58 @@ Units stand in the names; ranges are validated, and an error names the key and t
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import Flag, auto
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-FORMS = Path(__file__).parent / "data" / "forms"  # a published form of the data is a module there
+from trainables.registry import FORMS, LOSS_TERMS, METRICS, PROTOCOLS
+from trainables.yamlfile import nearest
 
 
-def _known_form(name: str) -> str:
-    names = sorted(path.stem for path in FORMS.glob("[!_]*.py"))
-    if name not in names:
-        raise ValueError(f"should be {', '.join(names[:-1])} or {names[-1]}")
-    return name
+@dataclass(frozen=True)
+class NameOf:
+    """A validator of names: those of one registry."""
+
+    what: str
+    names: Collection[str]
+
+    def __call__(self, name: str) -> str:
+        if name not in self.names:
+            raise ValueError(f"unknown {self.what} {name}{nearest(name, self.names)}; write {listed(self.names)}")
+        return name
+
+
+def listed(names: Collection[str]) -> str:
+    """'a, b or c'."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+MetricName = Annotated[str, AfterValidator(NameOf("metric", METRICS))]
+ProtocolName = Annotated[str, AfterValidator(NameOf("protocol", PROTOCOLS))]
+LossTermName = Annotated[str, AfterValidator(NameOf("loss term", LOSS_TERMS))]
+FormName = Annotated[str, AfterValidator(NameOf("form of the data", FORMS))]
+
+
+def yields(protocol: str, metric: str) -> str:
+    """The protocol, if the metric is one of its own. Raises ValueError."""
+    if metric not in PROTOCOLS[protocol].metrics:
+        others = listed([name for name, other in PROTOCOLS.items() if metric in other.metrics])
+        raise ValueError(f"{protocol} yields no {metric}, which is the metric to judge by; write {others}")
+    return protocol
+
+
+class Mark(Flag):
+    """What a setting is for. A field without one has its section's; a training's own default is SEARCHABLE."""
+
+    SEARCHABLE = auto()  # a search may vary it
+    FIXED = auto()  # decides what is trained on: trials that differ in it cannot be compared
+    DECIDED = auto()  # set by whoever composes the training; no study, claim or search sets it
+    BOOKKEEPING = auto()  # trainings that differ in it alone are trainings of one setting
+    PLACE = auto()  # says where, how fast or how closely watched; it may differ from the recipe's
 
 
 Positive = Annotated[float, Field(gt=0)]
@@ -29,7 +68,6 @@ Count = Annotated[int, Field(ge=1)]
 Skip = Literal["post_pool", "pre_pool", "none"]
 TargetKind = Literal["inverse", "metric", "unit", "relative"]
 SCALES = ("s1", "s2", "s4", "s8", "s16", "s32")
-LOSS_TERMS = ("depth", "mse", "berhu", "gradient", "sobel", "normal", "ssim", "silog")  # functions of trainables.losses
 
 
 class Section(BaseModel):
@@ -63,23 +101,28 @@ class RoomsConfig(Section):
 class DataConfig(Section):
     """Where frames come from and in which order they are seen."""
 
-    source: Annotated[str, AfterValidator(_known_form)]
-    root: str | None  # folder, zip or file; null only for rooms
-    rooms: RoomsConfig
+    source: FormName
+    root: Annotated[str | None, Mark.BOOKKEEPING]  # folder, zip or file; null only for rooms
+    rooms: Annotated[RoomsConfig, Mark.PLACE]
     depth: Literal["filled", "raw"]  # where the form holds both
     split: Literal["official", "80_10_10_by_frame", "80_10_10_by_scene"]  # of the labelled frames; else official
     validation: ValidationSplit
-    subset: Annotated[float, Field(gt=0, le=1)]  # seeded share of the training frames that is used
+    subset: Annotated[float, Field(gt=0, le=1), Mark.SEARCHABLE]  # seeded share of the training frames that is used
     subset_seed: int
     exclude: tuple[str, ...]  # sample ids (a quarantine list) that are never trained on
     overfit: str | None  # one sample id, or first: train and validate on that frame alone
-    order: Literal["shuffled", "listed"]
-    pairing: Literal["matched", "shuffled"]  # shuffled: images meet another frame's depth, in training only (control)
-    crop_border_px: Annotated[int, Field(ge=0)]  # cut from all four sides at the stored size, before resizing
-    on_bad_frame: Literal["stop", "skip"]
-    workers: Annotated[int, Field(ge=0)]  # decoding processes; 0: in the training process
-    cache: str | None  # folder of prepared samples shared by all trials of a node; null: none
-    cache_gb: Positive | None  # the first frames of the list that fit in as much are cached; null: all
+    order: Annotated[Literal["shuffled", "listed"], Mark.SEARCHABLE]
+    # shuffled: images meet another frame's depth, in training only (control)
+    pairing: Annotated[Literal["matched", "shuffled"], Mark.SEARCHABLE]
+    # cut from all four sides at the stored size, before resizing
+    crop_border_px: Annotated[int, Field(ge=0), Mark.SEARCHABLE]
+    on_bad_frame: Annotated[Literal["stop", "skip"], Mark.PLACE]
+    # decoding processes; 0: in the training process
+    workers: Annotated[int, Field(ge=0), Mark.SEARCHABLE | Mark.BOOKKEEPING]
+    # folder of prepared samples shared by all trials of a node; null: none
+    cache: Annotated[str | None, Mark.BOOKKEEPING]
+    # the first frames of the list that fit in as much are cached; null: all
+    cache_gb: Annotated[Positive | None, Mark.BOOKKEEPING]
 
 
 class AugmentConfig(Section):
@@ -174,47 +217,68 @@ class OptimConfig(Section):
 
 
 class TrialConfig(Section):
-    """One training. `loss` maps term names (LOSS_TERMS) to weights; a weight of 0 switches a term off."""
+    """One training. `loss` maps term names (registry.LOSS_TERMS) to weights; a weight of 0 switches a term off."""
 
-    recipe: str
-    stage: Annotated[int, Field(ge=0)]
-    variant: str | None
-    start_from: str | None  # checkpoint folder, or previous_stage in a recipe: its best weights; null: model.weights
-    seed: Annotated[int, Field(ge=0)]
+    recipe: Annotated[str, Mark.DECIDED]
+    stage: Annotated[int, Field(ge=0), Mark.DECIDED]
+    variant: Annotated[str | None, Mark.DECIDED | Mark.BOOKKEEPING]
+    # checkpoint folder, or previous_stage in a recipe: its best weights; null: model.weights
+    start_from: Annotated[str | None, Mark.PLACE]
+    seed: Annotated[int, Field(ge=0), Mark.DECIDED | Mark.BOOKKEEPING]
     input: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]]  # rows, columns
     batch_size: Count
     accumulate: Count  # batches per optimiser step
     budget_images: Count
-    validate_every_images: Count
-    checkpoint_every_images: Count
-    best_metric: str  # the validation metric whose best report keeps its weights; a study sets it to its judge's
-    protocol: str  # under which validation is scored (trainables.evaluate.PROTOCOLS)
-    validate_structure: bool  # validation also scores edges and structural similarity (protocol `structure`)
-    snapshot_every_steps: Annotated[int, Field(ge=0)]  # rolling in-memory snapshot for spike replay; 0: none
+    validate_every_images: Annotated[Count, Mark.SEARCHABLE | Mark.PLACE]
+    checkpoint_every_images: Annotated[Count, Mark.BOOKKEEPING]
+    # the validation metric whose best report keeps its weights; a study sets it to its judge's
+    best_metric: Annotated[MetricName, Mark.DECIDED | Mark.BOOKKEEPING]
+    # under which validation is scored; a study sets it to its judge's
+    protocol: Annotated[ProtocolName, Mark.DECIDED | Mark.BOOKKEEPING]
+    # validation also scores edges and structural similarity (protocol `structure`)
+    validate_structure: Annotated[bool, Mark.BOOKKEEPING]
+    # rolling in-memory snapshot for spike replay; 0: none
+    snapshot_every_steps: Annotated[int, Field(ge=0), Mark.BOOKKEEPING]
     train_mode: Literal["train", "eval_after_first_step"]  # the port's: eval mode after the first step of an epoch
     mirrored: bool  # predictions are averaged with the mirrored image's
-    trace: bool
-    device: Literal["auto", "cpu", "cuda"]
-    precision: Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 where the device multiplies it natively
-    compile: bool
-    threads: Count | None  # CPU threads; null: as torch finds. Bit equality needs a number
-    data: DataConfig
+    trace: Annotated[bool, Mark.BOOKKEEPING]
+    device: Annotated[Literal["auto", "cpu", "cuda"], Mark.PLACE]
+    # auto: bfloat16 where the device multiplies it natively
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], Mark.SEARCHABLE | Mark.PLACE]
+    compile: Annotated[bool, Mark.SEARCHABLE | Mark.PLACE]
+    threads: Annotated[Count | None, Mark.PLACE]  # CPU threads; null: as torch finds. Bit equality needs a number
+    data: Annotated[DataConfig, Mark.FIXED]
     augment: AugmentConfig
     model: ModelConfig
     target: TargetConfig
-    loss: dict[str, NonNegative]
+    loss: dict[LossTermName, NonNegative]
     optim: OptimConfig
+
+    @field_validator("protocol")
+    @classmethod
+    def _fits(cls, value: str, info: ValidationInfo) -> str:
+        return yields(value, info.data["best_metric"]) if "best_metric" in info.data else value
 
     @model_validator(mode="after")
     def _consistent(self) -> TrialConfig:
-        for name in self.loss:
-            if name not in LOSS_TERMS:
-                raise ValueError(f"loss.{name} is no loss term; the terms are {', '.join(sorted(LOSS_TERMS))}")
         if not any(weight > 0 for weight in self.loss.values()):
             raise ValueError("loss: at least one term needs a weight above 0")
         if (self.model.encoder is None) != (self.model.family == "unet"):
             raise ValueError("model.encoder must name an encoder, except for model.family unet, where it is null")
         return self
+
+
+def mark_of(kind: type[Section], path: str) -> Mark:
+    """The mark of a setting by its dotted path; of a key that a mapping is free to have, the mapping's."""
+    mark, owner = Mark.SEARCHABLE, kind
+    for part in path.split("."):
+        if part not in owner.model_fields:
+            break
+        field = owner.model_fields[part]
+        mark = next((one for one in field.metadata if isinstance(one, Mark)), mark)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            owner = field.annotation
+    return mark
 
 
 # Settings that are younger than stored trainings, with what those trainings did.

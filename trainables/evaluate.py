@@ -22,64 +22,11 @@ from torch.nn import functional
 from trainables.config import TargetConfig, TrialConfig
 from trainables.data.frames import FrameList
 from trainables.data.loader import EvalLoader
-from trainables.metrics import DEPTH_METRICS, METRICS, ROOT_OF_MEAN, STRUCTURE_METRICS
+from trainables.metrics import FUNCTIONS
+from trainables.registry import METRICS, PREDICTION_RANGE_M, PROTOCOLS, REFERENCE_SIZE, Protocol
 from trainables.target import y_to_depth_m
 
-REFERENCE_SIZE = (480, 640)  # rows, columns that the crops are written for
-PREDICTION_RANGE_M = (0.1, 10.0)  # where every published evaluator of DenseDepth clips the network's depth
-EIGEN_CROP = (20, 460, 24, 616)  # top, bottom, left, right; ends exclusive
-BTS_CROP = (45, 471, 41, 601)
-REPOSITORY_METRICS = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")
-
 Row = dict[str, Any]  # id, scene, requested, protocol, pixels, then metrics: float, or None where nothing was measured
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a prediction meets the truth: crop + mask rule + kind of truth, then clip, scaling, averaging.
-
-    A pixel is measured inside the crop where valid_m[0] < truth < valid_m[1]. `pooled` takes each mean over the pixels
-    of all frames. `diagnostic` rows use the truth, or have nothing published to compare with: they never decide.
-    """
-
-    name: str
-    crop: tuple[int, int, int, int] | None
-    valid_m: tuple[float, float]
-    truth: Literal["filled", "raw"] | None  # None: any
-    clip_m: tuple[float, float]
-    average: Literal["per_image", "pooled"]
-    arguments_swapped: bool
-    scaling: Literal["none", "median", "affine"]
-    metrics: tuple[str, ...]
-    diagnostic: str | None  # why the row is a diagnosis only
-
-    def crop_at(self, size: tuple[int, int]) -> tuple[slice, slice]:
-        """Rows and columns of the crop on frames of a size; the edges scale with it."""
-        if self.crop is None:
-            return slice(0, size[0]), slice(0, size[1])
-        top, bottom, left, right = self.crop
-        rows, columns = size[0] / REFERENCE_SIZE[0], size[1] / REFERENCE_SIZE[1]
-        return slice(round(top * rows), round(bottom * rows)), slice(round(left * columns), round(right * columns))
-
-
-ANY_TRUTH = (0.0, math.inf)
-PROTOCOLS: dict[str, Protocol] = {
-    p.name: p
-    for p in (
-        Protocol("densedepth", EIGEN_CROP, ANY_TRUTH, "filled", PREDICTION_RANGE_M, "per_image", False, "none",
-                 DEPTH_METRICS, None),
-        Protocol("densedepth_repo", EIGEN_CROP, ANY_TRUTH, "filled", PREDICTION_RANGE_M, "pooled", True, "none",
-                 REPOSITORY_METRICS, None),
-        Protocol("bts", BTS_CROP, (1e-3, 10.0), "raw", (1e-3, 10.0), "per_image", False, "none", DEPTH_METRICS, None),
-        Protocol("densedepth_scaled", EIGEN_CROP, ANY_TRUTH, "filled", PREDICTION_RANGE_M, "per_image", False, "median",
-                 DEPTH_METRICS, "each prediction is multiplied to the truth's median"),
-        Protocol("densedepth_affine", EIGEN_CROP, ANY_TRUTH, "filled", PREDICTION_RANGE_M, "per_image", False, "affine",
-                 DEPTH_METRICS, "scale and shift of each prediction are fitted to the truth"),
-        Protocol("structure", None, ANY_TRUTH, None, PREDICTION_RANGE_M, "per_image", False, "none", STRUCTURE_METRICS,
-                 "full frame at the truth's size; windows and pixels that touch a hole are left out; nothing published "
-                 "states data range, size, crop or holes"),
-    )
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -182,7 +129,7 @@ def score(pred_depth_m: Tensor, truth_depth_m: Tensor, protocol: Protocol) -> li
     mask = (truth > protocol.valid_m[0]) & (truth < protocol.valid_m[1])
     pred = aligned(protocol, pred, truth, mask).clamp(*protocol.clip_m)
     first, second = (truth, pred) if protocol.arguments_swapped else (pred, truth)
-    values = torch.stack([METRICS[name](pred=first, target=second, mask=mask) for name in protocol.metrics])
+    values = torch.stack([FUNCTIONS[name](pred=first, target=second, mask=mask) for name in protocol.metrics])
     measured = torch.where(mask, pred, torch.ones_like(pred)).isfinite().all(2).all(1)
     table = torch.cat([mask.sum((1, 2))[None], measured[None], values]).T.tolist()  # one transfer from the device
     return [
@@ -208,7 +155,7 @@ def aggregate(rows: Sequence[Row], protocol: Protocol) -> dict[str, float]:
         elif protocol.average == "per_image":
             result[name] = float(values.mean())
         else:
-            power = 2 if name in ROOT_OF_MEAN else 1
+            power = 2 if METRICS[name].root else 1
             pooled = np.average(values**power, weights=[r["pixels"] for r in kept])
             result[name] = float(pooled ** (1 / power))
     return result

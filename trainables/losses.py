@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.config import LOSS_TERMS
 from trainables.errors import UserError
+from trainables.registry import LOSS_TERMS, bind
 
 Sums = tuple[Tensor, Tensor]
-Term = Callable[[Tensor, Tensor, Tensor, float], Sums]
+Term = Callable[..., Sums]  # (pred, target, valid, data_range); one of a whole batch takes its `pool`, too
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
@@ -137,7 +137,8 @@ def ssim(pred: Tensor, target: Tensor, valid: Tensor, data_range: float) -> Sums
     maps = torch.cat([pred, target, pred.square(), target.square(), pred * target], dim=1).contiguous()
     across = _window(maps.device, maps.dtype).expand(maps.shape[1], 1, 1, SSIM_WINDOW)
     blurred = F.conv2d(maps, across.transpose(2, 3), groups=maps.shape[1])
-    mean_p, mean_t, pp, tt, pt = F.conv2d(blurred, across, groups=maps.shape[1]).split(1, dim=1)
+    blurred = F.conv2d(blurred, across, groups=maps.shape[1])
+    mean_p, mean_t, pp, tt, pt = torch.split(blurred, 1, dim=1)
     c1, c2 = ((k * data_range) ** 2 for k in SSIM_K)
     luminance = (2 * mean_p * mean_t + c1) / (mean_p.square() + mean_t.square() + c1)
     variances = (pp - mean_p.square()) + (tt - mean_t.square())
@@ -160,8 +161,19 @@ def silog(pred: Tensor, target: Tensor, valid: Tensor, data_range: float) -> Sum
     return square - SILOG_LAMBDA * mean.square() * count, count
 
 
-# The names stand where settings are checked, which must not take the seconds that importing torch does.
-TERMS: dict[str, Term] = {name: globals()[name] for name in LOSS_TERMS}
+TERMS: Mapping[str, Term] = bind(
+    LOSS_TERMS,
+    {
+        "depth": depth,
+        "mse": mse,
+        "berhu": berhu,
+        "gradient": gradient,
+        "sobel": sobel,
+        "normal": normal,
+        "ssim": ssim,
+        "silog": silog,
+    },
+)
 
 
 def composite(
@@ -187,9 +199,8 @@ def composite(
 
 
 def _sums(name: str, pred: Tensor, target: Tensor, valid: Tensor, data_range: float, pool: Pool) -> Sums:
-    if name == "berhu":  # the one term that has to know its whole batch before it can add up
-        return berhu(pred, target, valid, data_range, pool)
-    return TERMS[name](pred, target, valid, data_range)
+    whole = {"pool": pool} if LOSS_TERMS[name].whole_batch else {}
+    return TERMS[name](pred, target, valid, data_range, **whole)
 
 
 def _filled(values: Tensor, valid: Tensor, value: float) -> Tensor:

@@ -10,12 +10,15 @@ where the mask leaves nothing to measure. What lies outside the mask, NaN and in
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
-from typing import Protocol as TypingProtocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from trainables.registry import METRICS, bind
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
@@ -23,7 +26,7 @@ SSIM_K = (0.01, 0.03)
 NYQUIST_BAND = 1 / 16  # cycles per pixel below half a cycle that still count as a pattern of period two
 
 
-class Metric(TypingProtocol):
+class Function(Protocol):
     """(pred, target, mask), each (N, H, W), to (N,) float64."""
 
     def __call__(self, *, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor: ...
@@ -176,22 +179,22 @@ def checkerboard(maps: Tensor) -> Tensor:
     return torch.where(constant, 0.0, (energy * fine).sum((1, 2)) / total)
 
 
-METRICS: dict[str, Metric] = {
-    "abs_rel": abs_rel,
-    "sq_rel": sq_rel,
-    "rmse": rmse,
-    "rmse_log": rmse_log,
-    "log10": log10,
-    "delta1": partial(delta, 1),
-    "delta2": partial(delta, 2),
-    "delta3": partial(delta, 3),
-    "silog": silog,
-    "mssim_10": partial(mssim, 10.0),
-    "mssim_255": partial(mssim, 255.0),
-    "edge_f1_0.5": partial(edge_f1, 0.5),
-    "edge_f1_0.2": partial(edge_f1, 0.2),
-    "edge_f1_0.05": partial(edge_f1, 0.05),  # for networks so small or so little trained that no slope is steeper
-}
-DEPTH_METRICS = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "delta1", "delta2", "delta3", "silog")
-STRUCTURE_METRICS = tuple(name for name in METRICS if name not in DEPTH_METRICS)
-ROOT_OF_MEAN = frozenset({"rmse", "rmse_log"})  # pooled over pixels: the root of the pooled mean of squares
+FUNCTIONS: Mapping[str, Function] = bind(
+    METRICS,
+    {
+        "abs_rel": abs_rel,
+        "sq_rel": sq_rel,
+        "rmse": rmse,
+        "rmse_log": rmse_log,
+        "log10": log10,
+        "delta1": partial(delta, 1),
+        "delta2": partial(delta, 2),
+        "delta3": partial(delta, 3),
+        "silog": silog,
+        "mssim_10": partial(mssim, 10.0),
+        "mssim_255": partial(mssim, 255.0),
+        "edge_f1_0.5": partial(edge_f1, 0.5),
+        "edge_f1_0.2": partial(edge_f1, 0.2),
+        "edge_f1_0.05": partial(edge_f1, 0.05),  # for networks so small or so little trained that no slope is steeper
+    },
+)

@@ -22,8 +22,9 @@ from torch import Tensor
 from trainables import cli
 from trainables.config import TargetConfig
 from trainables.errors import UserError
-from trainables.evaluate import PROTOCOLS, REPOSITORY_METRICS, Row, aggregate, depth_from_outputs, score
+from trainables.evaluate import Row, aggregate, depth_from_outputs, score
 from trainables.losses import composite
+from trainables.registry import PROTOCOLS, REPOSITORY_METRICS
 from trainables.target import DATA_RANGE
 
 # Target and loss weights are the paper's.

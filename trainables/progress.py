@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trainables.optim import Plateau
+from trainables.registry import METRICS
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Progress:
 
     def is_best(self, metric: str, value: float) -> bool:
         """Whether this value of the judged metric is the best so far; it is then kept."""
-        smaller = -value if metric.startswith("delta") else value
+        smaller = -value if METRICS[metric].higher_is_better else value
         if self.best is not None and smaller >= self.best:
             return False
         self.best = smaller

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,7 +129,7 @@ def validate(kind: type[T], settings: Mapping[str, Any], document: Document) -> 
 
 def _sentence(error: ValidationError, kind: type[Section], document: Document) -> str:
     first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
+    path = ".".join(str(part) for part in first["loc"] if part != "[key]")  # pydantic's word for a mapping's own key
     if first["type"] == "extra_forbidden":
         owner = kind
         for part in first["loc"][:-1]:
@@ -139,6 +140,8 @@ def _sentence(error: ValidationError, kind: type[Section], document: Document) -
         return f"{document.where(path)} is missing; add it"
     message = first["msg"].removeprefix("Value error, ")
     given = "" if first["type"] == "value_error" else f", not {json.dumps(first['input'], default=str)[:80]}"
+    if first["type"] == "literal_error":
+        given += nearest(str(first["input"]), re.findall(r"'([^']+)'", first["ctx"]["expected"]))
     return f"{document.where(path)}: {message[0].lower() + message[1:]}{given}"
 
 

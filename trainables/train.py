@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainables import cli
 from trainables.errors import Diverged, OutOfMemory, Stopped
+from trainables.registry import METRICS
 
 if TYPE_CHECKING:
     from trainables.config import TrialConfig
@@ -66,11 +67,13 @@ def _train(args: argparse.Namespace) -> Any:
 
 
 def _say(config: TrialConfig, report: Report) -> None:
-    val = {name.removeprefix("val/"): v for name, v in report.metrics.items() if name.startswith("val/")}
+    shown = dict.fromkeys((config.best_metric, "rmse", "delta1"))
+    known = {name: report.metrics[f"val/{name}"] for name in shown if f"val/{name}" in report.metrics}
+    scores = ", ".join(f"{name} {value:.3f} {METRICS[name].unit}".rstrip() for name, value in known.items())
     print(
         f"{config.recipe} stage {config.stage}: {report.images:,} of {config.budget_images:,} images, "
-        f"train loss {report.metrics['train/loss']:.4f}, val rmse {val['rmse']:.3f} m, "
-        f"delta1 {val['delta1']:.3f}, {report.metrics['speed/images_per_s']:.1f} images/s",
+        f"train loss {report.metrics['train/loss']:.4f}, val {scores}, "
+        f"{report.metrics['speed/images_per_s']:.1f} images/s",
         flush=True,
     )
 

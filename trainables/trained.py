@@ -20,8 +20,9 @@ from trainables.config import TrialConfig
 from trainables.data.frames import FrameList
 from trainables.data.samples import resize_rgb
 from trainables.errors import UserError
-from trainables.evaluate import PROTOCOLS, Evaluation, predict_depth_m
+from trainables.evaluate import Evaluation, predict_depth_m
 from trainables.evaluate import evaluate as evaluate_network
+from trainables.registry import PROTOCOLS
 from trainables.yamlfile import nearest
 
 

@@ -13,6 +13,7 @@ from trainables.data.loader import TrainLoader, augment
 from trainables.evaluate import evaluate, evaluation_mode
 from trainables.losses import composite
 from trainables.metrics import checkerboard
+from trainables.registry import STRUCTURE_METRICS
 from trainables.target import DATA_RANGE
 
 
@@ -33,15 +34,15 @@ def validate(
     result = {"val/loss": validation_loss(model, frames, config, device, dtype, skipped)}
     patterns: list[Tensor] = []
     hook = model.register_forward_hook(lambda _, __, y: patterns.append(checkerboard(y[:, 0])))
-    protocols = [config.protocol, *(["structure"] if config.validate_structure else [])]
+    protocols = list(dict.fromkeys([config.protocol, *(["structure"] if config.validate_structure else [])]))
     try:
         evaluation = evaluate(model, frames, config, protocols=protocols, device=device, batch_size=config.batch_size)
     finally:
         hook.remove()
-    summary, *structure = evaluation.summary.values()
-    result |= {f"val/{name}": float(value) for name, value in summary.items()}
-    for found in structure:
-        result |= {f"val/{name}": value for name, value in found.items() if math.isfinite(value)}
+    for found in evaluation.summary.values():
+        for name, value in found.items():
+            if math.isfinite(value) or name not in STRUCTURE_METRICS or name == config.best_metric:
+                result[f"val/{name}"] = float(value)
     return result | {"val/checkerboard": float(torch.cat(patterns).mean())}
 
 

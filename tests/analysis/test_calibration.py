@@ -13,8 +13,9 @@ from analysis import calibration
 from trainables import checkpoint
 from trainables.config import TrialConfig
 from trainables.data.dataset import fingerprint, open_test
-from trainables.evaluate import PROTOCOLS, evaluate
+from trainables.evaluate import evaluate
 from trainables.models import build_model
+from trainables.registry import PROTOCOLS
 
 
 def test_one_checkpoint_is_scored_and_the_opening_counted(

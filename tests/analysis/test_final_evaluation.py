@@ -24,8 +24,9 @@ from trainables import checkpoint
 from trainables.config import TrialConfig, as_dict
 from trainables.data.dataset import fingerprint, open_test
 from trainables.errors import UserError
-from trainables.evaluate import PROTOCOLS, evaluate
+from trainables.evaluate import evaluate
 from trainables.models import build_model
+from trainables.registry import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = {"search-0000": (0.50, 0.52, 0.54), "search-0001": (0.60, 0.61, 0.62)}

@@ -11,8 +11,8 @@ from analysis import reproduction, runs
 from analysis.published import PAPER, ROWS, comparable
 from tests.analysis.make_results import JUDGE, Training, make_results
 from trainables.config import as_dict
-from trainables.evaluate import PROTOCOLS
 from trainables.recipe import load_recipe
+from trainables.registry import PROTOCOLS
 
 MARGINS: dict[str, float] = JUDGE["margins"]  # type: ignore[assignment]
 

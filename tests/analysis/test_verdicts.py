@@ -16,7 +16,7 @@ from analysis.tables import read_table, write_table
 from study.contract import QUANTITIES, Claim, Outcome
 from tests.analysis.make_results import PLANTED, Training, claim, make_results, planted_study, planted_trace
 from trainables.errors import UserError
-from trainables.metrics import METRICS
+from trainables.registry import METRICS
 
 pytestmark = pytest.mark.usefixtures("unpictured")
 SEEDS = (1000, 1001, 1002)

@@ -16,7 +16,8 @@ from PIL import Image
 from trainables import checkpoint, predict
 from trainables.config import TrialConfig
 from trainables.data.dataset import open_training
-from trainables.evaluate import PROTOCOLS, evaluate
+from trainables.evaluate import evaluate
+from trainables.registry import PROTOCOLS
 from trainables.trained import load_model
 from trainables.trainer import iter_fit
 

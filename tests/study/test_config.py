@@ -170,7 +170,8 @@ def test_pruner_counts_images(tmp_path: Path) -> None:
         (
             "{source: rooms}",
             "{source: roms}",
-            "data.source: should be eigen, h5, kaggle, labeled or rooms",
+            "study.yaml:2: data.source: unknown form of the data roms (did you mean rooms?); write eigen, h5, kaggle, "
+            "labeled or rooms",
         ),
         ("densedepth, {", "densdepth, {", "no recipe densdepth (did you mean densedepth?)"),
         ("batch_size: 2}", "batch_size: 0}", "study.yaml:4: reproduce.recipes.1.michigan.batch_size"),
@@ -209,7 +210,11 @@ def test_pruner_counts_images(tmp_path: Path) -> None:
             "study.yaml:9: search.pruner.kind: median cannot weigh two objectives; use none",
         ),
         ("trials: 8", "trials: 0", "study.yaml:16: confirm.top: there is no search to confirm"),
-        ("confirm:", "judge: {metric: mse}\nconfirm:", "study.yaml:16: judge.metric: input should be 'rmse'"),
+        (
+            "confirm:",
+            "judge: {metric: mse}\nconfirm:",
+            "study.yaml:16: judge.metric: unknown metric mse (did you mean rmse?)",
+        ),
         (
             "confirm:",
             "resources: {gpus_per_trial: -1}\nconfirm:",

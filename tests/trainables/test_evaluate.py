@@ -17,9 +17,6 @@ from trainables.data.dataset import open_training
 from trainables.data.frames import FrameList, Reader
 from trainables.data.samples import resize_rgb
 from trainables.evaluate import (
-    BTS_CROP,
-    EIGEN_CROP,
-    PROTOCOLS,
     Scorer,
     aggregate,
     depth_from_outputs,
@@ -29,7 +26,7 @@ from trainables.evaluate import (
     resolve,
     score,
 )
-from trainables.metrics import STRUCTURE_METRICS
+from trainables.registry import BTS_CROP, EIGEN_CROP, PROTOCOLS, STRUCTURE_METRICS
 
 SIZE = (480, 640)
 METRIC = TargetConfig(kind="metric", resize="inverse_then_resize", holes="mask", min_depth_m=0.1, max_depth_m=10.0)

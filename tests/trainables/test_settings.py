@@ -75,7 +75,7 @@ def test_any_text_is_read_or_refused_in_one_sentence(text: str) -> None:
         ({"optim.lr": True}, r"optim\.lr"),
         ({"batch_size": 2.5}, r"batch_size"),
         ({"input": [10, 640]}, r"input\.0: .*32"),
-        ({"loss.deth": 1.0}, r"loss\.deth is no loss term"),
+        ({"loss.deth": 1.0}, r"loss\.deth: unknown loss term deth \(did you mean depth\?\); write depth, mse"),
         ({"loss": {"depth": 0.0}}, "at least one term needs a weight above 0"),
         ({"model.encoder": None}, r"model\.encoder must name an encoder"),
         ({"target.min_depth_m": 20.0}, "must be below max_depth_m"),

@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from trainables.data.frames import BadFrame
+from trainables.data.frames import BadFrame, Kept
 from trainables.durable import sha256
 from trainables.errors import UserError
 
@@ -43,6 +43,9 @@ class Files(Protocol):
         """SHA-256 over these files and what it was made of. `content`: every byte, whatever their size, so that packed
         and unpacked files give the same. Raises BadFrame.
         """
+
+    def kept(self, names: Iterable[str], *, pixels: bool) -> Kept:
+        """What frames are kept in whose files these are."""
 
 
 def safe_name(name: str, where: str) -> str:
@@ -107,6 +110,9 @@ class FolderFiles:
         if sum(sizes) > CONTENT_LIMIT and not content:
             return _sha(f"{name} {size}" for name, size in zip(present, sizes, strict=True)), "names and sizes"
         return _sha(f"{name} {self._sha256(name)}" for name in present), "content"
+
+    def kept(self, names: Iterable[str], *, pixels: bool) -> Kept:
+        return Kept(self.root, tuple(names), (), None, pixels)
 
     def _sha256(self, name: str) -> str:
         try:
@@ -182,6 +188,9 @@ class ZipFiles:
             return self._content([name for name in names if self.has(name)]), "content"
         found = ((name, self.entries.get(self.prefix + name)) for name in names)
         return _sha(f"{name} {e.size} {e.crc}" for name, e in found if e), "names, sizes and checksums of the archive"
+
+    def kept(self, names: Iterable[str], *, pixels: bool) -> Kept:
+        return Kept(self.path, (self.path.name,), () if pixels else tuple(names), self.read, pixels)
 
     def _content(self, names: Sequence[str]) -> str:
         lines = []

@@ -7,8 +7,9 @@ sentence naming file and cause, so that `data.on_bad_frame: skip` can tell it fr
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -38,6 +39,20 @@ class Frame:
     depth_m: Depth
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What frames are kept in, for a manifest: `files` are whole files, relative to the folder that `place` is or lies
+    in, `members` those of an archive. `pixels`: frames are compared by their pixels; else by the content of the files
+    that they are coded in, and their reader is a dataclass that reads through its `files`.
+    """
+
+    place: Path
+    files: tuple[str, ...]
+    members: tuple[str, ...]
+    read: Callable[[str], bytes] | None  # a member's content
+    pixels: bool
+
+
 class Reader(Protocol):
     """Access to the frames of one published form by number; picklable, usable from threads and forked processes."""
 
@@ -61,6 +76,12 @@ class Reader(Protocol):
 
         `content`: made of every byte of the files, however many; a packed set then gives what the unpacked one gives.
         """
+
+    def kept(self, indices: Sequence[int]) -> Kept:
+        """What these frames and the lists that name them are kept in."""
+
+    def kinds(self) -> tuple[Reader, ...]:
+        """A reader of each kind of depth that the form holds: filled, then raw."""
 
 
 @dataclass(frozen=True)

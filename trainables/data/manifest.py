@@ -18,12 +18,8 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from trainables import durable
-from trainables.data.files import Files, FolderFiles, ZipFiles
-from trainables.data.forms.eigen import CROP, DEPTH, RGB, EigenReader
-from trainables.data.forms.h5 import H5Reader
-from trainables.data.forms.kaggle import LISTS, SCENES, KaggleReader
-from trainables.data.forms.labeled import DEPTHS, SPLITS, LabeledReader
-from trainables.data.frames import BadFrame, Depth, FrameList, Reader, Rgb
+from trainables.data.files import Files
+from trainables.data.frames import BadFrame, Depth, FrameList, Kept, Reader, Rgb
 from trainables.errors import UserError
 
 MANIFEST: Final = "manifest.sha256.json"
@@ -33,15 +29,8 @@ Step = Callable[[], None]
 
 def manifest_path(reader: Reader) -> Path:
     """Where the manifest of a reader's data lies."""
-    files = getattr(reader, "files", None)
-    if isinstance(files, CheckedFiles):
-        files = files.files
-    if isinstance(files, FolderFiles):
-        return files.root / MANIFEST
-    path = files.path if isinstance(files, ZipFiles) else getattr(reader, "path", None)
-    if path is None:
-        raise TypeError(f"{type(reader).__name__} does not say where its data lies")
-    return path.with_name(f"{path.name}.{MANIFEST}")
+    place = reader.kept(()).place
+    return place / MANIFEST if place.is_dir() else place.with_name(f"{place.name}.{MANIFEST}")
 
 
 def total(manifest: Mapping[str, Any]) -> str:
@@ -68,33 +57,15 @@ def load(path: Path) -> dict[str, Any] | None:
 
 def whole_files(splits: Sequence[FrameList]) -> tuple[Path, list[str]]:
     """The folder and the names of the files that these frames lie in, lists included."""
-    reader = splits[0].reader
-    folder = manifest_path(reader).parent
-    if isinstance(reader, LabeledReader):
-        return folder, [reader.path.name, *([SPLITS] if (folder / SPLITS).is_file() else [])]
-    files = getattr(reader, "files", None)
-    if isinstance(files, ZipFiles):
-        return folder, [files.path.name]
-    names = {name for frames in splits for name in _names(frames)}
+    folder = manifest_path(splits[0].reader).parent
+    names = {name for frames in splits for name in frames.reader.kept(frames.rgb_of).files}
     return folder, sorted(name for name in names if (folder / name).is_file())
-
-
-def _names(frames: FrameList) -> list[str]:
-    reader = frames.reader
-    if isinstance(reader, KaggleReader):
-        return [*(name for i in frames.rgb_of for name in reader.pairs[i]), *LISTS.values(), SCENES]
-    if isinstance(reader, H5Reader):
-        return [reader.names[i] for i in frames.rgb_of]
-    if isinstance(reader, EigenReader):
-        return [RGB, DEPTH, CROP]
-    return []
 
 
 def steps(splits: Sequence[FrameList]) -> int:
     """How often `build` calls its `step`."""
-    frames = [f for f in splits if not (isinstance(f.reader, KaggleReader) and isinstance(f.reader.files, FolderFiles))]
-    packed = sum(len(_names(f)) if isinstance(f.reader, KaggleReader) else len(f) for f in frames)
-    return len(whole_files(splits)[1]) + packed
+    kept = [(frames, frames.reader.kept(frames.rgb_of)) for frames in splits]
+    return len(whole_files(splits)[1]) + sum(len(k.members) + (len(f) if k.pixels else 0) for f, k in kept)
 
 
 def build(splits: Sequence[FrameList], step: Step) -> dict[str, Any]:
@@ -105,36 +76,34 @@ def build(splits: Sequence[FrameList], step: Step) -> dict[str, Any]:
         manifest["files"][name] = durable.sha256(folder / name)
         step()
     for frames in splits:
-        reader = frames.reader
-        if isinstance(reader, KaggleReader) and isinstance(reader.files, ZipFiles):
-            for name in _names(frames):
-                digest = _member(reader.files, name)
-                if digest:
-                    manifest["members"][name] = digest
-                step()
-        elif not isinstance(reader, KaggleReader):
-            for identity, number in zip(frames.ids, frames.rgb_of, strict=True):
-                digests = _pixels(reader, number)
-                if digests:
-                    manifest["arrays"][identity] = digests
-                step()
+        kept = frames.reader.kept(frames.rgb_of)
+        for name in kept.members:
+            digest = _member(kept, name)
+            if digest:
+                manifest["members"][name] = digest
+            step()
+        for identity, number in zip(frames.ids, frames.rgb_of, strict=True) if kept.pixels else ():
+            digests = _pixels(frames.reader, number)
+            if digests:
+                manifest["arrays"][identity] = digests
+            step()
     manifest["sha256"] = total(manifest)
     return manifest
 
 
-def _member(files: ZipFiles, name: str) -> str | None:
+def _member(kept: Kept, name: str) -> str | None:
     """The digest of an archive's member; None where it cannot be read, which the examination of the frames reports."""
+    assert kept.read is not None
     try:
-        return hashlib.sha256(files.read(name)).hexdigest() if files.has(name) else None
+        return hashlib.sha256(kept.read(name)).hexdigest()
     except BadFrame:
         return None
 
 
 def _pixels(reader: Reader, number: int) -> list[str] | None:
     """Digests of colour, filled depth and, where the form has both, raw depth; None as for `_member`."""
-    both = [replace(reader, depths=name) for name in DEPTHS.values()] if isinstance(reader, LabeledReader) else [reader]
     try:
-        return [array_digest(reader.rgb(number)), *(array_digest(one.depth_m(number)) for one in both)]
+        return [array_digest(reader.rgb(number)), *(array_digest(one.depth_m(number)) for one in reader.kinds())]
     except BadFrame:
         return None
 
@@ -165,14 +134,13 @@ def guarded(frames: FrameList) -> FrameList:
     manifest = load(path)
     if manifest is None:
         return frames
-    if isinstance(reader, KaggleReader):
-        digests = manifest["members" if isinstance(reader.files, ZipFiles) else "files"]
-        return replace(frames, reader=replace(reader, files=CheckedFiles(reader.files, digests, str(path))))
+    if not reader.kept(()).pixels:
+        coded: Any = reader
+        checked = CheckedFiles(coded.files, manifest["files"] | manifest["members"], str(path))
+        return replace(frames, reader=replace(coded, files=checked))
     known = manifest["arrays"]
-    raw = frames.truth == "raw" and isinstance(reader, LabeledReader)
-    by_number = {
-        n: (known[i][0], known[i][1 + raw]) for i, n in zip(frames.ids, frames.rgb_of, strict=True) if i in known
-    }
+    own = 1 + reader.kinds().index(reader)
+    by_number = {n: (known[i][0], known[i][own]) for i, n in zip(frames.ids, frames.rgb_of, strict=True) if i in known}
     return replace(frames, reader=CheckedReader(reader, by_number, str(path)))
 
 
@@ -192,6 +160,9 @@ class CheckedFiles:
 
     def digest(self, names: Iterable[str], *, content: bool) -> tuple[str, str]:
         return self.files.digest(names, content=content)
+
+    def kept(self, names: Iterable[str], *, pixels: bool) -> Kept:
+        return self.files.kept(names, pixels=pixels)
 
     def read(self, name: str) -> bytes:
         content = self.files.read(name)
@@ -231,6 +202,12 @@ class CheckedReader:
 
     def digest(self, indices: Sequence[int], *, content: bool = False) -> tuple[str, str]:
         return self.reader.digest(indices, content=content)
+
+    def kept(self, indices: Sequence[int]) -> Kept:
+        return self.reader.kept(indices)
+
+    def kinds(self) -> tuple[Reader, ...]:
+        return self.reader.kinds()
 
 
 def _sentence(where: str, known: bool, manifest: str) -> str:

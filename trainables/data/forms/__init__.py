@@ -1,17 +1,17 @@
 """Published forms of NYU Depth v2, one module each, found by name.
 
-A module's name is the value of `data.source`, and it has open_split(data, split) -> FrameList. Adding a form is adding
-a file.
+A module's name is the value of `data.source` (registry.FORMS), and it has open_split(data, split) -> FrameList, whose
+reader says what its frames are kept in. Adding a form is adding a file.
 """
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from typing import Literal, Protocol, cast
 
 from trainables.config import DataConfig
 from trainables.data.frames import FrameList
+from trainables.registry import FORMS
 
 Split = Literal["train", "test"]
 
@@ -25,5 +25,4 @@ class Form(Protocol):
 
 def forms() -> dict[str, Form]:
     """Every form by its name."""
-    names = [info.name for info in pkgutil.iter_modules(__path__)]
-    return {name: cast(Form, importlib.import_module(f"{__name__}.{name}")) for name in names}
+    return {name: cast(Form, importlib.import_module(f"{__name__}.{name}")) for name in FORMS}

@@ -21,7 +21,7 @@ import numpy as np
 
 from trainables.config import DataConfig
 from trainables.data.files import CONTENT_LIMIT, Files, FolderFiles, ZipFiles
-from trainables.data.frames import BadFrame, Depth, FrameList, Rgb
+from trainables.data.frames import BadFrame, Depth, FrameList, Kept, Reader, Rgb
 from trainables.data.hdf5 import checked_depth
 from trainables.data.pictures import MAX_DEPTH_M, MAX_PIXELS
 from trainables.errors import UserError
@@ -149,6 +149,12 @@ class EigenReader:
 
     def digest(self, indices: Sequence[int], *, content: bool = False) -> tuple[str, str]:
         return self.files.digest((RGB, DEPTH), content=content)
+
+    def kept(self, indices: Sequence[int]) -> Kept:
+        return self.files.kept((RGB, DEPTH, CROP), pixels=True)
+
+    def kinds(self) -> tuple[Reader, ...]:
+        return (self,)
 
 
 def _first_line(error: Exception) -> str:

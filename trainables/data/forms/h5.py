@@ -17,7 +17,7 @@ import numpy as np
 
 from trainables.config import DataConfig
 from trainables.data.files import CONTENT_LIMIT, FolderFiles
-from trainables.data.frames import BadFrame, Depth, FrameList, Rgb, scene_name
+from trainables.data.frames import BadFrame, Depth, FrameList, Kept, Reader, Rgb, scene_name
 from trainables.data.hdf5 import checked_depth, dataset, opened
 from trainables.data.pictures import MAX_DEPTH_M
 from trainables.errors import UserError
@@ -74,6 +74,12 @@ class H5Reader:
 
     def digest(self, indices: Sequence[int], *, content: bool = False) -> tuple[str, str]:
         return self.files.digest((self.names[index] for index in indices), content=content)
+
+    def kept(self, indices: Sequence[int]) -> Kept:
+        return self.files.kept([self.names[index] for index in indices], pixels=True)
+
+    def kinds(self) -> tuple[Reader, ...]:
+        return (self,)
 
     def _path(self, index: int) -> Path:
         return self.files.root / self.names[index]

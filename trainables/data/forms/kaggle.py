@@ -22,7 +22,7 @@ from typing import Final, Literal
 from trainables.config import DataConfig
 from trainables.data.files import Files, FolderFiles, ZipFiles, safe_name
 from trainables.data.forms.labeled import frame_scenes
-from trainables.data.frames import BadFrame, Depth, FrameList, Rgb, scene_name
+from trainables.data.frames import BadFrame, Depth, FrameList, Kept, Reader, Rgb, scene_name
 from trainables.data.pictures import (
     MAX_DEPTH_M,
     check_complete,
@@ -129,6 +129,13 @@ class KaggleReader:
 
     def digest(self, indices: Sequence[int], *, content: bool = False) -> tuple[str, str]:
         return self.files.digest((name for index in indices for name in self.pairs[index]), content=content)
+
+    def kept(self, indices: Sequence[int]) -> Kept:
+        names = [name for index in indices for name in self.pairs[index]]
+        return self.files.kept([*names, *LISTS.values(), SCENES], pixels=False)
+
+    def kinds(self) -> tuple[Reader, ...]:
+        return (self,)
 
 
 def _read_rows(files: Files, name: str) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from scipy.io.matlab import MatReadError
 
 from trainables.config import DataConfig
 from trainables.data.files import CONTENT_LIMIT
-from trainables.data.frames import BadFrame, Depth, FrameList, Rgb, scene_name
+from trainables.data.frames import BadFrame, Depth, FrameList, Kept, Reader, Rgb, scene_name
 from trainables.data.hdf5 import checked_depth, dataset, opened
 from trainables.data.pictures import MAX_DEPTH_M
 from trainables.data.split import held_out
@@ -104,6 +104,12 @@ class LabeledReader:
         known, made_of = (sha256(self.path), "content") if whole else (str(size), "names and sizes")
         text = repr((FILE, known, self.depths, tuple(indices)))
         return hashlib.sha256(text.encode()).hexdigest(), made_of
+
+    def kept(self, indices: Sequence[int]) -> Kept:
+        return Kept(self.path, (self.path.name, SPLITS), (), None, pixels=True)
+
+    def kinds(self) -> tuple[Reader, ...]:
+        return tuple(LabeledReader(self.path, depths) for depths in DEPTHS.values())
 
 
 def _official(path: Path, split: Literal["train", "test"], count: int) -> list[int]:
