@@ -3,8 +3,10 @@
 Importance by Optuna (PED-ANOVA: what separates the best tenth; fANOVA: share of variance by a forest) over complete
 trials; pruned ones stopped at another number of images and are left out. A setting is called to matter only when a
 permutation test with Holm's correction over settings says so and the interval of best against worst bin, widened for
-having picked those two after a look, leaves out zero. With the sampler's own choices as a design that is a hint, no
-proof, which the sentence says; claims (analysis/claims.py) are the paired answer. Divergence is tested the same way.
+having picked those two after a look, leaves out zero. Where a pruner chose who came to the end, settings are also
+compared at the first report, which every trial reached: among survivors a setting that ruins a trial does not show.
+With the sampler's own choices as a design that is a hint, no proof, which the sentence says; claims
+(analysis/claims.py) are the paired answer. Divergence is tested the same way.
 """
 
 from __future__ import annotations
@@ -54,8 +56,12 @@ def analyse(tables: StudyTables) -> Section:
     needed = max(MIN_TRIALS, TRIALS_PER_DIMENSION * len(dimensions))
     enough = len(complete) >= needed
     effects = [row for row in (effect(complete, d, judge) for d in dimensions) if row is not None] if enough else []
-    holm(effects)
-    for row in effects:
+    reached = _at_first_report(tables, ended, judge)
+    early = (
+        [r for r in (effect(reached, d, judge) for d in dimensions) if r is not None] if len(reached) >= needed else []
+    )
+    holm([*effects, *early])
+    for row in (*effects, *early):
         row["distinguishable"] = row["p"] < ALPHA and row["low"] > 0
     scores = _importances(complete, dimensions, judge) if enough else {}
     for row in effects:
@@ -70,49 +76,91 @@ def analyse(tables: StudyTables) -> Section:
             if enough
             else [_unknown(len(complete), len(search), needed, dimensions)]
         ),
+        *_early_sentences(early, reached, judge),
         *_divergence_sentences(divergence),
         *boundaries,
         *_clip_sentences(clipping),
     ]
     data = {
         "trials": len(search), "complete": len(complete), "needed": needed, "effects": effects,
+        "early_effects": early,
         "divergence": divergence, "boundaries": boundaries, "clipping": clipping, "skips": skips,
     }  # fmt: skip
     if len(complete) < MIN_TRIALS:  # points that a plot would only seem to connect
         kept = [_unknown(len(complete), len(search), needed, dimensions)]
         kept += _divergence_sentences(divergence) if divergence["diverged"] else []
+        kept += _early_sentences(early, reached, judge)
         return Section("importance", TITLE, kept, (), (), plain(data), Headline(kept[:1]))
     figures = importance_plots.figures(tables, judge, dimensions, search, effects, clipping, skips)
-    parts = _tables(unit_of(judge.metric), effects, divergence, clipping, skips)
-    return Section("importance", TITLE, answers, figures, parts, plain(data), _headline(answers, effects, judge))
+    parts = _tables(unit_of(judge.metric), effects, early, divergence, clipping, skips)
+    return Section("importance", TITLE, answers, figures, parts, plain(data), _headline(answers, effects, early, judge))
 
 
-def _headline(answers: Sequence[str], effects: Sequence[Row], judge: Judge) -> Headline:
-    """The settings that matter with their intervals; where none is clear, the strongest as they are."""
+def _at_first_report(tables: StudyTables, ended: pd.DataFrame, judge: Judge) -> pd.DataFrame:
+    """The search's trials with the judged metric of their first report as value; none where nothing was pruned."""
+    column = f"val/{judge.metric}"
+    if column not in tables.reports or not (ended["outcome"] == Outcome.PRUNED).any():
+        return ended.iloc[:0]
+    first = tables.reports.dropna(subset=[column]).sort_values("images").groupby("key")[["images", column]].first()
+    rows = ended[ended["key"].isin(first.index)]
+    return rows.assign(value=rows["key"].map(first[column]), images=rows["key"].map(first["images"]))
+
+
+def _early_sentences(early: Sequence[Row], reached: pd.DataFrame, judge: Judge) -> list[str]:
+    """What matters at the first report, in sentences."""
+    clear = [row for row in early if row["distinguishable"]]
+    if not early:
+        return []
+    where = f"At the first report ({reached['images'].median():.0f} images), which all {len(reached)} trials reached"
+    if not clear:
+        return [f"{where}, no setting can be told from chance either."]
+    unit = f" {unit_of(judge.metric)}".rstrip()
+    named = [
+        f"{row['setting']} ({row['worst']} against {row['best']}: {number(row['difference'])}{unit}, 95% interval "
+        f"{number(row['low'])} to {number(row['high'])}, n = {row['n_worst']} + {row['n_best']})"
+        for row in clear
+    ]
+    return [f"{where}, worst against best {judge.metric}: {'; '.join(named)}."]
+
+
+def _headline(answers: Sequence[str], effects: Sequence[Row], early: Sequence[Row], judge: Judge) -> Headline:
+    """The settings that matter with their intervals, at the end or else at the first report; where none is clear, the
+    strongest as they are.
+    """
     if not effects:
         return Headline(answers[:1])
     unit = unit_of(judge.metric)
     clear = [row for row in effects if row["distinguishable"]]
-    said = (
-        f"{len(clear)} of {counted(len(effects), 'setting')} compared can be told from chance; a hint, no proof, for "
-        "the sampler chose the trials."
-        if clear
-        else f"None of {len(effects)} compared settings can be told from chance; the strongest are listed."
-    )
+    at_first = [row for row in early if row["distinguishable"]]
+    hint = "a hint, no proof, for the sampler chose the trials"
+    if clear:
+        said = f"{len(clear)} of {counted(len(effects), 'setting')} compared can be told from chance; {hint}."
+    elif at_first:
+        said = (
+            f"Among the trials that the pruner let come to the end no setting can be told from chance. At the first "
+            f"report, which all reached, {len(at_first)} of {counted(len(early), 'setting')} can; {hint}."
+        )
+    else:
+        said = f"None of {len(effects)} compared settings can be told from chance; the strongest are listed."
     rows = [
         {
             "setting": row["setting"], f"{judge.metric} worse by": row["difference"],
             "95% interval": f"{number(row['low'])} to {number(row['high'])}", "worst": row["worst"],
             "best": row["best"], "trials": f"{row['n_worst']} + {row['n_best']}", "clear": row["distinguishable"],
         }
-        for row in (clear or effects)[:STRONGEST]
+        for row in (clear or at_first or effects)[:STRONGEST]
     ]  # fmt: skip
     units = {f"{judge.metric} worse by": unit, "95% interval": unit}
     return Headline([said], (), [Table("first-importance", "Settings that matter", pd.DataFrame(rows), "", units)])
 
 
 def _tables(
-    unit: str, effects: Sequence[Row], divergence: Row, clipping: pd.DataFrame, skips: pd.DataFrame
+    unit: str,
+    effects: Sequence[Row],
+    early: Sequence[Row],
+    divergence: Row,
+    clipping: pd.DataFrame,
+    skips: pd.DataFrame,
 ) -> list[Table]:
     parts = []
     if effects:
@@ -122,6 +170,10 @@ def _tables(
         )
         units = dict.fromkeys(("difference", "low", "high"), unit) | dict.fromkeys(("ped_anova", "fanova"), "share")
         parts.append(Table("importance-effects", "Effect of each setting", pd.DataFrame(effects), note, units))
+    if early:
+        note = "As above, at each trial's first report: complete, pruned and diverged trials alike."
+        units = dict.fromkeys(("difference", "low", "high"), unit)
+        parts.append(Table("importance-early", "Effect at the first report", pd.DataFrame(early), note, units))
     note = "Trials that ended complete, pruned or diverged."
     units = {"diverged": "trials", "n": "trials"}
     rows = pd.DataFrame(divergence["rows"])
