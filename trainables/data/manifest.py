@@ -52,7 +52,7 @@ def load(path: Path) -> dict[str, Any] | None:
         intact = False
     if not intact:
         raise UserError(f"{path} is damaged; remove it and run python -m trainables.data.doctor again")
-    return manifest
+    return {"members": {}, "arrays": {}} | manifest  # that of rooms lists files alone
 
 
 def whole_files(splits: Sequence[FrameList]) -> tuple[Path, list[str]]:

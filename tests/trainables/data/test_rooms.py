@@ -15,10 +15,13 @@ from PIL import Image
 
 from trainables.config import RoomsConfig
 from trainables.data import rooms
+from trainables.data.dataset import open_training, prepare_data
+from trainables.data.frames import BadFrame
 from trainables.data.furniture import Part, Pose, Scene
 from trainables.data.render import render
 from trainables.data.textures import Material
 from trainables.errors import UserError
+from trainables.recipe import load_recipe
 
 SIZE = (48, 64)
 
@@ -159,3 +162,19 @@ def test_two_writers_and_a_killed_one(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="name another folder"):
         rooms.write_rooms(config(), tmp_path / "mine")
+
+
+def test_rooms_are_read_against_their_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest that lists files alone, as that of rooms does, guards every frame."""
+    monkeypatch.chdir(tmp_path)
+    small = {"data.source": "rooms", "data.rooms.train_scenes": 2, "data.rooms.test_scenes": 1,
+             "data.rooms.frames_per_scene": 2, "data.rooms.size": [48, 64], "data.validation.share": 0.5}  # fmt: skip
+    (config,) = load_recipe("densedepth", small)
+    prepare_data(config.data)
+    opened = open_training(config)
+    frame = opened.train.read(0)
+    assert frame.rgb.shape == (48, 64, 3)
+    (picture,) = tmp_path.glob(f"data/rooms-*/{opened.train.ids[0]}")
+    picture.write_bytes(picture.read_bytes()[:-1] + b"x")
+    with pytest.raises(BadFrame, match="manifest"):
+        open_training(config).train.read(0)
