@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.section import number
+from analysis.section import counted, number
 
 QUARANTINE = (
     "The quarantine list below can be pasted into data.exclude; report/quarantine.yaml is a study that trains with and "
@@ -73,7 +73,7 @@ def _accusation(suspects: pd.DataFrame, found: Findings) -> str:
         blamed = f"{spiked} spike{'s are' if spiked > 1 else ' is'} put down to them"
     hollow = int((suspects["empty_passes"] > 0).sum())
     return (
-        f"{len(suspects)} samples are suspect, first {first['sample']} ("
+        f"{counted(len(suspects), 'sample')} under suspicion, first {first['sample']} ("
         + ("no valid pixel" if math.isinf(first["suspicion"]) else f"suspicion {number(first['suspicion'])}")
         + f", {first['passes']} passes in {first['trainings']} trainings); "
         + blamed

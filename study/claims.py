@@ -183,7 +183,11 @@ def _side(study: Study, config: ClaimConfig, name: Literal["a", "b"], document: 
     for number, stage in enumerate(stages or [{}]):
         deeper = Within(document.name, {}, {}, f"{name}.stages.{number}", document)
         layers = Layers(document.where(name), {}, {}, (*inside, (frozenset(stage), deeper)))
-        trained += compose(study, recipe, written | stage, layers, 0)
+        try:
+            trained += compose(study, recipe, written | stage, layers, 0)
+        except UserError as error:  # settings that do not go together have no place of their own
+            misfit = str(error).startswith(f"recipe {recipe}: ")
+            raise UserError(f"{document.name}: {name}: {error}" if misfit else str(error)) from None
     if many:
         words += f"; {', then '.join(described(stage) or BASE for stage in stages)}"
         trained[1:] = [one.model_copy(update={"start_from": PREVIOUS_STAGE}) for one in trained[1:]]

@@ -96,7 +96,7 @@ def set_path(settings: dict[str, Any], path: str, value: Any, where: str) -> Non
         here = ".".join(parts[:depth])
         if not isinstance(node, dict):
             raise UserError(f"{where}: {here} is a value, so {path} names nothing; set {here} itself")
-        if part not in node and here not in OPEN_MAPPINGS:
+        if part not in node and (here not in OPEN_MAPPINGS or depth < len(parts) - 1):
             valid = ", ".join(node)
             raise UserError(f"{where}: no setting {path}{nearest(part, node)}; under {here or 'a training'}: {valid}")
         if depth == len(parts) - 1:

@@ -132,12 +132,16 @@ def test_how_often_the_rule_errs_over_two_thousand_studies(seeds: int) -> None:
     """
     studies, margin = 2000, 0.03
     rng = np.random.default_rng(17)
-    alike = Counter(
-        verdicts.verdict(drawn(rng, 0.0, seeds), "a_better", None).words.split(" (")[0] for _ in range(studies)
-    )
+
+    def told(effect: float, expected: verdicts.Direction, margin: float | None) -> str | None:
+        differences = drawn(rng, effect, seeds)
+        mean, deviation = float(np.mean(differences)), verdicts.spread(differences)
+        return verdicts.rule(mean, deviation, seeds, expected, margin)
+
+    alike = Counter(told(0.0, "a_better", None) for _ in range(studies))
     within = 3 * math.sqrt(0.025 * 0.975 / studies)  # three standard errors
     assert abs(alike["holds"] / studies - 0.025) < within and abs(alike["does not hold"] / studies - 0.025) < within
-    edge = Counter(verdicts.verdict(drawn(rng, margin, seeds), "no_difference", margin).words for _ in range(studies))
+    edge = Counter(told(margin, "no_difference", margin) for _ in range(studies))
     assert edge["holds"] / studies < 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
 
 

@@ -177,7 +177,7 @@ def test_pruner_counts_images(tmp_path: Path) -> None:
         (
             "{loss.gradient: 0.0}",
             "{loss.gradient: 1.0}",
-            "study.yaml:5: claims.test.0: b: the arms of gradient train the same",
+            "study.yaml:5: claims.test.0: the arms of gradient train the same",
         ),
         ("low: 1e-5", "low: 1e-1", "study.yaml:9: search.space.optim.lr.low: low (0.1) must be below high (0.01)"),
         ("low: 1e-5", "low: 0", "study.yaml:9: search.space.optim.lr.low: a log range starts above 0"),
