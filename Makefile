@@ -43,4 +43,4 @@ $(READY): requirements.txt
 	  && cp requirements.txt $(READY); fi
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache build *.egg-info
