@@ -1,4 +1,4 @@
-"""The ledger: Optuna's storage as the one record of every training of every phase (DESIGN.md, house rule 7).
+"""The ledger: Optuna's storage as the one record of every training of every phase (DESIGN.md, house rule 9).
 
 A training enters in one transaction with everything that is known of it, so a kill leaves it whole or not at all. Its
 outcome is written last of its attributes and told to Optuna right after; a kill between the two is finished on opening.

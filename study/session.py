@@ -87,7 +87,7 @@ class Session:
             self._confirmations()
         past = [e for entries in ledger.entries.values() for e in entries if e.outcome is not None]
         for entry in past:
-            self._clear(entry)  # a kill of the last session's may have come while its worker closed
+            self._clear(entry)  # an earlier driver may have been killed while this worker closed
         ledger.release(*past)
         sweep(ledger, plan)
 
@@ -234,7 +234,7 @@ class Session:
     def _clear(self, entry: Entry) -> None:
         """Remove what a killed worker left half written, of a training that nobody takes up again.
 
-        Where an orphan still owns the folder (trainables/ray_trainable.py), it stays for the next session.
+        Where an orphan still owns the folder (trainables/ray_trainable.py), it stays until the next start.
         """
         folder = self.ledger.layout.trial(entry.key)
         if not held(folder / ".lock"):

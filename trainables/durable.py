@@ -1,4 +1,4 @@
-"""Durable files (DESIGN.md, house rule 8): temporary file, fsync, rename, fsync of the folder."""
+"""Durable files (DESIGN.md, house rule 10): temporary file, fsync, rename, fsync of the folder."""
 
 from __future__ import annotations
 

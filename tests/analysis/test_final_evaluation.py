@@ -293,7 +293,7 @@ def test_changed_weights_and_changed_data_are_refused(study: Layout) -> None:
 
 
 def test_only_the_sealed_file_opens_the_test_split() -> None:
-    """House rule 6: besides the data package itself, its doctor and the forms' own tests, nobody calls open_test."""
+    """House rule 8: besides the data package itself, its doctor and the forms' own tests, nobody calls open_test."""
     allowed = {"analysis/final_evaluation.py", "trainables/data/dataset.py", "trainables/data/doctor.py"}
     callers = set()
     for path in (p for folder in ("analysis", "study", "trainables") for p in (ROOT / folder).rglob("*.py")):

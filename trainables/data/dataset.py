@@ -1,6 +1,6 @@
 """What a training sees: the train list, checked, split by scene, thinned and paired as its settings say.
 
-The test split is opened by `open_test` alone (DESIGN.md, house rule 6).
+The test split is opened by `open_test` alone (DESIGN.md, house rule 8).
 """
 
 from __future__ import annotations
