@@ -1,4 +1,4 @@
-"""What the sealed test said: the stored scores of analysis/final_evaluation.py as answers, figures and tables.
+"""Report section on the sealed test: the stored scores of analysis/final_evaluation.py as answers, figures and tables.
 
 Nothing here opens the test. Intervals are paired bootstraps clustered by scene; pooled protocols have none.
 """
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 def build(tables: StudyTables) -> Section:
-    """The section from what is stored; says so while the test is sealed."""
+    """The section from the stored scores; one sentence while the test is sealed."""
     document, scores = tables.evaluation, tables.extras.get("scores")
     if not document or scores is None:
         reasons = tables.unfinished()

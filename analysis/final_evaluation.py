@@ -70,7 +70,7 @@ def open_once(tables: StudyTables, again: str | None) -> None:
     tables.evaluation.clear()
     if again is not None or not (folder / sealed.DONE).exists():
         if missing := tables.unfinished():
-            raise UserError(f"the study has not ended ({'; '.join(missing)}); go on by study.run --resume")
+            raise UserError(f"the study has not ended ({'; '.join(missing)}); continue it with study.run --resume")
         if not tables.judge_unchanged and len(tables.trials):
             raise UserError("the judge's settings in the ledger are not those hashed before the first training; "
                             "restore the ledger")  # fmt: skip
@@ -200,7 +200,7 @@ def score_test(
 
 
 def _failed(row: Mapping[str, Any]) -> bool:
-    """Whether the prediction was no number; None, nothing to measure, is no failure. Parquet keeps both as null."""
+    """Whether the prediction was NaN; None (nothing to measure) is not a failure. Parquet keeps both as null."""
     return any(isinstance(value, float) and math.isnan(value) for value in row.values())
 
 

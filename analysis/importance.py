@@ -1,4 +1,4 @@
-"""What matters: which searched settings move the judged metric, which make a training diverge, on how many trials.
+"""Importance of the searched settings: for the judged metric and for divergence, with the number of trials.
 
 Importance by Optuna (PED-ANOVA: what separates the best tenth; fANOVA: share of variance by a forest) over complete
 trials; pruned ones stopped at another number of images and are left out. A setting is called to matter only when a
@@ -42,7 +42,7 @@ Row = dict[str, Any]
 
 
 def analyse(tables: StudyTables) -> Section:
-    """The section; one line where the search cannot carry more."""
+    """The section; one line where the search has too few trials for more."""
     judge = tables.judge
     search = tables.phase("search")
     ended = search[search["outcome"].isin([Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED])]
@@ -94,10 +94,10 @@ def _headline(answers: Sequence[str], effects: Sequence[Row], judge: Judge) -> H
     unit = unit_of(judge.metric)
     clear = [row for row in effects if row["distinguishable"]]
     said = (
-        f"{len(clear)} of {counted(len(effects), 'setting')} compared can be told from chance; a hint, no proof, for "
-        "the sampler chose the trials."
+        f"{len(clear)} of {counted(len(effects), 'setting')} compared stand out from chance; a hint, not a proof, "
+        "for the sampler chose the trials."
         if clear
-        else f"None of {len(effects)} compared settings can be told from chance; the strongest are listed."
+        else f"None of {len(effects)} compared settings stands out from chance; the strongest are listed."
     )
     rows = [
         {

@@ -1,7 +1,7 @@
-"""Did it learn? The judged checkpoint of each recipe, and the champion, on a handful of validation frames.
+"""Learning check of the judged checkpoint of each recipe, and of the champion, on a few validation frames.
 
 A published system described its failures only in words ("all gray", "only learned edges or colour hues": FACTS.md
-section 7, relative_unet), and a mean error alone does not tell them apart: trainables/diagnosis.py does. What was
+section 7, relative_unet), and a mean error alone does not distinguish them: trainables/diagnosis.py does. What was
 measured stays in evaluation/learned.json under the SHA-256 of the weights, and in the released table, so that a report
 can be made again when the checkpoints are gone. The test split is never read here.
 """
@@ -47,7 +47,7 @@ Row = dict[str, Any]
 
 
 def analyse(tables: StudyTables) -> Section:
-    """The section; measures what has not been measured yet and is within reach."""
+    """The section; diagnoses each checkpoint without a stored diagnosis, where it can be read."""
     if tables.layout is None:
         stored = tables.extras.get("learned")
         if stored is None:
@@ -69,7 +69,7 @@ def analyse(tables: StudyTables) -> Section:
 
 
 def judged_trainings(tables: StudyTables) -> dict[str, list[str]]:
-    """Keys of the trainings that are asked about, with their roles: as the sealed test's list, and earlier stages."""
+    """Keys of the trainings to check, with their roles: as the sealed test's list, and earlier stages."""
     roles: dict[str, list[str]] = {}
     chosen = selection.choose(tables)
     if chosen is None or tables.judge is None:

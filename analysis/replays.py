@@ -1,4 +1,4 @@
-"""Replayed spikes: what each looks like from the snapshot before it, with its worst sample and without.
+"""Replayed spikes: each from the snapshot before it, with its worst sample and without.
 
 `python -m analysis.spikes STUDY --replay` trains those few steps again and keeps them in trials/KEY/replays/; every
 later report shows what is kept.

@@ -139,7 +139,7 @@ def _free(folder: Path) -> Path:
     for name in (FILES, PAGE_FILE):
         if (folder / name).exists() and not (folder / FILES / TABLE).is_file():
             raise UserError(
-                f"{folder / name}: is no report of this command, which would replace it; move one of the two"
+                f"{folder / name}: not a report of this command, which would replace it; move one of the two"
             )
     return folder
 

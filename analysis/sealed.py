@@ -1,4 +1,4 @@
-"""What lies in results/NAME/evaluation/: the frozen list and its hash, the openings and their count, the scores.
+"""Files of the sealed test in results/NAME/evaluation/: the frozen list with its hash, openings, scores.
 
     list.json         what will be scored, written first; the lists before it are kept as list-<hash>.json
     openings.json     when the test was opened, why, and where that is counted; written before anything is scored

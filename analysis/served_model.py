@@ -1,4 +1,4 @@
-"""What MLflow serves: an image in, its depth in metres out; models from code, no pickle (house rule 2).
+"""Model that MLflow serves: an image in, its depth in metres out; models from code, no pickle (house rule 2).
 
 MLflow runs this file itself to load the model, so its top imports only MLflow and `trainables`, which travels with it.
 

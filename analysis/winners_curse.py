@@ -1,4 +1,4 @@
-"""How much of the search's best values was luck: what the search said of a setting against its fresh seeds."""
+"""Winner's curse: the search's value of a setting against the values of its fresh seeds."""
 
 from __future__ import annotations
 

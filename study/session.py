@@ -1,4 +1,4 @@
-"""Which training comes next, and what became of each: the ledger's side of the search.
+"""Run of a study over its ledger: which training comes next, and how each ended.
 
 A session plans the next training, takes reports, decides who is stopped and writes outcomes. A training whose worker
 ends without a word is started again from its checkpoint; it has failed when the next one ends so, too, before anything

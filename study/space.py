@@ -1,4 +1,4 @@
-"""The search space: paths into a training's settings, their ranges, what may be combined with what, and the pruner."""
+"""Search space: paths into a training's settings, their ranges, conditions between them, and the pruner."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Dimension:
         return min(max(self._number(math.exp(value) if self.log else value), self.low), self.high)
 
     def distribution(self) -> BaseDistribution:
-        """The dimension as Optuna keeps it; a choice that is no scalar is kept as JSON."""
+        """The dimension as Optuna keeps it; a choice that is not a scalar is kept as JSON."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.choices:
@@ -121,7 +121,7 @@ def _dimension(study: Study, path: str, base: Mapping[str, Any]) -> Dimension:
         raise UserError(f"{where} cannot be searched: the trials could not be compared; remove it")
     if unknown := set(given) - {"low", "high", "scale", "choices", "when"}:
         name = min(unknown)
-        raise UserError(f"{where}.{name} is no setting{nearest(name, ('low', 'high', 'scale', 'choices', 'when'))}")
+        raise UserError(f"{where}.{name} is not a setting{nearest(name, ('low', 'high', 'scale', 'choices', 'when'))}")
     when = _conditions(study, path, given.get("when"), base)
     within = study.within(f"search.space.{path}")
     if "choices" in given:

@@ -1,4 +1,4 @@
-"""The mirror: MLflow shows what ledger and results folder hold, and can be refilled from them at any time.
+"""MLflow mirror of ledger and results folder, which can be filled again from them at any time.
 
 One parent run per study, flat children found by their tag. The results folder is the spool: a training's reports are
 sent again with their original times, which MLflow stores once. A thread of the driver does it all, so no call to MLflow
@@ -71,7 +71,7 @@ def check_reachable(uri: str) -> None:
     if file is not None:
         folder = file.parent
         if not os.access(folder, os.W_OK):
-            raise UserError(f"tracking.uri: {folder} is no folder that can be written to; name another file or null")
+            raise UserError(f"tracking.uri: {folder} is not a writable folder; name another file or null")
     elif parts.scheme in ("http", "https"):
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)

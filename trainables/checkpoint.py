@@ -40,7 +40,7 @@ ADVICE = "restore it from a copy, or remove the training's folder to train it ag
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A training's state on the CPU: tensors copied, so that the training can go on while it is written."""
+    """A training's state on the CPU: tensors copied, so that the training can continue while it is written."""
 
     weights: dict[str, Tensor]
     optimiser: dict[str, Tensor] | None

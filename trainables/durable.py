@@ -15,7 +15,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the file in an error of writing it, which Python does only in one of opening it."""
+    """Add the file's name to an error of writing, as Python does only for an error of opening."""
     try:
         yield
     except OSError as error:
@@ -46,7 +46,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Durably replace a JSON file; NaN and infinity are refused (they are no JSON)."""
+    """Durably replace a JSON file; NaN and infinity are refused (JSON has neither)."""
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 

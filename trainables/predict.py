@@ -51,7 +51,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
             file.load()
             upright = ImageOps.exif_transpose(file)
     except UnidentifiedImageError as error:
-        raise UserError(f"{path}: is no picture that can be read; give a PNG, JPEG, TIFF or WebP file") from error
+        raise UserError(f"{path}: this is not a readable picture; give a PNG, JPEG, TIFF or WebP file") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: {error}; give a smaller picture") from error
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:  # what Pillow raises for damaged files

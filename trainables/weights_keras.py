@@ -61,7 +61,7 @@ def module_of(layer: str) -> str | None:
 
 
 def read_h5(path: Path) -> tuple[Weights, dict[str, Any] | None]:
-    """Layers' weights, and the stored graph if there is one. Raises UserError for what is no Keras file of floats."""
+    """Layers' weights, and the stored graph if there is one. Raises UserError unless it is a Keras file of floats."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; {ADVICE}")
     try:
@@ -98,7 +98,7 @@ def _layer(group: Any, path: Path) -> dict[str, NDArray[np.float32]]:
     for name in _texts(group.attrs.get("weight_names", ())):
         data = _own(group, name, path)
         if not isinstance(data, h5py.Dataset) or data.dtype.kind != "f" or data.is_virtual or data.external:
-            raise UserError(f"{path}: {name} is no plain array of floating-point numbers; {ADVICE}")
+            raise UserError(f"{path}: {name} is not a plain array of floating-point numbers; {ADVICE}")
         if data.size > MAX_VALUES:
             raise UserError(f"{path}: {name} claims {data.size:,} numbers; {ADVICE}")
         values = np.asarray(data[()], dtype=np.float32)
@@ -134,7 +134,7 @@ def settings_of(layers: Weights, graph: dict[str, Any] | None, path: Path) -> di
     missing = {"conv2", "conv3", "bn"} - layers.keys()
     if not names or missing or "kernel" not in layers["conv2"] or layers["conv2"]["kernel"].ndim != 4:
         what = f"it has no layer {sorted(missing)[0]}" if missing else f"dense blocks of {list(blocks)} layers"
-        raise UserError(f"{path}: is no DenseDepth model ({what}); {ADVICE}")
+        raise UserError(f"{path}: this is not a DenseDepth model ({what}); {ADVICE}")
     channels, first = layers["conv2"]["kernel"].shape[2:]
     activations = 4 if graph is None else json.dumps(graph).count('"class_name": "LeakyReLU"')
     return {

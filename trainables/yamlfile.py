@@ -1,4 +1,4 @@
-"""YAML as this project reads it: `1e-5` is a number, `no` stays a word, a key given twice is an error.
+"""YAML with this project's rules: `1e-5` is a number, `no` stays a word, a key given twice is an error.
 
 Every value remembers its line, so that whoever validates it can say where it stands. Anchors, aliases and tags are
 refused: settings are plain, and a cycle or a Python object has no place in them.

@@ -217,7 +217,7 @@ def test_a_strangers_table_writes_and_connects_nowhere_else(
     thesis.parent.mkdir()
     thesis.write_text("mine")
     assert report.main(["--from-table", str(released)]) == 2 and thesis.read_text() == "mine"
-    assert "is no report of this command" in capsys.readouterr().err
+    assert "not a report of this command" in capsys.readouterr().err
     assert store.run_pages(loaded) == {}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["paper"]
 

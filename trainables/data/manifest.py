@@ -1,4 +1,4 @@
-"""A data set's manifest: SHA-256 of all it is made of, against which later reads are checked.
+"""Manifest of a data set: SHA-256 of all its files or frames, against which later reads are checked.
 
     {"sha256": total, "files": {path: digest}, "members": {name: digest}, "arrays": {id: [rgb, depth, raw depth]}}
 
@@ -91,7 +91,7 @@ def _names(frames: FrameList) -> list[str]:
 
 
 def steps(splits: Sequence[FrameList]) -> int:
-    """How often `build` calls its `step`."""
+    """Number of times that `build` calls its `step`."""
     frames = [f for f in splits if not (isinstance(f.reader, KaggleReader) and isinstance(f.reader.files, FolderFiles))]
     packed = sum(len(_names(f)) if isinstance(f.reader, KaggleReader) else len(f) for f in frames)
     return len(whole_files(splits)[1]) + packed
