@@ -123,7 +123,7 @@ def _pruning(tables: StudyTables) -> list[str]:
     saved = _saved_hours(tables)
     return [
         f"Pruning {pruned} of {len(search)} search trials saved about {duration(3600 * saved)} of training time "
-        f"({number(devices(tables) * saved)} device-hours), had they gone on at their own speed to their budget."
+        f"({number(devices(tables) * saved)} device-hours), had they continued at their own speed to their budget."
     ]
 
 
@@ -259,7 +259,7 @@ def _judged(tables: StudyTables) -> str:
         return f"Study {tables.name}; no judge's hash is in its ledger."
     return (
         f"Study {tables.name}: the judge's settings in its ledger are not those hashed before the first training, so "
-        "its choice proves nothing; restore the ledger."
+        "its choice is not valid; restore the ledger."
     )
 
 

@@ -231,7 +231,7 @@ def _protocol_table(entries: Mapping[str, Row]) -> Table:
     frame = frame[[c for c in frame.columns if c not in last] + last]
     against = dict.fromkeys(reason for entry in entries.values() for reason in obstacles(entry))
     note = "Every entry of the frozen list under every protocol; `comparable`: with numbers published under that name."
-    note += f" What no protocol mends: {'; '.join(against)}." if against else ""
+    note += f" What no protocol changes: {'; '.join(against)}." if against else ""
     return Table("evaluation-protocols", "All protocols side by side", frame, note, {"rmse": "m", "sq_rel": "m"})
 
 

@@ -41,7 +41,7 @@ NOTE = (
     "spread_ratio, across_ratio: how much predictions vary within a frame, and at a pixel across frames, over the "
     "truth (ln depth). error_ratio: abs_rel over that of the training frames' mean depth map; relative depth is fitted "
     "to each frame first, and so is the map. Correlations: of ln prediction with ln truth, with luminance (absolute), "
-    "and of ln truth with luminance. Low spread is constant; an error ratio near 1 learned nothing of the frame."
+    "and of ln truth with luminance. Low spread is constant; an error ratio near 1 is no better than the mean map."
 )
 Row = dict[str, Any]
 

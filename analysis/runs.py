@@ -108,9 +108,7 @@ def layout_of(study: str | Path) -> Layout:
             return Layout(root.resolve())
     known = sorted(path.parent.name for path in RESULTS.glob("*/study.yaml"))
     hint = nearest(str(study), known) or (f"; there are {', '.join(known)}" if known else "")
-    raise UserError(
-        f"{study}: no study of that name in {RESULTS}/ and no results folder{hint}; run it by study.run first"
-    )
+    raise UserError(f"{study}: neither a study in {RESULTS}/ nor a results folder{hint}; run it with study.run first")
 
 
 def load(study: str | Path) -> StudyTables:
@@ -275,5 +273,5 @@ def tracking_store(tables: StudyTables) -> Iterator[Any]:
     except (mlflow.exceptions.MlflowException, SQLAlchemyError, ConnectionError) as error:
         cause = masked(str(error).splitlines()[0])
         raise UserError(
-            f"tracking.uri: the store {masked(uri)} does not take part ({cause}); start or mend it"
+            f"tracking.uri: the store {masked(uri)} cannot be used ({cause}); start or repair it"
         ) from error

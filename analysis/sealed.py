@@ -108,7 +108,7 @@ def openings(folder: Path) -> list[dict[str, Any]]:
     try:
         return list(json.loads(path.read_text())) if path.exists() else []
     except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}); restore it") from error
+        raise UserError(f"{path} is damaged ({error}); restore it") from error
 
 
 def most(known: Sequence[Mapping[str, Any]], digest: str) -> int:

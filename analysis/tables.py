@@ -125,7 +125,7 @@ def refuse_ablations(where: Path, phases: Collection[str]) -> None:
     """Refuse paired trainings of the phase that claims have taken the place of: their pairs are written otherwise."""
     if "ablate" in phases:
         raise UserError(
-            f"{where}: holds trainings of the phase ablate, of a version before claims; report it with that version"
+            f"{where} holds trainings of the phase ablate, of a version before claims; report it with that version"
         )
 
 

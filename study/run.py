@@ -197,7 +197,7 @@ def _answering(url: str | None) -> Iterator[None]:
         if url is None:
             raise
         cause = masked(str(error.__cause__ or error).splitlines()[0])
-        raise UserError(f"ledger: {masked(url)} fails ({cause}); nothing is lost: mend it, then --resume") from error
+        raise UserError(f"ledger: {masked(url)} fails ({cause}); nothing is lost: repair it, then --resume") from error
 
 
 def _open(study: Study, layout: Layout) -> Ledger:
@@ -228,7 +228,7 @@ def _sync(study: Study, layout: Layout) -> Any:
 
     uri = study.config.tracking.uri
     if uri is None:
-        raise UserError(f"{study.document.where('tracking.uri')}: is null, so there is nothing to refill; name a store")
+        raise UserError(f"{study.document.where('tracking.uri')} is null, so there is nothing to refill; name a store")
     if not layout.ledger.exists() and study.config.ledger is None:
         raise UserError(f"{layout.root}: no such study has run; start it without --sync")
     check_reachable(uri)

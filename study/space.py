@@ -102,7 +102,7 @@ def read_space(study: Study, base: Mapping[str, Any]) -> list[Dimension]:
         ]
         if not ready:
             circle = ", ".join(p for p in dimensions if p not in ordered)
-            raise UserError(f"{study.document.where('search.space')}: `when` goes in a circle among {circle}")
+            raise UserError(f"{study.document.where('search.space')}: `when` conditions form a cycle: {circle}")
         ordered |= {d.path: d for d in ready}
     _combinations(study, list(ordered.values()))
     _objectives(study)
@@ -156,7 +156,7 @@ def _range(given: Mapping[str, Any], path: str, within: Document, when: Any, *, 
         if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not math.isfinite(bound):
             raise UserError(f"{within.where(name)}: write a finite number, not {bound!r}")
         if integer and bound != int(bound):
-            raise UserError(f"{within.where(name)}: {path} is a whole number; {bound!r} is none")
+            raise UserError(f"{within.where(name)}: {path} takes whole numbers; {bound!r} is not one")
     if low >= high:
         raise UserError(
             f"{within.where('low')}: low ({low}) must be below high ({high}); an empty range has nothing to search"

@@ -85,7 +85,7 @@ def check_reachable(uri: str) -> None:
         finally:
             connection.close()
         if status >= 500:
-            raise UserError(f"tracking.uri: {shown} answers with error {status}; mend it, or use tracking.uri: null")
+            raise UserError(f"tracking.uri: {shown} answers with error {status}; repair it, or use tracking.uri: null")
     else:
         from sqlalchemy import create_engine
         from sqlalchemy.exc import SQLAlchemyError

@@ -13,7 +13,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 class UserError(Exception):
-    """A mistake the user can mend; its text is one sentence naming file and key and what to do (exit code 2)."""
+    """A mistake of the user; its text is one sentence naming file and key and what to do (exit code 2)."""
 
 
 class Blocked(UserError):

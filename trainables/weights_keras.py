@@ -68,12 +68,12 @@ def read_h5(path: Path) -> tuple[Weights, dict[str, Any] | None]:
         with h5py.File(path, "r") as file:
             group = _own(file, "model_weights", path) if "model_weights" in file else file
             if "layer_names" not in group.attrs:
-                raise UserError(f"{path}: is HDF5 but holds no Keras model (no layer_names); {ADVICE}")
+                raise UserError(f"{path} is HDF5 but holds no Keras model (no layer_names); {ADVICE}")
             layers = {name: _layer(_own(group, name, path), path) for name in _texts(group.attrs["layer_names"])}
             stored = file.attrs.get("model_config")
             graph = None if stored is None else json.loads(stored)
     except (OSError, KeyError, ValueError, RuntimeError) as error:  # what h5py raises for damaged files
-        raise UserError(f"{path}: cannot be read as a Keras HDF5 file ({error}); {ADVICE}") from error
+        raise UserError(f"{path} cannot be read as a Keras HDF5 file ({error}); {ADVICE}") from error
     return {name.replace("/", "_"): weights for name, weights in layers.items() if weights}, graph
 
 
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def body(args: argparse.Namespace) -> dict[str, Any]:
         if args.out.exists():
-            raise UserError(f"{args.out}: exists already; name a new folder")
+            raise UserError(f"{args.out} already exists; name a new folder")
         model, config = convert(args.file)
         write_checkpoint(args.out, snapshot_of(model, args.file), config)
         parameters = sum(p.numel() for p in model.parameters())

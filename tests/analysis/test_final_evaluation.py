@@ -277,7 +277,7 @@ def test_relative_depth_is_headlined_by_its_own_protocol_and_never_comparable(
 def test_a_store_that_does_not_answer_keeps_the_test_sealed(study: Layout) -> None:
     give_tracking(study, "http://127.0.0.1:9")
     section = final_evaluation.analyse(runs.load(study.root))
-    assert not section.data["opened"] and "does not take part" in section.answers[0]
+    assert not section.data["opened"] and "cannot be used" in section.answers[0]
     assert not (study.evaluation / "scores.parquet").exists()
 
 

@@ -232,7 +232,7 @@ def table(document: dict[str, Any]) -> str:
     if len(rows) > LISTED:
         lines.append(f"    ... and {len(rows) - LISTED} more in doctor.json")
     lines.append(
-        "  training would be harmed; mend the data or exclude what is named" if document["harmful"] else "  healthy"
+        "  harmful to a training; repair the data or exclude the named frames" if document["harmful"] else "  healthy"
     )
     return "\n".join(lines)
 
