@@ -74,7 +74,7 @@ def _steps(tables: StudyTables, verdicts: Sequence[tuple[str, str]]) -> Iterator
 
 
 def seeds_needed(verdicts: Sequence[tuple[str, str]]) -> int | None:
-    """The seeds on which every claim that cannot be told would be, as far as MOST_SEEDS do; None: no such claim."""
+    """The seeds at which the rule would decide every undecided claim, MOST_SEEDS at most; None: no such claim."""
     needed = [n for _, words in verdicts if (n := _needed(words)) is not None]
     return max(needed, default=None)
 

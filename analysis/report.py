@@ -191,7 +191,7 @@ def mirror(tables: StudyTables, sections: Sequence[Section], folder: Path) -> No
 
 
 def _literal(text: str) -> str:
-    """Text as Markdown shows it: a name in it is no link, picture or HTML."""
+    """Text as Markdown shows it: a name in it becomes neither link, picture nor HTML."""
     return re.sub(r"([\\`*_{}\[\]<>#|~!$&@/]|(?<=www)\.)", r"\\\1", " ".join(page.spelled(text).split()))
 
 

@@ -94,7 +94,7 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
     signal.signal(signal.SIGTERM, terminate)  # Ray puts its own
     for name in ("ray.tune", "ray.tune.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # What died is told once, by the ledger; Ray has no switch for what its raylet says of it on the screen.
+    # The ledger reports what died, once; Ray has no switch for what its raylet says of it on the screen.
     ray._private.worker.print_to_stdstream = lambda data, **rest: logging.getLogger("study").debug("%s", data)
     node = ray._private.worker.global_worker.node
     try:

@@ -1,7 +1,7 @@
 """Run of a study over its ledger: which training comes next, and how each ended.
 
 A session plans the next training, takes reports, decides who is stopped and writes outcomes. A training whose worker
-ends without a word is started again from its checkpoint; it has failed when the next one ends so, too, before anything
+ends silently is started again from its checkpoint; it has failed when the next one ends so, too, before anything
 new is reported. Trainings that the ledger holds as running when a study resumes are started again: same number, same
 settings.
 """
@@ -114,7 +114,7 @@ class Session:
         self.stop_file.touch()
 
     def stopped(self) -> bool:
-        """Whether all have stopped that were told to, or had the time for it."""
+        """Whether all have stopped, or have had the time to."""
         ended = all(live.told is not None for live in self.live.values()) or time.monotonic() > self.stop_by
         return self.crash is not None or (self.stopping and ended)
 
@@ -189,7 +189,7 @@ class Session:
         return found
 
     def _died(self, entry: Entry, detail: str) -> dict[str, Any] | None:
-        """What a death without a word means; None: the training is started again."""
+        """The outcome after a silent death; None: the training is started again."""
         kills = self.memory_kills()
         starved = kills > self.kills_before or "low on memory" in detail or "OutOfMemory" in detail
         self.kills_before = kills
@@ -199,7 +199,7 @@ class Session:
         self.ledger.count_death(entry)
         if entry.deaths <= DEATHS_ALLOWED:
             return None
-        reason = f"its process died {entry.deaths} times without a word"
+        reason = f"its process died {entry.deaths} times without an error"
         return {"outcome": Outcome.FAILED, "reason": reason, "detail": detail}
 
     def _finish(self, entry: Entry, told: dict[str, Any], summary: dict[str, Any] | None) -> None:

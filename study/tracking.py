@@ -110,7 +110,7 @@ class Client:
         from mlflow import MlflowClient  # sets its loggers anew
 
         logging.getLogger("alembic").setLevel(logging.ERROR)
-        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # a failed call is told in a sentence, by the mirror
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # the mirror reports a failed call in a sentence
         self.layout, self.study, self.data = layout, study, data
         with store_lock(uri):
             self.client = MlflowClient(tracking_uri=uri)

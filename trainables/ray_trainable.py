@@ -49,7 +49,7 @@ class TrainingWorker(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take up a training; nothing is done before the first step, where errors are told."""
+        """Take up a training; nothing is done before the first step, which reports errors."""
         self._spec = config
         os.chdir(config["cwd"])  # a cluster's workers start elsewhere
         self._iterator: Iterator[dict[str, Any]] | None = None
@@ -79,7 +79,7 @@ class TrainingWorker(tune.Trainable):
         try:
             report = next(self._open(), None)
         except (RayActorError, PeerLost):
-            raise  # one of its processes died without a word, and so it does
+            raise  # one of its processes died silently, and so does it
         except (Exception, SystemExit) as error:  # told to the driver here, raised in the next step: nothing is caught
             self._error = error if isinstance(error, Exception) else RuntimeError(f"the training called exit ({error})")
             return {"told": json.dumps(_told(error))}

@@ -91,7 +91,7 @@ def _names(frames: FrameList) -> list[str]:
 
 
 def steps(splits: Sequence[FrameList]) -> int:
-    """Number of times that `build` calls its `step`."""
+    """How often `build` calls its `step`."""
     frames = [f for f in splits if not (isinstance(f.reader, KaggleReader) and isinstance(f.reader.files, FolderFiles))]
     packed = sum(len(_names(f)) if isinstance(f.reader, KaggleReader) else len(f) for f in frames)
     return len(whole_files(splits)[1]) + packed
