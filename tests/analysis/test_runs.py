@@ -103,7 +103,7 @@ def test_the_released_table_gives_the_same_study(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(loaded.reports.reset_index(drop=True), again.reports, check_dtype=False)
     assert again.judge == loaded.judge and again.study == loaded.study
     pd.testing.assert_frame_equal(again.extras["spikes.spikes"], loaded.extras["spikes.spikes"])
-    with pytest.raises(UserError, match="no released table"):
+    with pytest.raises(UserError, match="not a released table"):
         tables.read_table(layout.study_file)
 
 

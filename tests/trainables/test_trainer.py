@@ -157,7 +157,7 @@ def test_resume_refuses_other_settings_and_damaged_checkpoints(tiny_config: Make
     damaged = bytearray(weights.read_bytes())
     damaged[-5] ^= 1
     weights.write_bytes(damaged)
-    with pytest.raises(UserError, match=r"weights\.safetensors: has changed"):
+    with pytest.raises(UserError, match=r"weights\.safetensors has changed"):
         train(tiny_config(), tmp_path)
 
 
