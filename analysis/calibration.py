@@ -1,4 +1,4 @@
-"""Scores one checkpoint, of no study, on a test split under every protocol: is this project's ruler the published one?
+"""Calibration: one checkpoint, of no study, scored on a test split under every protocol, beside published numbers.
 
     python -m trainables.weights_keras nyu.h5 --out released
     python -m analysis.calibration released --data-root nyu_test.zip --source eigen

@@ -1,4 +1,4 @@
-"""What was claimed, and does it hold? Each claim's paired trainings, judged by rule (analysis/verdicts.py).
+"""Verdicts on a study's claims, from the paired trainings of each, by rule (analysis/verdicts.py).
 
 A pair shares seed, order and budget. A pair with a training that did not complete is counted, not used: that an arm
 makes trainings diverge is said in the reason. What is measured stands in analysis/quantities.py.
@@ -170,7 +170,7 @@ def _words(estimate: intervals.Estimate, claim: Claim, name: str, unit: str) -> 
 
 
 def _lost(claim: Claim, a: Mapping[int, pairs.Row], b: Mapping[int, pairs.Row]) -> str:
-    """What became of trainings that are no pair."""
+    """Outcomes of trainings without a partner."""
     seeds = len(claim.seeds)
     if len(pairs.complete(a, b)) == seeds:
         return ""

@@ -1,4 +1,4 @@
-"""Two studies side by side, and which of their differences make them incomparable."""
+"""Comparison of two studies, with the differences that make them incomparable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What it took and what it was made from: time, memory, waiting and disk; the data; provenance."""
+"""Cost, data and provenance of a study: time, memory, waiting, disk; frames and splits; versions and hashes."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _pruning(tables: StudyTables) -> list[str]:
     saved = _saved_hours(tables)
     return [
         f"Pruning {pruned} of {len(search)} search trials saved about {duration(3600 * saved)} of training time "
-        f"({number(devices(tables) * saved)} device-hours), had they gone on at their own speed to their budget."
+        f"({number(devices(tables) * saved)} device-hours), had they continued at their own speed to their budget."
     ]
 
 
@@ -154,7 +154,7 @@ def _disk(root: Path) -> pd.DataFrame:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a reader says them."""
+    """Seconds in words."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
@@ -178,7 +178,7 @@ def _draw_times(canvas: Canvas, data: pd.DataFrame) -> None:
 
 
 def data(tables: StudyTables) -> Section:
-    """Which frames, split how; what was left out."""
+    """Section on the data: its frames, their split, and those left out."""
     config = tables.trials[[c for c in tables.trials.columns if c.startswith("config.data.")]]
     first = tables.trials.iloc[0] if len(tables.trials) else pd.Series(dtype=object)
     train, held = (_count(first.get(f"summary.{name}")) for name in ("train_frames", "validation_frames"))
@@ -230,7 +230,7 @@ def _count(value: Any) -> str:
 
 
 def provenance(tables: StudyTables, made: Mapping[str, Any]) -> Section:
-    """What a stranger needs to trust and repeat the study. `made`: facts of the report itself."""
+    """Section on provenance: what it takes to repeat the study. `made`: facts of the report itself."""
     judge = {} if tables.judge is None else {f"judge.{k}": v for k, v in vars(tables.judge).items()}
     facts = {"study": tables.name, "judge's SHA-256, from before the first training": tables.judge_hash, **judge}
     facts |= {f"environment.{k}": v for k, v in _flat(tables.environment).items()} | dict(made)
@@ -259,7 +259,7 @@ def _judged(tables: StudyTables) -> str:
         return f"Study {tables.name}; no judge's hash is in its ledger."
     return (
         f"Study {tables.name}: the judge's settings in its ledger are not those hashed before the first training, so "
-        "its choice proves nothing; restore the ledger."
+        "its choice is not valid; restore the ledger."
     )
 
 

@@ -1,4 +1,4 @@
-"""The searched settings as the analysis sees them: the resolved value of every trial, in bins that a sentence can name.
+"""Searched settings of a study: the resolved value of every trial, and named bins of values.
 
 The resolved settings are used, not the sampler's parameters: the first trial is the recipe's own setting and may lie
 outside the space, and conditional settings have a value in every trial.

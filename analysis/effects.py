@@ -1,4 +1,4 @@
-"""What a setting does in a search, bin against bin, told apart from chance.
+"""Effect of a setting in a search, bin against bin, with interval and permutation test.
 
 Every setting is asked about, and its best and worst bins are picked after a look at their means. Both are paid for: p
 values are corrected over settings (Holm), an interval is widened over pairs of bins (Bonferroni).

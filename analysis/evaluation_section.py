@@ -1,4 +1,4 @@
-"""What the sealed test said: the stored scores of analysis/final_evaluation.py as answers, figures and tables.
+"""Report section on the sealed test: the stored scores of analysis/final_evaluation.py as answers, figures and tables.
 
 Nothing here opens the test. Intervals are paired bootstraps clustered by scene; pooled protocols have none.
 """
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 def build(tables: StudyTables) -> Section:
-    """The section from what is stored; says so while the test is sealed."""
+    """The section from the stored scores; one sentence while the test is sealed."""
     document, scores = tables.evaluation, tables.extras.get("scores")
     if not document or scores is None:
         reasons = tables.unfinished()
@@ -230,7 +230,7 @@ def _protocol_table(entries: Mapping[str, Row]) -> Table:
     frame = frame[[c for c in frame.columns if c not in last] + last]
     against = dict.fromkeys(reason for entry in entries.values() for reason in obstacles(entry))
     note = "Every entry of the frozen list under every protocol; `comparable`: with numbers published under that name."
-    note += f" What no protocol mends: {'; '.join(against)}." if against else ""
+    note += f" What no protocol changes: {'; '.join(against)}." if against else ""
     return Table("evaluation-protocols", "All protocols side by side", frame, note, {"rmse": "m", "sq_rel": "m"})
 
 

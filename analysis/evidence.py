@@ -1,4 +1,4 @@
-"""What the frames of suspect samples show: the doctor's findings on them, and pictures beside a prediction.
+"""Frames of suspect samples: the doctor's findings on them, and pictures beside a prediction.
 
 Losses say that a sample is unlike the others, frames say why. Small training sets are examined whole; of large ones
 the most suspicious samples with their neighbours, which the doctor compares them with.
@@ -122,7 +122,7 @@ def _checkpoint(tables: StudyTables) -> Path | None:
 
 
 def with_findings(suspects: pd.DataFrame, found: pd.DataFrame, weight: float, threshold: float) -> pd.DataFrame:
-    """Suspects with what their frames show; a finding adds `weight` to the suspicion, and the order is made again."""
+    """Suspects with the findings on their frames; a finding adds `weight` to the suspicion, and the order follows."""
     merged = (
         suspects.merge(found, on="sample", how="left") if len(found) else suspects.assign(finding=None, detail=None)
     )

@@ -1,4 +1,4 @@
-"""What a protocol alone does to a number, measured on one set of predictions (FACTS.md sections 5 and 6).
+"""Effect of protocols on a number, measured on one set of predictions (FACTS.md sections 5 and 6).
 
 Three published puzzles: the repository's pooled RMSE and swapped arguments, Michigan's mixed comparison row, and a
 structural similarity "higher than the paper's" whose data range nobody states.
@@ -18,7 +18,7 @@ from analysis.section import Figure, Table, number
 from analysis.tables import StudyTables
 
 Row = dict[str, Any]
-MEANINGLESS_SSIM = 0.5  # a similarity that a random guess exceeds tells nothing of a model
+MEANINGLESS_SSIM = 0.5  # a similarity that a random guess exceeds says nothing of a model
 
 
 def explained(entries: Mapping[str, Row], champion: str | None) -> list[str]:

@@ -1,6 +1,6 @@
 """The sealed test: one frozen, hashed list is scored once, and the opening is recorded before a prediction is scored.
 
-`score_test` is the only function of the project that scores targets of the test split (DESIGN.md, house rule 6). The
+`score_test` is the only function of the project that scores targets of the test split (DESIGN.md, house rule 8). The
 list is written first: the champion, the other seeds of its confirmation, the judged checkpoint of each recipe, and two
 baselines. Scores are kept per image and used again; `--again REASON` opens once more, and that is counted too. What is
 kept, and how it is counted: analysis/sealed.py.
@@ -71,7 +71,7 @@ def open_once(tables: StudyTables, again: str | None) -> None:
     tables.evaluation.clear()
     if again is not None or not (folder / sealed.DONE).exists():
         if missing := tables.unfinished():
-            raise UserError(f"the study has not ended ({'; '.join(missing)}); go on by study.run --resume")
+            raise UserError(f"the study has not ended ({'; '.join(missing)}); continue it with study.run --resume")
         if not tables.judge_unchanged and len(tables.trials):
             raise UserError("the judge's settings in the ledger are not those hashed before the first training; "
                             "restore the ledger")  # fmt: skip
@@ -202,7 +202,7 @@ def score_test(
 
 
 def _failed(row: Mapping[str, Any]) -> bool:
-    """Whether the prediction was no number; None, nothing to measure, is no failure. Parquet keeps both as null."""
+    """Whether the prediction was NaN; None (nothing to measure) is not a failure. Parquet keeps both as null."""
     return any(isinstance(value, float) and math.isnan(value) for value in row.values())
 
 

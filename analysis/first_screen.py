@@ -1,4 +1,4 @@
-"""The report's first screen: what was studied on what data, then each section's headline, then what to do next.
+"""First screen of the report: what was studied on what data, each section's headline, what to do next.
 
 Headlines stand in the page's own order; a section without one is not on the first screen.
 """
@@ -29,7 +29,7 @@ def headlines(
 
 
 def studied(tables: StudyTables) -> str:
-    """What was trained on what data, in one sentence."""
+    """One sentence on the trainings and their data."""
     trials = tables.trials
     if trials.empty:
         return f"Nothing was trained yet; the data are {_data(tables)}."

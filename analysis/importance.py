@@ -1,4 +1,4 @@
-"""What matters: which searched settings move the judged metric, which make a training diverge, on how many trials.
+"""Importance of the searched settings: for the judged metric and for divergence, with the number of trials.
 
 Importance by Optuna (PED-ANOVA: what separates the best tenth; fANOVA: share of variance by a forest) over complete
 trials; pruned ones stopped at another number of images and are left out. A setting is called to matter only when a
@@ -44,7 +44,7 @@ Row = dict[str, Any]
 
 
 def analyse(tables: StudyTables) -> Section:
-    """The section; one line where the search cannot carry more."""
+    """The section; one line where the search has too few trials for more."""
     judge = tables.judge
     search = tables.phase("search")
     ended = search[search["outcome"].isin([Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED])]
@@ -113,7 +113,7 @@ def _early_sentences(early: Sequence[Row], reached: pd.DataFrame, judge: Judge) 
         return []
     where = f"At the first report ({reached['images'].median():.0f} images), which all {len(reached)} trials reached"
     if not clear:
-        return [f"{where}, no setting can be told from chance either."]
+        return [f"{where}, no setting stands out from chance either."]
     unit = f" {unit_of(judge.metric)}".rstrip()
     named = [
         f"{row['setting']} ({row['worst']} against {row['best']}: {number(row['difference'])}{unit}, 95% interval "
@@ -132,16 +132,16 @@ def _headline(answers: Sequence[str], effects: Sequence[Row], early: Sequence[Ro
     unit = unit_of(judge.metric)
     clear = [row for row in effects if row["distinguishable"]]
     at_first = [row for row in early if row["distinguishable"]]
-    hint = "a hint, no proof, for the sampler chose the trials"
+    hint = "a hint, not a proof, for the sampler chose the trials"
     if clear:
-        said = f"{len(clear)} of {counted(len(effects), 'setting')} compared can be told from chance; {hint}."
+        said = f"{len(clear)} of {counted(len(effects), 'setting')} compared stand out from chance; {hint}."
     elif at_first:
         said = (
-            f"Among the trials that the pruner let come to the end no setting can be told from chance. At the first "
-            f"report, which all reached, {len(at_first)} of {counted(len(early), 'setting')} can; {hint}."
+            f"Among the trials that the pruner let come to the end no setting stands out from chance. At the first "
+            f"report, which all reached, {len(at_first)} of {counted(len(early), 'setting')} do; {hint}."
         )
     else:
-        said = f"None of {len(effects)} compared settings can be told from chance; the strongest are listed."
+        said = f"None of {len(effects)} compared settings stands out from chance; the strongest are listed."
     rows = [
         {
             "setting": row["setting"], f"{judge.metric} worse by": row["difference"],

@@ -1,4 +1,4 @@
-"""Figures of what matters: importance, settings alone and in pairs, parallel coordinates, clipping, skips."""
+"""Figures of the section on importance: settings alone and in pairs, parallel coordinates, clipping, skips."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _pair(first: Dimension, second: Dimension, search: pd.DataFrame, metric: str
     return Figure(
         "importance-interaction", "The two strongest settings together",
         f"Judged value of each trial by {first.path} and {second.path}.",
-        f"n = {len(frame)}; points are moved by up to 0.02 so that equal choices can be told apart. {where}.",
+        f"n = {len(frame)}; points are moved by up to 0.02 so that equal choices can be seen apart. {where}.",
         draw, frame,
     )  # fmt: skip
 

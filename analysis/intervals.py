@@ -1,4 +1,4 @@
-"""Effects with their uncertainty, said the same way by every section: effect, interval and n, or "not distinguishable".
+"""Effects with their uncertainty, in the same words in every section: effect, interval and n, or "not distinguishable".
 
 Three designs occur. Frames of one scene are near-duplicates, so frames are resampled by scene (cluster bootstrap);
 paired trainings share a seed, so their differences are Student-t; two groups of seeds are compared by Welch's t.

@@ -1,7 +1,7 @@
-"""Did it learn? The judged checkpoint of each recipe, and the champion, on a handful of validation frames.
+"""Learning check of the judged checkpoint of each recipe, and of the champion, on a few validation frames.
 
 A published system described its failures only in words ("all gray", "only learned edges or colour hues": FACTS.md
-section 7, relative_unet), and a mean error alone does not tell them apart: trainables/diagnosis.py does. What was
+section 7, relative_unet), and a mean error alone does not distinguish them: trainables/diagnosis.py does. What was
 measured stays in evaluation/learned.json under the SHA-256 of the weights, and in the released table, so that a report
 can be made again when the checkpoints are gone. The test split is never read here.
 """
@@ -41,13 +41,13 @@ NOTE = (
     "spread_ratio, across_ratio: how much predictions vary within a frame, and at a pixel across frames, over the "
     "truth (ln depth). error_ratio: abs_rel over that of the training frames' mean depth map; relative depth is fitted "
     "to each frame first, and so is the map. Correlations: of ln prediction with ln truth, with luminance (absolute), "
-    "and of ln truth with luminance. Low spread is constant; an error ratio near 1 learned nothing of the frame."
+    "and of ln truth with luminance. Low spread is constant; an error ratio near 1 is no better than the mean map."
 )
 Row = dict[str, Any]
 
 
 def analyse(tables: StudyTables) -> Section:
-    """The section; measures what has not been measured yet and is within reach."""
+    """The section; diagnoses each checkpoint without a stored diagnosis, where it can be read."""
     if tables.layout is None:
         stored = tables.extras.get("learned")
         if stored is None:
@@ -69,7 +69,7 @@ def analyse(tables: StudyTables) -> Section:
 
 
 def judged_trainings(tables: StudyTables) -> dict[str, list[str]]:
-    """Keys of the trainings that are asked about, with their roles: as the sealed test's list, and earlier stages."""
+    """Keys of the trainings to check, with their roles: as the sealed test's list, and earlier stages."""
     roles: dict[str, list[str]] = {}
     chosen = selection.choose(tables)
     if chosen is None or tables.judge is None:

@@ -1,12 +1,12 @@
-"""What to do next, by rule: the first that applies to the study, as a command that runs as it stands.
+"""Next step after a study, by rule: the first that applies, as a command that runs as it stands.
 
-    the study has not ended                  go on with it
+    the study has not ended                  continue it
     spikes have snapshots and no replay      replay them
     claims cannot be told                    the same claims on as many seeds as would do, as a study of its own
     the champion was still improving         train the best of the search longer
     the data are not NYU Depth v2            plan the study on NYU Depth v2
 
-A released table has no folder that a command could go on from: only the last rule applies to it.
+A released table has no folder that a command could continue: only the last rule applies to it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _steps(tables: StudyTables, verdicts: Sequence[tuple[str, str]]) -> Iterator
         if missing := tables.unfinished():
             limit = re.match(r"its budget is spent \((budget\.\w+) is (\S+),", missing[0])
             more = ("--set", f"{limit[1]}={LONGER * float(limit[2]):g}") if limit else ()
-            yield "The study has not ended; this goes on where it stopped.", command(*again, *more)
+            yield "The study has not ended; this continues it where it stopped.", command(*again, *more)
         if count := replays.waiting(tables, tables.extras.get("spikes.spikes", pd.DataFrame())):
             reason = f"{counted(count, 'spike')} can be replayed with and without the worst sample of the batch."
             yield reason, command("analysis.spikes", root, "--replay")
@@ -74,7 +74,7 @@ def _steps(tables: StudyTables, verdicts: Sequence[tuple[str, str]]) -> Iterator
 
 
 def seeds_needed(verdicts: Sequence[tuple[str, str]]) -> int | None:
-    """The seeds on which every claim that cannot be told would be, as far as MOST_SEEDS do; None: no such claim."""
+    """The seeds at which the rule would decide every undecided claim, MOST_SEEDS at most; None: no such claim."""
     needed = [n for _, words in verdicts if (n := _needed(words)) is not None]
     return max(needed, default=None)
 
@@ -124,5 +124,5 @@ def command(module: str, *arguments: str) -> str:
 
 
 def shown(path: Path) -> str:
-    """A path from here on, where it lies below."""
+    """A path, relative to the current folder where it lies below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,4 +1,4 @@
-"""What happened: learning curves, search history and outcomes. What it took is in analysis/cost.py."""
+"""Learning curves, search history and outcomes of a study. What it took is in analysis/cost.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sections to one self-contained HTML page: no other file, no network, nothing that a name could run.
+"""HTML page of a report: self-contained, without network, and no name in it can run code.
 
 Every text passes Jinja's autoescaping; characters that would reorder or hide text are spelled out; the policy allows
 the page's own style and script by hash, and pictures from `data:` only.
@@ -142,7 +142,7 @@ def picture(figure: Figure) -> Picture:
 
 
 def side_by_side(canvas: Canvas) -> bool:
-    """Does a figure have columns of axes, which a narrow copy would crush?"""
+    """Whether a figure has columns of axes, which a narrow copy would crush."""
     specs = [axes.get_subplotspec() for axes in canvas.axes]
     return any(spec is not None and spec.get_gridspec().ncols > 1 for spec in specs)
 

@@ -75,8 +75,8 @@ def _figure(frame: pd.DataFrame, metric: str, unit: str) -> Figure:
 
     return Figure(
         "search-pareto", "Pareto front of the search",
-        f"Validation {metric} of {len(frame)} complete search trials against what each training took, with the front.",
-        f"One mark per complete trial (n = {len(frame)}); validation split. What a training took: its own seconds "
+        f"Validation {metric} of {len(frame)} complete search trials against each training's cost, with the front.",
+        f"One mark per complete trial (n = {len(frame)}); validation split. The cost of a training: its own seconds "
         "times its devices; the time between a kill and its resume is not in it.",
         draw, frame[["key", "value", DEVICE_SECONDS, "front"]],
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""How every figure looks and how it leaves: as inline SVG that follows the page's light or dark ink, as a file, as CSV.
+"""Figure style and export: inline SVG in the page's light or dark ink, files, CSV.
 
 Colours are Okabe and Ito's (safe for colour-blind readers), in their order here. Inline SVG carries presentation
 attributes only: the page's Content-Security-Policy forbids style attributes. What a name contains is text: TeX

@@ -1,4 +1,4 @@
-"""Published numbers on NYU Depth v2, with source and protocol: the one place where they stand (FACTS.md section 6).
+"""Published numbers on NYU Depth v2, each with source and protocol (FACTS.md section 6).
 
 protocol: the name under which this project measures the same thing; None where the source does not state what it did.
 """

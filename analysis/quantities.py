@@ -1,4 +1,4 @@
-"""What claims measure of a training (study.contract.QUANTITIES): each a function of a study to {training's key: value}.
+"""Quantities that claims measure of a training (study.contract.QUANTITIES): functions of a study to {key: value}.
 
 validation metrics      of the report that the judge takes: the best by its own metric, or the last
 overfit_gap             the last report's validation loss minus its training loss, which is one with augmentation

@@ -1,4 +1,4 @@
-"""Replayed spikes: what each looks like from the snapshot before it, with its worst sample and without.
+"""Replayed spikes: each from the snapshot before it, with its worst sample and without.
 
 `python -m analysis.spikes STUDY --replay` trains those few steps again and keeps them in trials/KEY/replays/; every
 later report shows what is kept.
@@ -89,7 +89,7 @@ def read(tables: StudyTables) -> tuple[pd.DataFrame, pd.DataFrame]:
         try:
             kept = json.loads(path.read_text())
         except ValueError as error:
-            raise UserError(f"{path}: is damaged ({error}); remove it, then replay again") from error
+            raise UserError(f"{path} is damaged ({error}); remove it, then replay again") from error
         key, spike = path.parent.parent.name, int(kept["spike_step"])
         length = max(len(kept[run]) for run in RUNS.values())
         peaks = {name: _peak(kept[run], spike - int(kept["first_step"]), length) for name, run in RUNS.items()}

@@ -139,7 +139,7 @@ def _free(folder: Path) -> Path:
     for name in (FILES, PAGE_FILE):
         if (folder / name).exists() and not (folder / FILES / TABLE).is_file():
             raise UserError(
-                f"{folder / name}: is no report of this command, which would replace it; move one of the two"
+                f"{folder / name}: not a report of this command, which would replace it; move one of the two"
             )
     return folder
 
@@ -147,10 +147,10 @@ def _free(folder: Path) -> Path:
 def default_study() -> str:
     """The name in ./study.yaml. Raises UserError where there is none."""
     if not STUDY_FILE.exists():
-        raise UserError(f"{STUDY_FILE}: there is none here; name a study or its results folder")
+        raise UserError(f"{STUDY_FILE}: no such file here; name a study or its results folder")
     name = (read_yaml(STUDY_FILE).value or {}).get("name")
     if not isinstance(name, str):
-        raise UserError(f"{STUDY_FILE}: has no name; name a study or its results folder")
+        raise UserError(f"{STUDY_FILE} has no name; name a study or its results folder")
     return name
 
 
@@ -162,7 +162,7 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     else:
         tables = load(args.study or default_study())
         if tables.layout is None:
-            raise UserError(f"{args.study}: has no results folder")
+            raise UserError(f"{args.study} has no results folder")
         folder = tables.layout.root
     sections = analyse(tables)
     if args.second is not None:
@@ -191,7 +191,7 @@ def mirror(tables: StudyTables, sections: Sequence[Section], folder: Path) -> No
 
 
 def _literal(text: str) -> str:
-    """Text as Markdown shows it: a name in it is no link, picture or HTML."""
+    """Text as Markdown shows it: a name in it becomes neither link, picture nor HTML."""
     return re.sub(r"([\\`*_{}\[\]<>#|~!$&@/]|(?<=www)\.)", r"\\\1", " ".join(page.spelled(text).split()))
 
 

@@ -1,4 +1,4 @@
-"""Does it reproduce? Published numbers beside ours, and a verdict by margins fixed before trial 1.
+"""Reproduction: published numbers beside ours, and a verdict by margins fixed before trial 1.
 
 A verdict needs the same data, a protocol that ran as published, and the recipe as published: where one is missing the
 row says "cannot be compared" and why. Published numbers stand only beside numbers measured on NYU Depth v2. Sources:

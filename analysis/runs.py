@@ -1,4 +1,4 @@
-"""From ledger and folders to tidy tables.
+"""Readers of a study: ledger and folders to tidy tables.
 
 The ledger is opened read-only (SQLite's mode=ro), so a report can be made while a study runs and changes nothing.
 MLflow is imported when the store is used, not before: most sections never use it (analysis/store.py does).
@@ -93,7 +93,7 @@ def named(study: str) -> StudyTables:
 
 
 def answered(tables: StudyTables, section: Section) -> dict[str, Any]:
-    """Print a section; a command's JSON document of it."""
+    """Print a section and return its JSON document for the command."""
     print(section.text())
     data = {"answers": plain(section.answers), "data": plain(section.data)}
     return {"study": tables.name, **data, "notes": tables.notes}
@@ -108,13 +108,11 @@ def layout_of(study: str | Path) -> Layout:
             return Layout(root.resolve())
     known = sorted(path.parent.name for path in RESULTS.glob("*/study.yaml"))
     hint = nearest(str(study), known) or (f"; there are {', '.join(known)}" if known else "")
-    raise UserError(
-        f"{study}: no study of that name in {RESULTS}/ and no results folder{hint}; run it by study.run first"
-    )
+    raise UserError(f"{study}: neither a study in {RESULTS}/ nor a results folder{hint}; run it with study.run first")
 
 
 def load(study: str | Path) -> StudyTables:
-    """Everything known of a study, running, half finished or all failed; StudyTables says what a column means."""
+    """All tables and facts of a study, running, half finished or all failed; StudyTables says what a column means."""
     layout = layout_of(study)
     settings = read_yaml(layout.study_file).value if layout.study_file.exists() else {}
     phases = _read_ledger(layout, settings)
@@ -275,5 +273,5 @@ def tracking_store(tables: StudyTables) -> Iterator[Any]:
     except (mlflow.exceptions.MlflowException, SQLAlchemyError, ConnectionError) as error:
         cause = masked(str(error).splitlines()[0])
         raise UserError(
-            f"tracking.uri: the store {masked(uri)} does not take part ({cause}); start or mend it"
+            f"tracking.uri: the store {masked(uri)} cannot be used ({cause}); start or repair it"
         ) from error

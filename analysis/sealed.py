@@ -1,4 +1,4 @@
-"""What lies in results/NAME/evaluation/: the frozen list and its hash, the openings and their count, the scores.
+"""Files of the sealed test in results/NAME/evaluation/: the frozen list with its hash, openings, scores.
 
     list.json         what will be scored, written first; the lists before it are kept as list-<hash>.json
     openings.json     when the test was opened, why, and where that is counted; written before anything is scored
@@ -106,7 +106,7 @@ def openings(folder: Path) -> list[dict[str, Any]]:
     try:
         return list(json.loads(path.read_text())) if path.exists() else []
     except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}); restore it") from error
+        raise UserError(f"{path} is damaged ({error}); restore it") from error
 
 
 def most(known: Sequence[Mapping[str, Any]], digest: str) -> int:

@@ -1,4 +1,4 @@
-"""What every question's module hands to the report: the answer in sentences, then figures, then tables.
+"""Data types of a report section: answers in sentences, figures, tables, headline.
 
 A figure carries its data apart from its drawing: `draw(figure, data)` sees nothing else that is a number, so the CSV
 beside a picture is the picture. Nothing here reads a study; names and settings are text and are escaped by the page.

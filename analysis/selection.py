@@ -1,4 +1,4 @@
-"""Which checkpoint: the judge's choice, how sure it is, and how much of the search's best value was luck.
+"""Selection of the checkpoint: the judge's choice, its distance from the runner-up, and the search's optimism.
 
 The ranking is study/contract.py's, the settings of the judge those hashed into the ledger before trial 1. The search
 proposes; trainings on fresh seeds decide. Simplest: the fewest settings that differ from the searched recipe's own.
@@ -53,7 +53,7 @@ def choose(tables: StudyTables) -> Chosen | None:
 
 
 def why_none(tables: StudyTables) -> str:
-    """Why `choose` has nothing to choose from, as part of a sentence."""
+    """Reason why `choose` finds no champion, as part of a sentence."""
     trials = tables.trials
     if len(trials) and not trials["phase"].isin(COMPETING).any():
         return "all trainings of this study test claims, which are compared in pairs and do not compete"
@@ -64,7 +64,7 @@ def why_none(tables: StudyTables) -> str:
 def judged_rows(tables: StudyTables, phase: str, group: str | None = None) -> list[dict[str, Any]]:
     """A phase's trainings as the judge takes them; of a recipe with stages only the last stage is judged.
 
-    A training that has not ended yet is left out: it is no failure. Relative depth is fitted to each frame before it
+    A training that has not ended yet is left out: it has not failed. Relative depth is fitted to each frame before it
     is measured, so its values compare with each other alone: between groups it counts only where nothing else is there.
     Of confirmations extended to more images only the longest are taken, unless a group is named.
     """
@@ -171,7 +171,7 @@ def _own_setting(tables: StudyTables) -> str | None:
 
 
 def _versus(judge: Judge, candidates: Sequence[Row]) -> tuple[dict[str, intervals.Estimate], list[str]]:
-    """How much worse every other group is, and those whose difference cannot be told from none."""
+    """How much worse every other group is, and those whose difference is not distinguishable from none."""
     sign = 1.0 if judge.minimise else -1.0
     winner = [sign * v for v in candidates[0]["values"]]
     versus = {
@@ -220,7 +220,7 @@ def _extension_sentence(tables: StudyTables, chosen: Chosen) -> list[str]:
     fewer = f"; {others} on fewer do not compete" if others else ""
     return [
         f"Only confirmations on {images} images, the most there are, were compared{fewer}. The search's values come "
-        "from shorter trainings, so these do not tell how much of them was luck."
+        "from shorter trainings, so these do not show how much of them was luck."
     ]
 
 

@@ -1,4 +1,4 @@
-"""What MLflow serves: an image in, its depth in metres out; models from code, no pickle (house rule 2).
+"""Model that MLflow serves: an image in, its depth in metres out; models from code, no pickle (house rule 2).
 
 MLflow runs this file itself to load the model, so its top imports only MLflow and `trainables`, which travels with it.
 
@@ -87,7 +87,7 @@ def publish(tables: Any) -> str | None:
 
     if not (tables.layout.evaluation / sealed.DONE).exists():
         raise UserError(
-            f"{tables.name}: the sealed test has seen no champion; end the study, then python -m analysis.report"
+            f"{tables.name}: the sealed test has scored no champion; end the study, then python -m analysis.report"
         )
     document, _ = sealed.stored(tables.layout.evaluation)
     key = document["champion"]
@@ -95,7 +95,7 @@ def publish(tables: Any) -> str | None:
     folder, weights = tables.layout.root / frozen["checkpoint"], frozen["weights_sha256"]
     checkpoint.verify(folder)
     if sha256(folder / checkpoint.WEIGHTS) != weights:
-        raise UserError(f"{folder}: these are not the weights that the sealed test has seen; restore the checkpoint")
+        raise UserError(f"{folder}: these are not the weights that the sealed test scored; restore the checkpoint")
     name, tags = tables.name, {Tag.KEY: key, Tag.STUDY: tables.name, Tag.WEIGHTS: weights}
     made = store.register(tables, name, key, weights, lambda run_id: log(folder.resolve(), run_id, name, tags))
     return None if made is None else f"{name} version {made}"

@@ -1,4 +1,4 @@
-"""Spikes of paired trainings: what leaving out the quarantined samples, clipping or another order does to them.
+"""Spikes of paired trainings: the effect of leaving out quarantined samples, of clipping or of another order.
 
 Pairs are those of the study's claims. `rerun` is the study that asks it of the quarantine list.
 """

@@ -1,4 +1,4 @@
-"""The pictures of the section on loss spikes; every function draws from the frame that the page offers as CSV."""
+"""Figures of the section on loss spikes; every function draws from the frame that the page offers as CSV."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARKER = {"data": "o", "one sample": "s", "optimisation": "^", "numeric": "X"}
 def figures(
     spikes: pd.DataFrame, suspects: pd.DataFrame, trainings: pd.DataFrame, curves: pd.DataFrame
 ) -> list[Figure]:
-    """The figures that there is something to draw for."""
+    """The figures that have data."""
     result = []
     if len(curves):
         count = curves["key"].nunique()

@@ -1,4 +1,4 @@
-"""What the spikes of a study come to: the verdict by cause, and the sentences that say it with their numbers."""
+"""Verdict on the spikes of a study by cause, with the sentences that state it and their numbers."""
 
 from __future__ import annotations
 

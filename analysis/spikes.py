@@ -1,9 +1,9 @@
-"""Why did the loss spike? Every spike of every training with its cause, and the samples that the losses accuse.
+"""Loss spikes of a study: every spike of every training with its cause, and the suspect samples.
 
 A spike is called
     numeric        the loss is not finite, or the training diverged within the spike
     data           one suspect sample (analysis/suspects.py) holds most of the batch's rise
-    one sample     the same, but that sample is no suspect: hard in one batch, not in its other passes
+    one sample     the same, but that sample is not a suspect: hard in one batch, not in its other passes
     optimisation   the rise is shared by the batch, or outlasts it: the weights were moved too far
 What the traces say is kept in `StudyTables.extras`, so a released table regenerates the section without the traces.
 """

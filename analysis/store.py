@@ -1,4 +1,4 @@
-"""What the analysis writes to the tracking store: openings of the sealed test, the report, the champion."""
+"""Writes of the analysis to the tracking store: openings of the sealed test, the report, the champion."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def register(
         )
         if not runs:
             raise UserError(
-                f"{champion}: its run is not in the tracking store; refill it by study.run --sync, then go on"
+                f"{champion}: its run is not in the tracking store; refill it with study.run --sync and try again"
             )
         for version in client.search_model_versions(f"name = '{name}'"):
             if (version.tags.get(Tag.KEY), version.tags.get(Tag.WEIGHTS)) == (champion, weights):

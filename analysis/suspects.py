@@ -1,4 +1,4 @@
-"""Which samples raise the loss: suspicion over all trainings and passes, from each sample's own losses.
+"""Suspect samples: suspicion over all trainings and passes, from each sample's own losses.
 
 A pass of a sample is compared with what was usual at that stage of that training: z = (log loss - median) / scaled MAD
 of the passes around it, cut at `most_deviations` so that no single pass decides. Late passes weigh more: a network

@@ -1,4 +1,4 @@
-"""A study as tidy tables, and the one Parquet file that holds them (issue "Released results").
+"""Tidy tables of a study, and the one Parquet file that releases them.
 
 Reading a training's reports lives here too; step traces are read by analysis/traces.py when a question asks. A running
 study is normal: its last line may be half written.
@@ -42,11 +42,11 @@ INFINITE = "infinite"  # key of a cell of `extras` that is inf or -inf, which JS
 
 @dataclass(frozen=True)
 class StudyTables:
-    """Everything the analysis knows of a study.
+    """Tables and facts of one study.
 
     trials: one row per training (IDENTITY, ENDING, EXTENT, then `config.<path>`, `param.<path>`, `summary.<path>`);
-        value is the judge's, NaN where the training has none; ledger_value is what the search was told,
-        device_seconds what it was told besides, where it has two objectives.
+        value is the judge's, NaN where the training has none; ledger_value is what the search received,
+        device_seconds what it received besides, where it has two objectives.
     reports: one row per report: key, step, images, epoch, time_s, then one column per metric (`val/rmse`).
     planned: trainings that each begun phase will hold; None where the ledger does not say.
     spent: the limit of the budget that ended the study early; None where there was none.
@@ -125,7 +125,7 @@ def refuse_ablations(where: Path, phases: Collection[str]) -> None:
     """Refuse paired trainings of the phase that claims have taken the place of: their pairs are written otherwise."""
     if "ablate" in phases:
         raise UserError(
-            f"{where}: holds trainings of the phase ablate, of a version before claims; report it with that version"
+            f"{where} holds trainings of the phase ablate, of a version before claims; report it with that version"
         )
 
 
@@ -227,7 +227,7 @@ def read_table(path: Path) -> StudyTables:
             raise KeyError(facts["format"])
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise UserError(
-            f"{path}: is no released table of a study ({error}); name a results table (.parquet)"
+            f"{path}: this is not a released table of a study ({error}); name a results table (.parquet)"
         ) from error
     frame = table.to_pandas()
     reports = [
@@ -266,7 +266,7 @@ def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
 
 
 def _finite(value: Any) -> Any:
-    """A cell as strict JSON that tells infinity from nothing; `_cell` reads it."""
+    """A cell as strict JSON that distinguishes infinity from nothing; `_cell` reads it."""
     return {INFINITE: str(value)} if isinstance(value, float) and math.isinf(value) else plain(value)
 
 

@@ -1,4 +1,4 @@
-"""Loss spikes in one step trace: found robustly, then described by what the trace alone can say.
+"""Loss spikes in one step trace: robust detection, and a description from the trace alone.
 
 A step spikes when the logarithm of its loss lies `deviations` scaled median absolute deviations above the median of the
 steps before it, and the loss is at least `ratio` times that median. Steps up to recovery are one spike. A loss that is
@@ -153,7 +153,7 @@ def _samples(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int64],
 
 
 def trailing(values: Floats, window: int, least: int) -> tuple[Floats, Floats]:
-    """Median and scaled MAD of up to `window` values before each one; NaN before `least` values. NaN values count not.
+    """Median and scaled MAD of up to `window` values before each one; NaN before `least` values. NaNs are ignored.
 
     They are refreshed every window / 20 values: the window then ends that many values earlier at most.
     """

@@ -1,6 +1,6 @@
-"""How much is luck? The spread of trainings that differ by seed alone, and of the same seed run twice (hardware).
+"""Variance: the spread of trainings that differ by seed alone, and of the same seed run twice (hardware).
 
-One seed sets initialisation, data order and augmentation together; they are told apart only where the study holds
+One seed sets initialisation, data order and augmentation together; they are separated only where the study holds
 pairs that fix two of the three: without augmentation (`augment` all zero), or in listed order (`data.order: listed`).
 What the study does not hold is said, not guessed.
 """
@@ -51,7 +51,7 @@ def analyse(tables: StudyTables) -> Section:
     ]
     if not split:
         answers.append(
-            "No setting was trained twice, so luck cannot be told from effect: add seeds to confirm or reproduce."
+            "No setting was trained twice, so luck and effect cannot be separated: add seeds to confirm or reproduce."
         )
     missing = [name for name in SOURCES if name not in known]
     if missing and split:

@@ -1,4 +1,4 @@
-"""How much of the search's best values was luck: what the search said of a setting against its fresh seeds."""
+"""Winner's curse: the search's value of a setting against the values of its fresh seeds."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ def sentences(found: Sequence[Row], unit: str) -> list[str]:
             way = "worse" if worst["gap"] > 0 else "better"
             by = f"{number(abs(worst['gap']))} {unit}".strip()
             said.append(
-                f"Winner's curse: the search put {worst['origin']} at {search}, its fresh seeds are {way} by {by}, "
+                f"Winner's curse: {worst['origin']} had {search} in the search, its fresh seeds are {way} by {by}, "
                 f"at {fresh} (n = 1 setting, no interval)."
             )
         else:
             most = "most for" if worst["gap"] > 0 else "least so for"
             said.append(
-                f"Winner's curse: against what the search said, fresh seeds are {mean.versus(unit)}{clear}; {most} "
-                f"{worst['origin']}, which the search put at {search} and its fresh seeds at {fresh}."
+                f"Winner's curse: against the search's values, fresh seeds are {mean.versus(unit)}{clear}; {most} "
+                f"{worst['origin']}, with {search} in the search and {fresh} on its fresh seeds."
             )
     if lost := [row["origin"] for row in found if row not in known]:
         said.append(
-            f"Half of the fresh seeds of {', '.join(lost)}, or more, have no value, so they have no median to set "
-            "beside what the search said."
+            f"Half of the fresh seeds of {', '.join(lost)}, or more, have no value, so they have no median to compare "
+            "with the search."
         )
     return said
 

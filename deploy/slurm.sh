@@ -4,7 +4,7 @@
 #   sbatch deploy/slurm.sh studies/nyu.yaml --set data.root=data/nyu-depth-v2.zip
 #
 # Two minutes before its time is over, or when it is preempted, every training stops at a checkpoint and the job goes back
-# into the queue, where it goes on.
+# into the queue, where it continues.
 #SBATCH --job-name=densedepth-study
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -1,4 +1,4 @@
-"""How much a whole study may take. When a limit is reached nothing more begins; what runs is finished."""
+"""Limits of a whole study. When one is reached nothing more begins; what runs is finished."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From layers of settings to validated trainings: recipe, data, trial, overrides, then what the study itself sets."""
+"""Composition of settings into validated trainings: recipe, data, trial, overrides, then the study's own settings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Planned:
 
     @property
     def identity(self) -> Identity:
-        """What makes it this training and no other of its phase."""
+        """Its identity within the phase."""
         return (self.group, self.config.seed, self.config.stage)
 
 

@@ -1,4 +1,4 @@
-"""What study and analysis agree on: the results layout, names of metrics, tags and outcomes, and the judge's ranking.
+"""Contract between study and analysis: results layout, names of metrics, tags and outcomes, the judge's ranking.
 
 Standard library, and the registry of names; analysis imports this module and nothing else of study (DESIGN.md, house
 rule 1).
@@ -35,7 +35,7 @@ DEVICE_SECONDS = "device_seconds"  # what a training took: its own seconds times
 
 
 class Outcome(StrEnum):
-    """How a training ended. RUNNING is no outcome: it has not ended."""
+    """Outcome of a training. RUNNING is not one: the training has not ended yet."""
 
     COMPLETE = "complete"
     PRUNED = "pruned"
@@ -60,7 +60,7 @@ class Attr:
     DETAIL = "detail"  # traceback, where there is one
     STEP = "step"  # of a divergence
     ATTEMPTS = "attempts"  # how often it was started
-    DEATHS = "deaths"  # workers that ended without a word since its last new report
+    DEATHS = "deaths"  # workers that ended without a report of it since its last new report
     JUDGED = "judged"  # [images of the last report that the pruner has judged, whether it gave the training up]
     ORIGIN = "origin"  # confirm: key of the search trial it repeats; claims: the arms that it serves, [{claim, arm}]
     SUMMARY = "summary"  # last report's summary: steps, images, seconds, peak memory, parameters, ...
@@ -78,7 +78,7 @@ class StudyAttr:
     ENVIRONMENT = "environment"  # versions, host, devices, git commit
     TIMINGS = "timings"  # seconds of each part of the run
     PLANNED = "planned"  # how many trainings the phase will hold; ended when as many have an outcome
-    SPENT = "spent"  # the limit of the budget that ended the study before all of that; None: it may go on
+    SPENT = "spent"  # the limit of the budget that ended the study before all of that; None: it may continue
 
 
 class Tag:
@@ -305,6 +305,6 @@ class Claim:
 
 
 def claims_hash(claims: Sequence[Claim]) -> str:
-    """SHA-256 of what claims state. Whether one can be tested on this machine is no part of it."""
+    """SHA-256 of what claims state. Whether one can be tested on this machine is not part of it."""
     stated = [{k: v for k, v in asdict(claim).items() if k != "untestable"} for claim in claims]
     return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()

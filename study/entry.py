@@ -1,4 +1,4 @@
-"""One training as the ledger holds it: what it is, how far it has got, how it ended."""
+"""Ledger entry of one training: its settings, its progress, its outcome."""
 
 from __future__ import annotations
 
@@ -87,6 +87,6 @@ def read_entry(phase: str, frozen: FrozenTrial, judge: Judge) -> Entry:
 
 
 def digest(attrs: Mapping[str, Any]) -> str:
-    """Of what a training is: its attributes that never change."""
+    """Digest of a training's attributes that never change."""
     fixed = [attrs[name] for name in (Attr.KEY, Attr.CONFIG, Attr.GROUP, Attr.ORIGIN)]
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()

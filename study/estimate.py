@@ -1,4 +1,4 @@
-"""`--plan`: what a study will train, and what it will take; refuses what cannot fit, and starts nothing.
+"""`--plan`: the trainings of a study and their cost; refuses what cannot fit, and starts nothing.
 
 Without --measure, time is counted from the model's multiplications and this machine's speed at a matrix product, and
 memory from the maps that a step keeps: both good to a factor of about two. With --measure, a few real steps are timed.
@@ -33,7 +33,7 @@ START_S = 6.0  # a worker's start, and the model's
 
 @dataclass(frozen=True)
 class Cost:
-    """What one training takes."""
+    """Cost of one training."""
 
     seconds: float
     memory_bytes: float

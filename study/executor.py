@@ -64,8 +64,8 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
         if refused_by_disk(error) or not (told or type(error) is Exception):  # Ray raises that class itself
             raise
         if address is None:
-            sentence = f"Ray did not start ({' '.join(str(error).split())[:200]}); its logs tell more"
-            raise SystemExit(f"python -m study.run: {sentence}; nothing is lost: go on with --resume") from error
+            sentence = f"Ray did not start ({' '.join(str(error).split())[:200]}); see its logs"
+            raise SystemExit(f"python -m study.run: {sentence}; nothing is lost: continue with --resume") from error
         raise UserError(
             f"resources.address: no Ray cluster answers at {address} ({error}); start it or use null"
         ) from error
@@ -92,7 +92,7 @@ def _import_path() -> dict[str, Any] | None:
 def execute(
     session: Session, share: Share, worker: type, on_tick: Callable[[], None], silence_limit_s: float | None
 ) -> None:
-    """Run a session to its end, or until it is told to stop; trainings that run then stay running in the ledger."""
+    """Run a session to its end, or until it is asked to stop; trainings that run then stay running in the ledger."""
     from ray import tune
     from ray.tune import PlacementGroupFactory
 
@@ -123,7 +123,7 @@ def execute(
         sentence, root = refused_by_disk(session.crash), session.ledger.layout.root
         if sentence is None:
             raise session.crash
-        raise UserError(f"{root}: {sentence}; nothing is lost: go on with --resume") from session.crash
+        raise UserError(f"{root}: {sentence}; nothing is lost: continue with --resume") from session.crash
     shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoints of ended trainings are still needed; the others are removed, so that no study fills the disk.
+"""Retention of checkpoints: those of ended trainings that nothing needs any more are removed.
 
 Kept: the checkpoint that the judge scores, of every complete training; of the search only those of its best trials,
 which can still be confirmed or become the champion; in recipes of several stages also the one that the next stage

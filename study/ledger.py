@@ -1,7 +1,7 @@
-"""The ledger: Optuna's storage as the one record of every training of every phase (DESIGN.md, house rule 7).
+"""The ledger: Optuna's storage as the one record of every training of every phase (DESIGN.md, house rule 9).
 
 A training enters in one transaction with everything that is known of it, so a kill leaves it whole or not at all. Its
-outcome is written last of its attributes and told to Optuna right after; a kill between the two is finished on opening.
+outcome is written last of its attributes, then reported to Optuna; a kill between the two is finished on opening.
 """
 
 from __future__ import annotations
@@ -117,12 +117,12 @@ class Ledger:
         self._trial(entry).set_user_attr(Attr.ATTEMPTS, entry.attempts)
 
     def count_death(self, entry: Entry) -> None:
-        """Count a worker that ended without a word."""
+        """Count a worker that ended without a report of it."""
         entry.deaths += 1
         self._trial(entry).set_user_attr(Attr.DEATHS, entry.deaths)
 
     def forgive_deaths(self, entry: Entry) -> None:
-        """The training has got further since."""
+        """Reset the count of deaths: the training has got further since."""
         entry.deaths = 0
         self._trial(entry).set_user_attr(Attr.DEATHS, 0)
 
@@ -135,7 +135,7 @@ class Ledger:
         return True
 
     def should_prune(self, entry: Entry) -> bool:
-        """What the pruner says of the last report."""
+        """The pruner's decision on the last report."""
         if not self.prunes:
             return False
         return self._judge(entry, self._trial(entry).should_prune())
@@ -266,7 +266,7 @@ class Ledger:
         entry.ended = datetime.now()
 
     def _objectives(self, entry: Entry) -> dict[str, float | None]:
-        """What Optuna is told of a complete training."""
+        """The values of a complete training, for Optuna."""
         judged = {self.judge.metric: entry.value}
         alone = len(self.studies[entry.phase].directions) == 1
         return judged if alone else judged | {DEVICE_SECONDS: entry.summary.get(DEVICE_SECONDS)}

@@ -1,4 +1,4 @@
-"""The file of a sqlite ledger: whether it is whole, asked before it is opened, and its seal.
+"""File of a sqlite ledger: damage check before it is opened, seal, backup.
 
 SQLite keeps no checksums. A study that ends by itself seals the file with its SHA-256, which finds any change; of one
 that was killed SQLite's own check finds what breaks the structure, and reading finds what no ledger can hold.
@@ -77,7 +77,7 @@ def damage(path: Path, mode: str = "ro") -> str | None:
 
 @contextmanager
 def readable(layout: Layout) -> Iterator[None]:
-    """What a ledger's file cannot hold is told as damage; a disk that is full or a file that is in use is none."""
+    """Report impossible content of a ledger's file as damage; a full disk or a file in use is not damage."""
     from optuna.exceptions import OptunaError
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -90,12 +90,12 @@ def readable(layout: Layout) -> Iterator[None]:
 
 
 def damaged(layout: Layout, problem: str) -> UserError:
-    """The sentence about a ledger that is no ledger."""
+    """The error for a damaged ledger."""
     return UserError(f"{layout.ledger}: the ledger is damaged ({problem.splitlines()[0][:200]}); {advice(layout)}")
 
 
 def advice(layout: Layout) -> str:
-    """What to do instead of going on with it."""
+    """The cure for a damaged ledger, in words."""
     copy = _copy(layout)
     there = copy.exists()
     return f"put {copy} in its place, then --resume" if there else f"move {layout.root} away and start again"

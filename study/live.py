@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: a table of 80 columns on a terminal, plain lines elsewhere, and study.log."""
+"""Display of a running study: a table of 80 columns on a terminal, plain lines elsewhere, and study.log."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _words(outcome: Outcome | None) -> str:
 
 
 class _Log(logging.FileHandler):
-    """Raises what keeps a line from being written (a full disk), where logging prints a traceback and goes on."""
+    """Raises what keeps a line from being written (a full disk), where logging prints a traceback and continues."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         raise

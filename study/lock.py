@@ -1,4 +1,4 @@
-"""One study, one owner: study.lock names it, and the kernel's lock on the file decides, so a dead owner holds nothing.
+"""Owner of a study: study.lock names it, and the kernel's lock on the file decides, so a dead owner holds nothing.
 
 Where the file system does not carry locks from host to host, the owner's sign of life (the file's date) decides.
 """

@@ -1,4 +1,4 @@
-"""The thread that keeps MLflow up with a study: records in, calls out, and what is missing at the end."""
+"""Thread that sends records to MLflow, and reports what is missing at the end."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""`python -m study.overhead`: what Ray, the ledger and MLflow cost a training between its first and its last step.
+"""`python -m study.overhead`: cost of Ray, the ledger and MLflow between a training's first and last step.
 
 The same training runs alone and as a study of one, both at once but never both awake: every second one of them is
-stopped, with all the processes it has, and the other goes on. So both see the same machine, however its speed changes.
+stopped, with all the processes it has, and the other continues: both see the same machine, however its speed changes.
 A stopped study's other processes wake before its training does, because they make up for what they missed.
 Each is timed by the seconds that it was awake between its first step and its last; start-up is reported apart.
 
 What is made up for is not timed: timers slower than a slice, and what of a report was still to do at a slice's end. So
-the processor time of the processes around the training is told beside it, over timed seconds alone and with what they
+processor time of the processes around the training is reported beside it, over timed seconds alone and with what they
 made up for, as a share of a core: the true share should lie between.
 """
 
@@ -89,7 +89,7 @@ class Contender:
         return code is None
 
     def wake(self) -> None:
-        """Let it go on: first what surrounds the training, which makes up for what it has missed, then the training."""
+        """Continue it: first what surrounds the training, which makes up for what it has missed, then the training."""
         around, self._awake = self._processes()
         before = _clocks(around)
         _send(around, signal.SIGCONT)

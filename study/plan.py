@@ -1,4 +1,4 @@
-"""From a study's settings to its trainings: what is trained, in which order, and every one's validated settings."""
+"""Plan of a study: its trainings in order, with every one's validated settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is settled before the first training: the data, what the study runs on, and that a resumed study is the same."""
+"""Checks before the first training: the data, the environment, and that a resumed study is the same."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def record(ledger: Ledger, plan: Plan, data: Mapping[str, Any], now: Mapping[str
 
 
 def _take_earlier(ledger: Ledger, plan: Plan, before: dict[str, Any]) -> None:
-    """Refuse a study that was begun when paired trainings were the phase `ablate`; without any it goes on."""
+    """Refuse a study that was begun when paired trainings were the phase `ablate`; without any it continues."""
     if "ablate" not in before:
         return
     if before.pop("ablate")["settings"]:

@@ -1,7 +1,7 @@
 """The next setting to try.
 
 A sampler is made anew for each trial, seeded from (study's seed, trial's number), and asked in a study of its own that
-holds the ledger's trials: the number and the history alone decide what is tried next, so a resumed search goes on as if
+holds the ledger's trials: number and history alone decide what is tried next, so a resumed search proposes as if
 undisturbed, and nothing is written before the whole trial is known.
 """
 

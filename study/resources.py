@@ -1,4 +1,4 @@
-"""What a training gets of a machine's or a cluster's CPUs and GPUs, and how many trainings fit at once."""
+"""Resources of a training: its CPUs and GPUs on a machine or a cluster, and how many trainings fit at once."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None, worker: type | None = None) -> int:
     arguments.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override one setting")
     arguments.add_argument("--plan", action="store_true", help="print trainings, time, disk and memory; start nothing")
     arguments.add_argument("--measure", action="store_true", help="with --plan: time a few steps first")
-    arguments.add_argument("--resume", action="store_true", help="go on with results/NAME, or begin")
+    arguments.add_argument("--resume", action="store_true", help="continue results/NAME, or begin")
     arguments.add_argument("--sync", action="store_true", help="refill MLflow from results/NAME and end")
     return cli.run(arguments, lambda args: _command(args, worker), argv)
 
@@ -53,7 +53,7 @@ def _command(args: argparse.Namespace, worker: type | None) -> Any:
     if args.sync:
         return _sync(study, layout)
     if (layout.ledger.exists() or layout.trials.exists()) and not args.resume and not args.plan:
-        raise UserError(f"{layout.root} holds this study already; go on with --resume, or give it another name")
+        raise UserError(f"{layout.root} holds this study already; continue with --resume, or give it another name")
     began = time.monotonic()
     from study.plan import make_plan
 
@@ -130,7 +130,7 @@ def _phases(
         if missing:
             print(missing)
     if session.blocked is not None:
-        raise UserError(f"{session.blocked}; nothing is lost: go on with --resume")
+        raise UserError(f"{session.blocked}; nothing is lost: continue with --resume")
     ledger.close()
     return document, code
 
@@ -170,11 +170,11 @@ def _end(session: Session, ledger: Ledger, timings: dict[str, float], display: A
     }
     if session.spent:
         document["spent"] = session.spent
-        display.say(f"{session.spent}: nothing more was begun; raise it, and --resume goes on")
+        display.say(f"{session.spent}: nothing more was begun; raise it and continue with --resume")
     session.stop_file.unlink(missing_ok=True)
     display.say(display.summary())
     if session.stopping:
-        display.say(f"stopped; nothing is lost: go on with --resume (results in {ledger.layout.root})")
+        display.say(f"stopped; nothing is lost: continue with --resume (results in {ledger.layout.root})")
         return document, INTERRUPTED
     if best is None:
         display.say(f"no training came to its end; see {ledger.layout.log}")
@@ -197,7 +197,7 @@ def _answering(url: str | None) -> Iterator[None]:
         if url is None:
             raise
         cause = masked(str(error.__cause__ or error).splitlines()[0])
-        raise UserError(f"ledger: {masked(url)} fails ({cause}); nothing is lost: mend it, then --resume") from error
+        raise UserError(f"ledger: {masked(url)} fails ({cause}); nothing is lost: repair it, then --resume") from error
 
 
 def _open(study: Study, layout: Layout) -> Ledger:
@@ -228,7 +228,7 @@ def _sync(study: Study, layout: Layout) -> Any:
 
     uri = study.config.tracking.uri
     if uri is None:
-        raise UserError(f"{study.document.where('tracking.uri')}: is null, so there is nothing to refill; name a store")
+        raise UserError(f"{study.document.where('tracking.uri')} is null, so there is nothing to refill; name a store")
     if not layout.ledger.exists() and study.config.ledger is None:
         raise UserError(f"{layout.root}: no such study has run; start it without --sync")
     check_reachable(uri)

@@ -1,7 +1,7 @@
-"""Which training comes next, and what became of each: the ledger's side of the search.
+"""Run of a study over its ledger: which training comes next, and how each ended.
 
 A session plans the next training, takes reports, decides who is stopped and writes outcomes. A training whose worker
-ends without a word is started again from its checkpoint; it has failed when the next one ends so, too, before anything
+ends silently is started again from its checkpoint; it has failed when the next one ends so, too, before anything
 new is reported. Trainings that the ledger holds as running when a study resumes are started again: same number, same
 settings.
 """
@@ -88,7 +88,7 @@ class Session:
             self._confirmations()
         past = [e for entries in ledger.entries.values() for e in entries if e.outcome is not None]
         for entry in past:
-            self._clear(entry)  # a kill of the last session's may have come while its worker closed
+            self._clear(entry)  # an earlier driver may have been killed while this worker closed
         ledger.release(*past)
         sweep(ledger, plan)
 
@@ -115,7 +115,7 @@ class Session:
         self.stop_file.touch()
 
     def stopped(self) -> bool:
-        """Whether all have stopped that were told to, or had the time for it."""
+        """Whether all have stopped, or have had the time to."""
         ended = all(live.ending is not None for live in self.live.values()) or time.monotonic() > self.stop_by
         return self.crash is not None or (self.stopping and ended)
 
@@ -185,7 +185,7 @@ class Session:
         return found
 
     def _died(self, entry: Entry, detail: str) -> Message | None:
-        """What a death without a word means; None: the training is started again."""
+        """The outcome after a silent death; None: the training is started again."""
         kills = self.memory_kills()
         starved = kills > self.kills_before or "low on memory" in detail or "OutOfMemory" in detail
         self.kills_before = kills
@@ -195,7 +195,7 @@ class Session:
         self.ledger.count_death(entry)
         if entry.deaths <= DEATHS_ALLOWED:
             return None
-        reason = f"its process died {entry.deaths} times without a word"
+        reason = f"its process died {entry.deaths} times without an error"
         return Message("failed", reason=reason, detail=detail)
 
     def _finish(self, entry: Entry, ending: Message) -> None:
@@ -231,7 +231,7 @@ class Session:
     def _clear(self, entry: Entry) -> None:
         """Remove what a killed worker left half written, of a training that nobody takes up again.
 
-        Where an orphan still owns the folder (trainables/ray_trainable.py), it stays for the next session.
+        Where an orphan still owns the folder (trainables/ray_trainable.py), it stays until the next start.
         """
         folder = self.ledger.layout.trial(entry.key)
         if not held(folder / ".lock"):

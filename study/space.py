@@ -1,4 +1,4 @@
-"""The search space: paths into a training's settings, their ranges, what may be combined with what, and the pruner."""
+"""Search space: paths into a training's settings, their ranges, conditions between them, and the pruner."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Dimension:
         return min(max(self._number(math.exp(value) if self.log else value), self.low), self.high)
 
     def distribution(self) -> BaseDistribution:
-        """The dimension as Optuna keeps it; a choice that is no scalar is kept as JSON."""
+        """The dimension as Optuna keeps it; a choice that is not a scalar is kept as JSON."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.choices:
@@ -103,7 +103,7 @@ def read_space(study: Study, base: Mapping[str, Any]) -> list[Dimension]:
         ]
         if not ready:
             circle = ", ".join(p for p in dimensions if p not in ordered)
-            raise UserError(f"{study.document.where('search.space')}: `when` goes in a circle among {circle}")
+            raise UserError(f"{study.document.where('search.space')}: `when` conditions form a cycle: {circle}")
         ordered |= {d.path: d for d in ready}
     for dimension in ordered.values():
         _reachable(study, dimension, ordered, base)
@@ -126,7 +126,7 @@ def _dimension(study: Study, path: str, base: Mapping[str, Any]) -> Dimension:
         raise UserError(f"{where} cannot be searched: {why}; remove it")
     if unknown := set(given) - {"low", "high", "scale", "choices", "when"}:
         name = min(unknown)
-        raise UserError(f"{where}.{name} is no setting{nearest(name, ('low', 'high', 'scale', 'choices', 'when'))}")
+        raise UserError(f"{where}.{name} is not a setting{nearest(name, ('low', 'high', 'scale', 'choices', 'when'))}")
     when = _conditions(study, path, given.get("when"), base)
     within = study.within(f"search.space.{path}")
     if "choices" in given:
@@ -170,7 +170,7 @@ def _range(given: Mapping[str, Any], path: str, within: Document, when: Any, *, 
         if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not math.isfinite(bound):
             raise UserError(f"{within.where(name)}: write a finite number, not {bound!r}")
         if integer and bound != int(bound):
-            raise UserError(f"{within.where(name)}: {path} is a whole number; {bound!r} is none")
+            raise UserError(f"{within.where(name)}: {path} takes whole numbers; {bound!r} is not one")
     if low >= high:
         raise UserError(
             f"{within.where('low')}: low ({low}) must be below high ({high}); an empty range has nothing to search"

@@ -1,4 +1,4 @@
-"""The mirror: MLflow shows what ledger and results folder hold, and can be refilled from them at any time.
+"""MLflow mirror of ledger and results folder, which can be filled again from them at any time.
 
 One parent run per study, flat children found by their tag. The results folder is the spool: a training's reports are
 sent again with their original times, which MLflow stores once. A thread of the driver does it all, so no call to MLflow
@@ -72,7 +72,7 @@ def check_reachable(uri: str) -> None:
     if file is not None:
         folder = file.parent
         if not os.access(folder, os.W_OK):
-            raise UserError(f"tracking.uri: {folder} is no folder that can be written to; name another file or null")
+            raise UserError(f"tracking.uri: {folder} is not a writable folder; name another file or null")
     elif parts.scheme in ("http", "https"):
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
@@ -86,7 +86,7 @@ def check_reachable(uri: str) -> None:
         finally:
             connection.close()
         if status >= 500:
-            raise UserError(f"tracking.uri: {shown} answers with error {status}; mend it, or use tracking.uri: null")
+            raise UserError(f"tracking.uri: {shown} answers with error {status}; repair it, or use tracking.uri: null")
     else:
         from sqlalchemy import create_engine
         from sqlalchemy.exc import SQLAlchemyError
@@ -111,7 +111,7 @@ class Client:
         from mlflow import MlflowClient  # sets its loggers anew
 
         logging.getLogger("alembic").setLevel(logging.ERROR)
-        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # a failed call is told in a sentence, by the mirror
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # the mirror reports a failed call in a sentence
         self.layout, self.study, self.data = layout, study, data
         with locks.exclusive(store_lock(uri)):
             self.client = MlflowClient(tracking_uri=uri)

@@ -1,4 +1,4 @@
-"""What an earlier study's search has learned, for the sampler of another one (`search.warm_start`)."""
+"""Warm start: complete trials of an earlier study's search, for the sampler of another (`search.warm_start`)."""
 
 from __future__ import annotations
 

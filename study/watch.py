@@ -1,4 +1,4 @@
-"""The thread that ends a study whose Ray has gone: one sentence, exit code 1, and --resume goes on.
+"""Watchdog thread: ends a study whose Ray is lost, with one sentence and exit code 1; --resume continues it.
 
 Without its raylet Ray waits for ever inside a call that nothing interrupts; without its head (gcs_server) it ends the
 process after a minute with words of its own. So the process is ended here. Nothing is lost: ledger and results folder
@@ -65,7 +65,7 @@ def _end(what: str, family: list[psutil.Process]) -> None:
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    print(f"python -m study.run: {what}; nothing is lost: go on with --resume", file=sys.stderr, flush=True)
+    print(f"python -m study.run: {what}; nothing is lost: continue with --resume", file=sys.stderr, flush=True)
     os._exit(1)  # the main thread may be inside a call into Ray that does not return
 
 

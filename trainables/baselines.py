@@ -1,4 +1,4 @@
-"""What any model must beat: a random guess, exactly and by Monte Carlo, and the training set's mean depth per pixel.
+"""Baselines for any model: a random guess, exactly and by Monte Carlo, and the training set's mean depth per pixel.
 
 Source: FACTS.md section 5 (random guess); its formulas hold for truth within the guess's range, these also beyond.
 """

@@ -1,4 +1,4 @@
-"""What the bench compares with: DenseDepth's published PyTorch port, restated with this project's model and loss.
+"""Baseline of the bench: DenseDepth's published PyTorch port, restated with this project's model and loss.
 
 Source: ialhashim/DenseDepth@2e15107 PyTorch/train.py and data.py: float32, NCHW, Adam as torch makes it, `.item()` each
 step, frames decoded, flipped and resized by PIL in the main process. Its loss had no gradient term; here both have it.

@@ -1,4 +1,4 @@
-"""What the bench measures a step against: its floating-point operations, the device's best rate, and a profile."""
+"""Limits for the bench: a step's floating-point operations, the device's best rate, and a profile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What measurements of the bench share: trainings to measure, rounds in turn, loops in processes of their own."""
+"""Shared parts of the bench: trainings to measure, rounds in turn, loops in processes of their own."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ ADVICE = "restore it from a copy, or remove the training's folder to train it ag
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A training's state on the CPU: tensors copied, so that the training can go on while it is written."""
+    """A training's state on the CPU: tensors copied, so that the training can continue while it is written."""
 
     weights: dict[str, Tensor]
     optimiser: dict[str, Tensor] | None
@@ -99,13 +99,13 @@ def verify(folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise Blocked(f"{folder / HASHES}: the checkpoint's hashes cannot be read ({error}); {ADVICE}") from error
     if not isinstance(hashes, dict) or not {WEIGHTS, STATE, CONFIG} <= hashes.keys():
-        raise Blocked(f"{folder / HASHES}: does not list the checkpoint's files; {ADVICE}")
+        raise Blocked(f"{folder / HASHES} does not list the checkpoint's files; {ADVICE}")
     for name, expected in hashes.items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
-            raise Blocked(f"{path}: is missing from the checkpoint; {ADVICE}")
+            raise Blocked(f"{path} is missing from the checkpoint; {ADVICE}")
         if sha256(path) != expected:
-            raise Blocked(f"{path}: has changed since it was written (SHA-256 differs); {ADVICE}")
+            raise Blocked(f"{path} has changed since it was written (SHA-256 differs); {ADVICE}")
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def check_settings(folder: Path, config: TrialConfig) -> None:
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             raise UserError(
-                f"{folder}: was trained with {key} = {old.get(key)}, not {new.get(key)}; "
+                f"{folder} was trained with {key} = {old.get(key)}, not {new.get(key)}; "
                 "use another folder, or put the setting back"
             )
 

@@ -1,4 +1,4 @@
-"""What every command shares: exit codes, one sentence for a user's mistake, `--json` on a clean stdout."""
+"""Conventions of every command: exit codes, one sentence for a user's mistake, `--json` on a clean stdout."""
 
 from __future__ import annotations
 

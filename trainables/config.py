@@ -1,4 +1,4 @@
-"""`TrialConfig`: everything that decides a training, as one frozen, validated value (DESIGN.md, house rule 4).
+"""`TrialConfig`: everything that decides a training, as one frozen, validated value (DESIGN.md, house rule 5).
 
 No field has a default here: a recipe (trainables/recipes/*.yaml) fills them all, a study overrides some by path.
 Units stand in the names; ranges are validated, and an error names the key and the nearest valid name.

@@ -1,4 +1,4 @@
-"""Where a training runs: device, precision, peak memory and how busy the device was."""
+"""Device of a training: choice, precision, peak memory and utilisation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def keep_freed_memory() -> None:
     """Let this process reuse what it frees, instead of returning large blocks to the kernel and faulting them in again.
 
     A step frees and takes the same large blocks each time; zeroing their pages anew costs a tenth to a fifth of it on
-    the CPU. What an earlier training of this process left is given back first. Only glibc does so and is told;
+    the CPU. What an earlier training of this process left is given back first. Only glibc does so and can be set;
     elsewhere nothing is done.
     """
     libc = ctypes.CDLL(None)

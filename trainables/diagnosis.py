@@ -1,4 +1,4 @@
-"""Did it learn? Tells a model that depends on its input from one that collapsed or copies brightness.
+"""Sanity check of a trained model: dependence on its input, against collapse and copied brightness.
 
 Source: FACTS.md section 7, `relative_unet`, which described failures only in words: "all gray or noisy", "only learned
 edges or colour hues". Three measurements, each of which a working model passes.

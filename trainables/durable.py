@@ -1,4 +1,4 @@
-"""Durable files (DESIGN.md, house rule 8): temporary file, fsync, rename, fsync of the folder."""
+"""Durable files (DESIGN.md, house rule 10): temporary file, fsync, rename, fsync of the folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainables import locks
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the file in an error of writing it, which Python does only in one of opening it."""
+    """Add the file's name to an error of writing, as Python does only for an error of opening."""
     try:
         yield
     except OSError as error:
@@ -41,7 +41,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Durably replace a JSON file; NaN and infinity are refused (they are no JSON)."""
+    """Durably replace a JSON file; NaN and infinity are refused (JSON has neither)."""
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong, told apart: a user's mistake, a training that diverged, memory that ran out, a call to stop.
+"""Errors: a user's mistake, a training that diverged, memory that ran out, a request to stop.
 
 A bug is none of these and keeps its traceback.
 """
@@ -13,11 +13,11 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 class UserError(Exception):
-    """A mistake the user can mend; its text is one sentence naming file and key and what to do (exit code 2)."""
+    """A mistake of the user; its text is one sentence naming file and key and what to do (exit code 2)."""
 
 
 class Blocked(UserError):
-    """Something on the disk is in the way of a training that is not at fault; mended, it goes on where it was."""
+    """An obstacle on the disk, not a fault of the training, which resumes where it was once the obstacle is removed."""
 
 
 class Diverged(Exception):
@@ -30,11 +30,11 @@ class Diverged(Exception):
 
 
 class Stopped(Exception):
-    """The training was told to stop, and did at a checkpoint from which it goes on."""
+    """A stop on request, at a checkpoint from which the training resumes."""
 
 
 class PeerLost(Exception):
-    """One of the processes that train together has ended; its own error says why, if it had the time to tell one."""
+    """The end of one of the processes that train together; its own error says why, if it could report one."""
 
 
 class OutOfMemory(Exception):

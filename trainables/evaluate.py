@@ -1,4 +1,4 @@
-"""Evaluation: a protocol is a value, predictions become metres as in the reference code, frames become rows and means.
+"""Evaluation: protocols as values, predictions to metres as in the reference code, rows and means of frames.
 
 Source: FACTS.md section 5; ialhashim/DenseDepth@2e15107 (utils.py, Tensorflow/evaluate.py); cleinc/bts@5e3406b
 (pytorch/bts_eval.py). Deviation: upsampling is PyTorch's bilinear, where the reference uses scikit-image's; and clipped

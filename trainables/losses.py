@@ -32,7 +32,7 @@ SSIM_SIGMA = 1.5
 SSIM_K = (0.01, 0.03)
 BERHU_SHARE = 0.2  # of the batch's largest error
 SILOG_LAMBDA = 0.5  # Eigen's: 0 is the squared log error, 1 ignores scale entirely and would never learn it
-LOG_FLOOR = 1e-3  # share of the data range below which the logarithm goes on as its tangent
+LOG_FLOOR = 1e-3  # share of the data range below which the logarithm continues as its tangent
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def ssim(pred: Tensor, target: Tensor, valid: Tensor, data_range: float) -> Sums
 def silog(pred: Tensor, target: Tensor, valid: Tensor, data_range: float) -> Sums:
     """Scale-invariant log error of each sample: E[e^2] - SILOG_LAMBDA E[e]^2, e = ln pred - ln target, valid pixels.
 
-    Below LOG_FLOOR * data_range the logarithm goes on as its tangent, so that a prediction of 0 or less still learns.
+    Below LOG_FLOOR * data_range the logarithm continues as its tangent, so that a prediction of 0 or less still learns.
     """
     floor = LOG_FLOOR * data_range
     error = _only(_log(_filled(pred, valid, floor), floor) - _log(_filled(target, valid, floor), floor), valid)

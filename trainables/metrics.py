@@ -175,7 +175,7 @@ def checkerboard(maps: Tensor) -> Tensor:
     fine = (rows >= 0.5 - NYQUIST_BAND)[:, None] | (columns >= 0.5 - NYQUIST_BAND)
     total = energy.sum((1, 2))
     spread = centred.square().mean((1, 2)).sqrt()
-    constant = spread <= 1e-6 * maps.double().abs().mean((1, 2))  # float32's own rounding is no pattern
+    constant = spread <= 1e-6 * maps.double().abs().mean((1, 2))  # float32's own rounding is not a pattern
     return torch.where(constant, 0.0, (energy * fine).sum((1, 2)) / total)
 
 

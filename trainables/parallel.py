@@ -1,4 +1,4 @@
-"""Several processes train one model, one device each: what they share out and what they agree on.
+"""Training of one model by several processes, one device each: shards, reductions, agreement.
 
 Each takes its part of every batch, so that nothing of a training's settings moves. A loss term's sum over the part is
 divided by the whole batch's count, and the parts' gradients are summed: the step of one process. The sum is one
@@ -8,7 +8,7 @@ and hides the reduction in hooks; what it saves is the overlap of the reduction 
 
 Known deviation from one process: in train mode BatchNorm normalises each part by its own statistics, as is usual;
 running statistics are averaged, so that every process holds the same. Sums are added in another order, so equality
-with one process is to float32's rounding, not bit for bit; a training may go on with another number of processes.
+with one process is to float32's rounding, not bit for bit; a training may continue with another number of processes.
 
 Alone (no process group), nothing here waits for or changes anything.
 """

@@ -49,21 +49,21 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
             found = {name: archive[name] for name in (*EVALUATION_ARRAYS, *LOSS_ARRAYS) if name in archive}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
-            f"{path}: cannot be read as .npz ({error}); give a file like densedepth_reference.npz"
+            f"{path} cannot be read as .npz ({error}); give a file like densedepth_reference.npz"
         ) from error
     for names in (EVALUATION_ARRAYS, LOSS_ARRAYS):
         held = [name for name in names if name in found]
         if held and len(held) < len(names):
-            raise UserError(f"{path}: holds {', '.join(held)} without {', '.join(sorted(set(names) - set(held)))}")
+            raise UserError(f"{path} holds {', '.join(held)} without {', '.join(sorted(set(names) - set(held)))}")
     if not found:
-        raise UserError(f"{path}: holds none of {', '.join((*EVALUATION_ARRAYS, *LOSS_ARRAYS))}; see golden/README.md")
+        raise UserError(f"{path} holds none of {', '.join((*EVALUATION_ARRAYS, *LOSS_ARRAYS))}; see golden/README.md")
     for name, array in found.items():
         if array.ndim != 3 or array.dtype.kind != "f":
             raise UserError(
                 f"{path}: {name} is {array.dtype} of shape {array.shape}; it must be floats (N, rows, columns)"
             )
         if not np.isfinite(array).all():
-            raise UserError(f"{path}: {name} holds NaN or infinity; no number of it would mean anything")
+            raise UserError(f"{path}: {name} holds NaN or infinity; its numbers would be meaningless")
     if "target_depth_m" in found and not (found["target_depth_m"] > 0).any((1, 2)).all():
         raise UserError(f"{path}: target_depth_m has a frame without any depth above 0, so there is nothing to measure")
     return {name: torch.from_numpy(array.astype(np.float32)) for name, array in found.items()}

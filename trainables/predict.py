@@ -45,7 +45,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
             file.load()
             upright = ImageOps.exif_transpose(file)
     except UnidentifiedImageError as error:
-        raise UserError(f"{path}: is no picture that can be read; give a PNG, JPEG, TIFF or WebP file") from error
+        raise UserError(f"{path}: this is not a readable picture; give a PNG, JPEG, TIFF or WebP file") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: {error}; give a smaller picture") from error
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:  # what Pillow raises for damaged files
@@ -108,7 +108,7 @@ def coloured(depth_m: NDArray[np.float32], rgb: NDArray[np.uint8], legend: str) 
 def output_stems(pictures: Sequence[Path], out: Path | None) -> list[Path]:
     """Where each picture's files go: beside it, or in `out`. UserError when two would write the same files."""
     if out is not None and out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file, and --out must name a folder; choose another name")
+        raise UserError(f"{out} is a file, and --out must name a folder; choose another name")
     stems = [(out if out is not None else path.parent) / path.stem for path in pictures]
     for index, stem in enumerate(stems):
         if stem in stems[:index]:

@@ -1,4 +1,4 @@
-"""A picture of what a training learned: rgb, truth, prediction and error of a few validation frames."""
+"""Preview of a training: rgb, truth, prediction and error of a few validation frames."""
 
 from __future__ import annotations
 

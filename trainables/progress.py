@@ -1,4 +1,4 @@
-"""How far a training is: everything but tensors that a resumed one needs, as one value that goes through JSON."""
+"""Progress of a training: everything but tensors that a resumed one needs, as one value that goes through JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainables.registry import METRICS
 
 @dataclass(frozen=True)
 class Report:
-    """What a training tells at a validation. `images` counts images seen, `time_s` is the wall clock of its making."""
+    """Report of a training at a validation. `images` counts images seen, `time_s` is the wall clock of its making."""
 
     step: int
     images: int

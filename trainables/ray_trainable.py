@@ -77,7 +77,7 @@ class TrainingWorker(tune.Trainable):
         try:
             report = next(self._open(), None)
         except (RayActorError, PeerLost):
-            raise  # one of its processes died without a word, and so it does
+            raise  # one of its processes died silently, and so does it
         except (Exception, SystemExit) as error:  # told to the driver here, raised in the next step: nothing is caught
             self._error = error if isinstance(error, Exception) else RuntimeError(f"the training called exit ({error})")
             return {RESULT_KEY: _ending(error).to_json()}

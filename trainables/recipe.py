@@ -135,7 +135,7 @@ def _sentence(error: ValidationError, kind: type[Section], document: Document) -
         for part in first["loc"][:-1]:
             annotation = owner.model_fields[str(part)].annotation if str(part) in owner.model_fields else None
             owner = annotation if isinstance(annotation, type) and issubclass(annotation, Section) else owner
-        return f"{document.where(path)} is no setting{nearest(str(first['loc'][-1]), owner.model_fields)}; remove it"
+        return f"{document.where(path)} is not a setting{nearest(str(first['loc'][-1]), owner.model_fields)}; remove it"
     if first["type"] == "missing":
         return f"{document.where(path)} is missing; add it"
     message = first["msg"].removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""The rolling pre-spike snapshot: what replay of a loss spike needs, kept in memory and written when one is seen.
+"""Rolling pre-spike snapshot: kept in memory, and written for replay when a loss spike is seen.
 
 The online detector is deliberately simple (analysis/spikes.py judges later): a loss is a spike when its logarithm lies
 THRESHOLD scaled median absolute deviations above the trailing window's median, and the loss at least doubles it.

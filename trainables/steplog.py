@@ -1,4 +1,4 @@
-"""Numbers of finished steps, kept on the device until they are looked at, so that the loop never waits for it."""
+"""Log of finished steps, kept on the device until it is read, so that the loop never waits for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Target space: what the network is asked for (`target.kind`), and the way back to metres.
+"""Target space: depth to the network's target (`target.kind`), and back to metres.
 
 inverse   y = 10 m / depth, so 1 to 100 for 0.1 to 10 m (DenseDepth, paper section 3.2)
 metric    y = depth in metres
@@ -16,7 +16,7 @@ from trainables.config import TargetConfig, TargetKind
 
 SCALE_M: Final = 10.0  # the published constant of `inverse` and `unit`; no setting, whatever the range of depth
 
-# What SSIM is told about the size of the values, for the published range of depth.
+# SSIM's data range, for the published range of depth.
 DATA_RANGE: Final[dict[TargetKind, float]] = {"inverse": 100.0, "metric": 10.0, "unit": 1.0, "relative": 1.0}
 
 

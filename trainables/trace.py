@@ -86,7 +86,7 @@ class TraceWriter:
     def _check(self, first_step: int) -> None:
         steps = [step for part in sorted(self._parts.glob("part-*.parquet")) for step in _steps(part, self._schema)]
         if steps != list(range(first_step)):
-            raise Blocked(f"{self._parts}: lacks steps before step {first_step} of the checkpoint; {ADVICE}")
+            raise Blocked(f"{self._parts} lacks steps before step {first_step} of the checkpoint; {ADVICE}")
 
 
 def _steps(part: Path, schema: pa.Schema) -> list[int]:
@@ -98,7 +98,7 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
     """A part as it was written. Raises Blocked for a damaged one."""
     digest = _digest(path)
     if digest.exists() and digest.read_bytes() != sha256(path).encode():
-        raise Blocked(f"{path}: has changed since it was written (SHA-256 differs); {ADVICE}")
+        raise Blocked(f"{path} has changed since it was written (SHA-256 differs); {ADVICE}")
     try:
         table = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
         table.validate(full=True)

@@ -26,7 +26,7 @@ EXAMPLE = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; exit code 1 when the training diverged or memory ran out, 130 when it was told to stop."""
+    """The command; exit code 1 when the training diverged or memory ran out, 130 after a request to stop."""
     parser = cli.parser("trainables.train", __doc__ or "", EXAMPLE)
     parser.add_argument("recipe", metavar="RECIPE", help="a published system, or RECIPE+VARIANT")
     parser.add_argument("--set", metavar="PATH=VALUE", action="append", default=[], dest="assignments")
@@ -53,7 +53,7 @@ def _train(args: argparse.Namespace) -> Any:
                 for report in iter_fit(config, folder, stop=told.is_set, own_process=True):
                     _say(config, report)
         except Stopped as error:
-            print(f"{error}; the same command goes on from there", file=sys.stderr)
+            print(f"{error}; the same command continues from there", file=sys.stderr)
             return {"folder": str(folder), "outcome": "stopped", "reason": str(error)}, 130
         except (Diverged, OutOfMemory) as error:
             outcome = "diverged" if isinstance(error, Diverged) else "out_of_memory"

@@ -7,7 +7,7 @@
     summary.json        parameters, taps, device, precision, threads, seconds, peak memory, share of clipped steps
     preview.png         rgb, truth, prediction and error of a few validation frames, at the end
 
-A call on a folder with a checkpoint goes on from it: reports of before are yielded again, then the training continues
+A call on a folder with a checkpoint resumes from it: reports of before are yielded again, then the training continues
 bit for bit (on CPU, with the same number of threads). Source: the paper's section 3; DESIGN.md "A training".
 
 In a process group, `iter_fit` is one of several that train one model (trainables/parallel.py): all take every step
@@ -273,7 +273,7 @@ class Training:
             self.recorder.observe(rows)
 
     def _report(self) -> Report:
-        """Validate, checkpoint, then report: a checkpoint is written before its report is told."""
+        """Validate, checkpoint, then report: a checkpoint is written before its report is given out."""
         config, progress = self.config, self.progress
         metrics = progress.training_metrics(self.terms) | self._device_metrics()
         validating = time.perf_counter()

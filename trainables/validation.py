@@ -1,4 +1,4 @@
-"""Validation in the course of a training: the loss on prepared targets, and the metrics of the judge's protocol."""
+"""Validation during a training: the loss on prepared targets, and the metrics of the judge's protocol."""
 
 from __future__ import annotations
 

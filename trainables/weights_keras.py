@@ -61,19 +61,19 @@ def module_of(layer: str) -> str | None:
 
 
 def read_h5(path: Path) -> tuple[Weights, dict[str, Any] | None]:
-    """Layers' weights, and the stored graph if there is one. Raises UserError for what is no Keras file of floats."""
+    """Layers' weights, and the stored graph if there is one. Raises UserError unless it is a Keras file of floats."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; {ADVICE}")
     try:
         with h5py.File(path, "r") as file:
             group = _own(file, "model_weights", path) if "model_weights" in file else file
             if "layer_names" not in group.attrs:
-                raise UserError(f"{path}: is HDF5 but holds no Keras model (no layer_names); {ADVICE}")
+                raise UserError(f"{path} is HDF5 but holds no Keras model (no layer_names); {ADVICE}")
             layers = {name: _layer(_own(group, name, path), path) for name in _texts(group.attrs["layer_names"])}
             stored = file.attrs.get("model_config")
             graph = None if stored is None else json.loads(stored)
     except (OSError, KeyError, ValueError, RuntimeError) as error:  # what h5py raises for damaged files
-        raise UserError(f"{path}: cannot be read as a Keras HDF5 file ({error}); {ADVICE}") from error
+        raise UserError(f"{path} cannot be read as a Keras HDF5 file ({error}); {ADVICE}") from error
     return {name.replace("/", "_"): weights for name, weights in layers.items() if weights}, graph
 
 
@@ -98,7 +98,7 @@ def _layer(group: Any, path: Path) -> dict[str, NDArray[np.float32]]:
     for name in _texts(group.attrs.get("weight_names", ())):
         data = _own(group, name, path)
         if not isinstance(data, h5py.Dataset) or data.dtype.kind != "f" or data.is_virtual or data.external:
-            raise UserError(f"{path}: {name} is no plain array of floating-point numbers; {ADVICE}")
+            raise UserError(f"{path}: {name} is not a plain array of floating-point numbers; {ADVICE}")
         if data.size > MAX_VALUES:
             raise UserError(f"{path}: {name} claims {data.size:,} numbers; {ADVICE}")
         values = np.asarray(data[()], dtype=np.float32)
@@ -134,7 +134,7 @@ def settings_of(layers: Weights, graph: dict[str, Any] | None, path: Path) -> di
     missing = {"conv2", "conv3", "bn"} - layers.keys()
     if not names or missing or "kernel" not in layers["conv2"] or layers["conv2"]["kernel"].ndim != 4:
         what = f"it has no layer {sorted(missing)[0]}" if missing else f"dense blocks of {list(blocks)} layers"
-        raise UserError(f"{path}: is no DenseDepth model ({what}); {ADVICE}")
+        raise UserError(f"{path}: this is not a DenseDepth model ({what}); {ADVICE}")
     channels, first = layers["conv2"]["kernel"].shape[2:]
     activations = 4 if graph is None else json.dumps(graph).count('"class_name": "LeakyReLU"')
     return {
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def body(args: argparse.Namespace) -> dict[str, Any]:
         if args.out.exists():
-            raise UserError(f"{args.out}: exists already; name a new folder")
+            raise UserError(f"{args.out} already exists; name a new folder")
         model, config = convert(args.file)
         write_checkpoint(args.out, snapshot_of(model, args.file), config)
         parameters = sum(p.numel() for p in model.parameters())

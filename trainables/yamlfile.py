@@ -1,4 +1,4 @@
-"""YAML as this project reads it: `1e-5` is a number, `no` stays a word, a key given twice is an error.
+"""YAML with this project's rules: `1e-5` is a number, `no` stays a word, a key given twice is an error.
 
 Every value remembers its line, so that whoever validates it can say where it stands. Anchors, aliases and tags are
 refused: settings are plain, and a cycle or a Python object has no place in them.
@@ -47,9 +47,9 @@ def read_yaml(path: Path) -> Document:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); name an existing YAML file") from error
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); name an existing YAML file") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     return parse_yaml(text, str(path))
 
 
@@ -59,7 +59,7 @@ def parse_yaml(text: str, name: str) -> Document:
     lines: dict[str, int] = {}
     value = _convert(node, "", lines, name, 0)
     if not isinstance(value, dict):
-        raise UserError(f"{name}: must be a mapping of settings, not {_kind(value)}")
+        raise UserError(f"{name} must be a mapping of settings, not {_kind(value)}")
     return Document(name, value, lines)
 
 
@@ -92,7 +92,7 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         mark = getattr(error, "problem_mark", None)
         at = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{name}{at}: is not valid YAML ({problem}); mend that line") from error
+        raise UserError(f"{name}{at} is not valid YAML ({problem}); correct that line") from error
 
 
 def _convert(node: yaml.Node | None, path: str, lines: dict[str, int], name: str, depth: int) -> Any:

@@ -278,7 +278,7 @@ def test_relative_depth_is_headlined_by_its_own_protocol_and_never_comparable(
 def test_a_store_that_does_not_answer_keeps_the_test_sealed(study: Layout) -> None:
     give_tracking(study, "http://127.0.0.1:9")
     section = final_evaluation.analyse(runs.load(study.root))
-    assert not section.data["opened"] and "does not take part" in section.answers[0]
+    assert not section.data["opened"] and "cannot be used" in section.answers[0]
     assert not (study.evaluation / "scores.parquet").exists()
 
 
@@ -294,7 +294,7 @@ def test_changed_weights_and_changed_data_are_refused(study: Layout) -> None:
 
 
 def test_only_the_sealed_file_opens_the_test_split() -> None:
-    """House rule 6: besides the data package itself, its doctor and the forms' own tests, nobody calls open_test."""
+    """House rule 8: besides the data package itself, its doctor and the forms' own tests, nobody calls open_test."""
     allowed = {"analysis/final_evaluation.py", "trainables/data/dataset.py", "trainables/data/doctor.py"}
     callers = set()
     for path in (p for folder in ("analysis", "study", "trainables") for p in (ROOT / folder).rglob("*.py")):

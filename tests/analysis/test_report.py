@@ -217,7 +217,7 @@ def test_a_strangers_table_writes_and_connects_nowhere_else(
     thesis.parent.mkdir()
     thesis.write_text("mine")
     assert report.main(["--from-table", str(released)]) == 2 and thesis.read_text() == "mine"
-    assert "is no report of this command" in capsys.readouterr().err
+    assert "not a report of this command" in capsys.readouterr().err
     assert store.run_pages(loaded) == {}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["paper"]
 
@@ -269,7 +269,7 @@ def test_device_hours_are_those_of_all_devices_of_a_training(tmp_path: Path) -> 
 
 def test_a_missing_study_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main([str(tmp_path / "nothing")]) == 2
-    assert "no study of that name" in capsys.readouterr().err
+    assert "neither a study in results/" in capsys.readouterr().err
 
 
 def test_cells_sort_by_their_number_and_show_what_is_missing() -> None:

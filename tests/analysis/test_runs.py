@@ -63,7 +63,7 @@ def test_an_empty_and_an_all_failed_study_load(tmp_path: Path) -> None:
 
 
 def test_unknown_and_damaged_studies_are_refused_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no study of that name"):
+    with pytest.raises(UserError, match="neither a study in"):
         runs.load(tmp_path / "nowhere")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "ledger.db").write_bytes(b"SQLite format 3\0" + bytes(4000))
@@ -103,7 +103,7 @@ def test_the_released_table_gives_the_same_study(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(loaded.reports.reset_index(drop=True), again.reports, check_dtype=False)
     assert again.judge == loaded.judge and again.study == loaded.study
     pd.testing.assert_frame_equal(again.extras["spikes.spikes"], loaded.extras["spikes.spikes"])
-    with pytest.raises(UserError, match="no released table"):
+    with pytest.raises(UserError, match="not a released table"):
         tables.read_table(layout.study_file)
 
 

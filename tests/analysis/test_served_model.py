@@ -49,7 +49,7 @@ def registered(tmp_path: Path, tiny_config: Callable[..., TrialConfig], empty_st
     layout = write_study(tmp_path, tiny_config(), uri)
     tables = runs.load(layout.root)
     assert report.register(tables) is None
-    with pytest.raises(UserError, match="the sealed test has seen no champion"):
+    with pytest.raises(UserError, match="the sealed test has scored no champion"):
         served_model.publish(tables)
     final_evaluation.open_once(tables, None)
     with pytest.raises(UserError, match="is not in the tracking store"):
@@ -122,7 +122,7 @@ def test_what_is_registered_is_what_the_sealed_test_has_seen(
     torch.manual_seed(99)
     other = checkpoint.take_snapshot(build_model(config.model, config.target.kind), None, {})
     checkpoint.write_checkpoint(layout.trial(CHAMPION) / "checkpoints" / "best", other, config)
-    with pytest.raises(UserError, match="not the weights that the sealed test has seen"):
+    with pytest.raises(UserError, match="not the weights that the sealed test scored"):
         served_model.publish(tables)
     final_evaluation.open_once(tables, "trained again")
     client = mlflow.MlflowClient(tracking_uri=uri)

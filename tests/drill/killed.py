@@ -1,7 +1,7 @@
 """A training killed -9 before the n-th of its durable operations: `python -m tests.drill.killed CONFIG OUT N ...`.
 
 Durable operations are fsync, rename, replace, unlink and rmdir of `os`, counted from the training's first line to its
-last. For each N a child process trains in OUT/N and dies, and another one goes on from what it left. N = 'count' trains
+last. For each N a child process trains in OUT/N and dies, and another one continues what it left. N = 'count' trains
 undisturbed in OUT/count and writes the operations' names, one a line, to OUT/count/operations.
 """
 

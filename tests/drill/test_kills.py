@@ -81,7 +81,7 @@ class Driven:
         out, err = self.driver.communicate(timeout=ENDED_S)
         if kind != "driver":
             *before, last = err.splitlines()  # where it was just starting, Ray may have words of its own
-            assert self.driver.returncode == 1 and "go on with --resume" in last and "Traceback" not in err, (out, err)
+            assert self.driver.returncode == 1 and "--resume" in last and "Traceback" not in err, (out, err)
             assert not before or not started, (out, err)
         if self.server is not None:
             self.server.wait()

@@ -125,7 +125,7 @@ def test_a_study_whose_cluster_has_gone_says_so_and_is_resumed_on_another(
     head.family(what)[0].kill()
     out, err = driver.communicate(timeout=GONE_S)
     seconds = time.monotonic() - struck
-    assert driver.returncode == 1 and len(err.splitlines()) == 1 and "go on with --resume" in err, (out, err)
+    assert driver.returncode == 1 and len(err.splitlines()) == 1 and "continue with --resume" in err, (out, err)
     (workplace.root / "pause").write_text("0.1")
     done = workplace.run("--resume", "--set", f"resources.address={cluster}")
     assert done.returncode == 0, done.stderr

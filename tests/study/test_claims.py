@@ -121,7 +121,7 @@ def test_stages_go_on_from_the_checkpoint_that_arms_share(tmp_path: Path) -> Non
         ("P0", "study.yaml:6: claims.test.1: no claim P0 (did you mean"),
         ("P4", "study.yaml:6: claims.test.1: P4 is tested twice; keep one"),
         ("3", "claims.test: each entry is an id, {id: {field: value}} or a claim with its id, not 3"),
-        ("{P2: {bb: 3}}", "study.yaml:6: claims.test.1.P2.bb is no setting (did you mean b?); remove it"),
+        ("{P2: {bb: 3}}", "study.yaml:6: claims.test.1.P2.bb is not a setting (did you mean b?); remove it"),
         ("{P2: {measured: [rsme]}}", "claims.test.1.P2.measured.0: unknown quantity rsme (did you mean rmse?)"),
         ("{P2: {measured: []}}", "study.yaml:6: claims.test.1.P2.measured: name one quantity or more, each once"),
         ("{P2: {a: {optim.lrr: 1.0}}}", "claims.test.1.P2.a.optim.lrr: no setting optim.lrr (did you mean lr?)"),

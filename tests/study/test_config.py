@@ -160,7 +160,7 @@ def test_pruner_counts_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("trials: 8", "trails: 8", "study.yaml:7: search.trails is no setting (did you mean trials?)"),
+        ("trials: 8", "trails: 8", "study.yaml:7: search.trails is not a setting (did you mean trials?)"),
         ("trials: 8", "trials: many", "study.yaml:7: search.trials: input should be a valid integer"),
         ("trials: 8", "trials: -1", "study.yaml:7: search.trials: input should be greater than or equal to 0"),
         ("name: tiny", "name: ../up", "study.yaml:1: name: a name is letters"),

@@ -132,7 +132,7 @@ def test_killed_stopped_and_extended_it_goes_on_as_if_undisturbed(
     driver.send_signal(signal.SIGTERM)
     out, err = driver.communicate(timeout=60)
     assert driver.returncode == 130, err
-    assert "go on with --resume" in out
+    assert "continue with --resume" in out
     assert [path.parent.name for path in workplace.root.glob("results/tiny/trials/*/stopped")]  # by itself, in time
     assert "--resume" in refused()
     done = workplace.run("--resume", pause_s=0.01)

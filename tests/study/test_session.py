@@ -157,7 +157,7 @@ def test_a_training_fails_when_two_workers_die_without_anything_new_between_them
     assert (entry.attempts, entry.outcome, entry.reason) == (
         4,
         Outcome.FAILED,
-        "its process died 2 times without a word",
+        "its process died 2 times without an error",
     )
 
 

@@ -131,7 +131,7 @@ def test_told_to_stop_the_command_stops_at_a_checkpoint_and_goes_on_from_it(
     monkeypatch.setattr(trainer.Training, "train_step", terminated)
     command = ["densedepth", "--out", str(tmp_path / "stopped")]
     assert train_command.main(command) == 130
-    assert "stopped after 16 of 48 images; the same command goes on" in capsys.readouterr().err
+    assert "stopped after 16 of 48 images; the same command continues" in capsys.readouterr().err
     assert checkpoint.read_state(tmp_path / "stopped" / "checkpoints" / "latest")["step"] == 4
     monkeypatch.setattr(trainer.Training, "train_step", step)
     assert train_command.main([*command, "--json"]) == 0
@@ -157,7 +157,7 @@ def test_resume_refuses_other_settings_and_damaged_checkpoints(tiny_config: Make
     damaged = bytearray(weights.read_bytes())
     damaged[-5] ^= 1
     weights.write_bytes(damaged)
-    with pytest.raises(UserError, match=r"weights\.safetensors: has changed"):
+    with pytest.raises(UserError, match=r"weights\.safetensors has changed"):
         train(tiny_config(), tmp_path)
 
 

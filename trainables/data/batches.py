@@ -1,4 +1,4 @@
-"""A batch, and its augmentation on the device: mirrored images and swapped colour channels (paper section 3.3)."""
+"""Batches, and their augmentation on the device: mirrored images and swapped color channels (paper section 3.3)."""
 
 from __future__ import annotations
 

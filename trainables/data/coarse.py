@@ -1,4 +1,4 @@
-"""Coarse maps of a frame's picture and depth, compared between the neighbouring frames of a scene.
+"""Coarse maps of pictures and depths, compared between the neighboring frames of a scene.
 
 A camera pans between two frames: picture and depth move by the same sideways offset, unless one of them lies off.
 """

@@ -1,6 +1,6 @@
-"""What a training sees: the train list, checked, split by scene, thinned and paired as its settings say.
+"""Training data: the train list, checked, split by scene, thinned and paired by its settings.
 
-The test split is opened by `open_test` alone (DESIGN.md, house rule 6).
+The test split is opened by `open_test` alone (DESIGN.md, house rule 8).
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def open_training(config: TrialConfig) -> TrainingData:
     for name in data.exclude:
         if name not in known:
             close = nearest(name, frames.ids)
-            raise UserError(f"data.exclude: {name} is no frame of the training list{close}; remove it")
+            raise UserError(f"data.exclude: {name} is not a frame of the training list{close}; remove it")
     if data.overfit is not None:
         name = frames.ids[0] if data.overfit == "first" else data.overfit
         if name not in known:
             raise UserError(
-                f"data.overfit: {name} is no frame of the training list{nearest(name, frames.ids)}; name one"
+                f"data.overfit: {name} is not a frame of the training list{nearest(name, frames.ids)}; name one"
             )
         one = frames.subset([frames.ids.index(name)])
         return TrainingData(one, one, digest, skipped)

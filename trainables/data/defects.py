@@ -1,4 +1,4 @@
-"""What can be planted in the embedded training set, so that the doctor and the spike detector have a known truth.
+"""Defects to plant in the embedded training set, as known truth for the doctor and the spike detector.
 
 Every function takes stored depth (uint8, 0 = hole) and returns the spoilt depth of the same shape.
 """

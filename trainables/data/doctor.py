@@ -1,4 +1,4 @@
-"""`python -m trainables.data.doctor ROOT`: what is wrong with a data set, before anything trains.
+"""`python -m trainables.data.doctor ROOT`: defects of a data set, found before anything trains.
 
 Reads every frame of both splits once, in any published form, keeps a small record of each, and reports: a table, a
 picture sheet of the worst, JSON, and the list of ids that `data.exclude` can leave out. It also writes the manifest
@@ -65,7 +65,7 @@ def open_splits(root: Path, form: str | None, overrides: dict[str, Any]) -> tupl
         elif not best[1]:
             best = ("", {}, best[2] + reasons)
     if not best[1]:
-        raise UserError(f"{root} is no data set that can be read ({'; '.join(best[2])})")
+        raise UserError(f"{root} is not a readable data set ({'; '.join(best[2])})")
     return best
 
 
@@ -232,7 +232,7 @@ def table(document: dict[str, Any]) -> str:
     if len(rows) > LISTED:
         lines.append(f"    ... and {len(rows) - LISTED} more in doctor.json")
     lines.append(
-        "  training would be harmed; mend the data or exclude what is named" if document["harmful"] else "  healthy"
+        "  harmful to a training; repair the data or exclude the named frames" if document["harmful"] else "  healthy"
     )
     return "\n".join(lines)
 

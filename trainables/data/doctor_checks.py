@@ -1,4 +1,4 @@
-"""What the doctor looks for: findings over the records of all frames, each kind with what it means for a training."""
+"""Checks of the doctor: findings over the records of all frames, each kind with its meaning for a training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the doctor keeps of each frame: a record small enough for 50,000 of them."""
+"""Record of a frame for the doctor, small enough for 50,000 of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doctor's picture sheet: the worst frames, colour beside depth, each with what is wrong."""
+"""Picture sheet of the doctor: the worst frames, color beside depth, each with its defect."""
 
 from __future__ import annotations
 

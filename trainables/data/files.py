@@ -1,4 +1,4 @@
-"""Files of a data set by name, from a folder or from a zip archive read in place, never outside either.
+"""Files of a data set by name, read from a folder or in place from a zip archive, never outside either.
 
 Nothing is extracted, and nothing stays open: every read opens the folder's file or the archive by itself, so that both
 kinds can be pickled, forked and shared by threads. Links that lead out, absolute and `..` names are refused.
@@ -214,7 +214,7 @@ def _index(path: Path, size: int, mtime_ns: int) -> dict[str, Entry]:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
     except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise UserError(f"{path} is no readable zip archive ({error}); download it again") from None
+        raise UserError(f"{path} is not a readable zip archive ({error}); download it again") from None
     entries: dict[str, Entry] = {}
     for info in infos:
         if info.is_dir():

@@ -1,7 +1,7 @@
-"""Frames and lists of frames: what every published form of the data is read into.
+"""Frames and lists of frames: the common form of every published form of the data.
 
 Colour is uint8 RGB, depth float32 metres with 0 for a hole. Whatever is wrong with one frame is a `BadFrame`, one
-sentence naming file and cause, so that `data.on_bad_frame: skip` can tell it from a mistake in the settings.
+sentence naming file and cause, so that `data.on_bad_frame: skip` can distinguish it from a mistake in the settings.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""HDF5 files of strangers: only plain data sets stored in the file itself are read.
+"""Safe reading of foreign HDF5 files: only plain data sets stored in the file itself.
 
 HDF5 can point elsewhere in four ways (soft and external links, external storage, virtual data sets), and h5py follows
-each without a word. All are refused.
+each silently. All are refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainables.data.frames import BadFrame, Depth
 from trainables.data.pictures import MAX_PIXELS
 
 _KINDS: Final = {"f": "float", "u1": "uint8", "O": "references"}
-MAX_SENSIBLE_M: Final = 100.0  # what exceeds it is no depth in metres
+MAX_SENSIBLE_M: Final = 100.0  # what exceeds it is not a depth in metres
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def dataset(file: Any, key: str, dtypes: str, shape: tuple[int | None, ...]) -> Any:
-    """A data set of the file itself. Raises BadFrame unless it is there, is no link of any kind, and has a dtype of the
+    """A data set of the file itself. Raises BadFrame if it is missing, a link of any kind, or without a dtype of the
     kind `dtypes` ('f': any float, 'u1': uint8, 'O': references) and the shape (None: any length).
     """
     name = f"{file.filename}: its {key}"

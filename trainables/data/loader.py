@@ -1,4 +1,4 @@
-"""Batches. What a batch holds depends on (seed, position) alone, position being the images seen before it.
+"""Batch loaders. What a batch holds depends on (seed, position) alone, position being the images seen before it.
 
 The order of an epoch comes from (seed, epoch), a frame's augmentation from (seed, its own position): a resumed training
 needs one integer, and workers, threads and the cache change nothing. An epoch ends with a partial batch. Where a bad

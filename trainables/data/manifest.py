@@ -1,4 +1,4 @@
-"""A data set's manifest: SHA-256 of all it is made of, against which later reads are checked.
+"""Manifest of a data set: SHA-256 of all its files or frames, against which later reads are checked.
 
     {"sha256": total, "files": {path: digest}, "members": {name: digest}, "arrays": {id: [rgb, depth, raw depth]}}
 

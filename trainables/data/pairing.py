@@ -1,4 +1,4 @@
-"""Do a picture and a depth map belong together? Evidence from where their edges lie and which way they run.
+"""Evidence that a picture and a depth map belong together: places and directions of their edges.
 
 Planes are affine in inverse depth, so its second differences vanish on walls and floors and mark creases and jumps;
 in a matching pair most of those are edges of the picture too. The fit is a correlation over three channels, edge
@@ -32,7 +32,7 @@ SCENE_WEIGHT, LOOSE_Z = 0.5, 5.0
 POOR_Z: Final = 2.5  # a scene whose frames hardly fit; there another alignment must lie so far above chance, or gain:
 POOR_FIT_Z, POOR_GAIN = 6.0, 0.1
 CHANCE_FLOOR_Z: Final = -2.0  # a wrong pair fits by chance; far below it lies what a scene does to all of its frames
-TRUSTED_Z: Final = 2.0  # neighbours that fit worse are no witnesses where enough others are
+TRUSTED_Z: Final = 2.0  # neighbours that fit worse do not count where enough others are
 RICH_EDGES: Final = 0.12  # standard deviation of the edge strength from which a depth map counts in full
 FLIP_GAIN, SHIFT_GAIN = 0.06, 0.06  # how much better another alignment must fit than the given; more for rows:
 MORE_DOWN: Final = 0.07  # real sensors are often off there
@@ -219,7 +219,7 @@ def belonging(evidence: Evidence, company: Company | None) -> float:
 
 
 def wrong_pair(evidence: Evidence, company: Company | None) -> bool:
-    """Does the depth belong to another picture? Without company only a fit below chance is taken for proof."""
+    """Whether the depth belongs to another picture. Without company only a fit below chance is taken for proof."""
     if company is None:
         return evidence.z < UNSUPPORTED_Z
     expected = SCENE_WEIGHT * max(0.0, company.scene_z - LOOSE_Z) - max(0.0, POOR_Z - company.scene_z)
@@ -227,13 +227,13 @@ def wrong_pair(evidence: Evidence, company: Company | None) -> bool:
 
 
 def flipped(evidence: Evidence, company: Company | None) -> bool:
-    """Does the mirrored depth fit, and the given one not?"""
+    """Whether the mirrored depth fits, and the given one does not."""
     gain = _gain(evidence.flip[0], evidence)
     return gain > FLIP_GAIN and not _lucky(evidence.flip[0], gain, evidence, company)
 
 
 def shifted(evidence: Evidence, company: Company | None) -> bool:
-    """Does the depth fit when moved, and not as given? In a scene: more so than is usual for its frames."""
+    """Whether the depth fits when moved, and not as given; in a scene: more so than is usual for its frames."""
     gain, more = shift_gain(evidence), 0.0 if evidence.shift[1] else MORE_DOWN
     if _lucky(evidence.shift[0], gain, evidence, company):
         return False

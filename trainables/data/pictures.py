@@ -1,4 +1,4 @@
-"""Colour and depth pictures of the Kaggle form, decoded exactly; what is wrong with one is one sentence.
+"""Decoders of the Kaggle form's color and depth pictures; each damage is one sentence.
 
 Depth is a greyscale PNG whose bit depth decides the unit: 8 bits are value / 255 * 10 m, 16 bits millimetres.
 """
@@ -95,7 +95,7 @@ def check_complete(header: Header, content: bytes, name: str) -> None:
         if len(packed) < rows * header.height and not content[_INTERLACED]:
             raise BadFrame(f"{name} is truncated (rows are missing); replace it")
     elif b"\xff\xd9" not in content[-_TRAILER:]:
-        _decode_jpeg(content, name)  # some cameras write more behind the end marker: only decoding tells
+        _decode_jpeg(content, name)  # some cameras write more behind the end marker: only decoding shows it
 
 
 def decode_rgb(content: bytes, name: str) -> Rgb:

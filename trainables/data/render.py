@@ -1,5 +1,7 @@
-"""Ray-casting of `rooms` in NumPy: boxes, vertical cylinders and ellipsoids in a closed room, shaded by lamp, windows,
-a weak light at the camera, and corners that stay darker.
+"""Ray-casting renderer of `rooms` in NumPy.
+
+Boxes, vertical cylinders and ellipsoids in a closed room, shaded by lamp, windows, a weak light at the camera, and
+corners that stay darker.
 
 Depth is the distance along the optical axis (z-depth), as a Kinect and NYU Depth v2 give it. Per-pixel arithmetic is
 IEEE-exact (no transcendental function, no BLAS), so that every machine renders the same bytes.

@@ -1,4 +1,4 @@
-"""A frame as the network meets it: colour at the input's size, target at the output's, holes as a mask.
+"""Samples for the network: color at the input's size, target at the output's, holes as a mask.
 
 The two published ways to the target's size (FACTS.md section 2):
 inverse_then_resize   to target space first, then the resize of DenseDepth's Keras loader (`skimage.transform.resize`,

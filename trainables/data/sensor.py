@@ -1,4 +1,4 @@
-"""What a depth sensor does to a perfect depth map: the holes of a Kinect."""
+"""Holes of a depth sensor (Kinect), for a perfect depth map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Surfaces of `rooms`: colour as a function of the place on a surface.
+"""Surfaces of `rooms`: color as a function of the place on a surface.
 
 Only IEEE-exact operations (+ - * / sqrt floor) and integer hashes are used, so that every machine gets the same bytes.
 Detail finer than a pixel fades out, as in a real photograph.

@@ -1,4 +1,4 @@
-"""What the rest of the model knows of a backbone, whichever library it comes from.
+"""Interface of a backbone, whichever library it comes from.
 
 `post_pool` is the feature map right after a scale was reached (the paper's skips), `pre_pool` the last one before the
 next halving. Both map a scale to a node of the backbone's graph.

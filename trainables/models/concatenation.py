@@ -1,4 +1,4 @@
-"""Concatenation in chains: what a DenseNet's blocks concatenate, one layer's maps at a time.
+"""Concatenation in chains: a DenseNet block's maps, concatenated one layer at a time.
 
 Each layer of a block concatenates all maps before it. The gradient of a block of n layers then adds up n^2 / 2 small
 pieces, a kernel each, which takes a GPU a tenth of the step. In a chain the concatenation before is taken up whole and

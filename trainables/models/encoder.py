@@ -1,7 +1,7 @@
 """Encoders: backbones that are tapped by node, from torchvision (encoder_torchvision) and timm (encoder_timm).
 
 `Encoder` is all that the model and its decoder know of one. What no tap needs (the classifier, layers after the
-bottleneck) is no part of it.
+bottleneck) is not part of it.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _tapped(network: Network, scales: Mapping[str, str]) -> fx.GraphModule:
     graph.output(found)
     tapped = fx.GraphModule(network.module, graph)
     tapped.graph.eliminate_dead_code()
-    return fx.GraphModule(tapped, tapped.graph)  # of what is left: the classifier is no part of it
+    return fx.GraphModule(tapped, tapped.graph)  # of what is left: the classifier is not part of it
 
 
 def _check_frozen(network: Network, prefixes: tuple[str, ...]) -> None:

@@ -86,7 +86,7 @@ def timm_backbone(name: str) -> TimmBackbone:
         last = _last_node(name, graph, names, stage)
         if sizes.get(last) != (side, side):
             raise UserError(
-                f"model.encoder: the map of {name} at 1/{scale[1:]} is no rows and columns of pixels, channels first; "
+                f"model.encoder: the map of {name} at 1/{scale[1:]} has no rows and columns of pixels, channels first; "
                 "choose a convolutional one, such as timm/convnext_atto"
             )
         pre_pool[scale] = stage

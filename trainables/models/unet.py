@@ -126,7 +126,7 @@ def unet_taps(config: ModelConfig) -> dict[str, str]:
 
 
 def check_unet(config: ModelConfig) -> None:
-    """Raise UserError for settings of a pretrained encoder, which a U-Net has not."""
+    """Raise UserError for settings of a pretrained encoder, which a U-Net lacks."""
     unet_taps(config)
     for name, given, only in (
         ("weights", config.weights or "null", "null"),

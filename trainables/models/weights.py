@@ -1,6 +1,6 @@
 """Pretrained weights of an encoder: by the library's name, from an installed package, or from a local file.
 
-Never silently from scratch: weights that cannot be had, read or fitted are a UserError that says how to go on. No file
+Never silently from scratch: weights that cannot be had, read or fitted are a UserError that says what to do. No file
 is ever unpickled into anything but tensors and the arguments that trainers keep beside them.
 
 Files of trainers are read as they are: a wrapping (`state_dict`, `model`, `model_state_dict`) and prefixes (`module.`,

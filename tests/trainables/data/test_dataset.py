@@ -83,7 +83,7 @@ def test_overfitting_one_frame(tiny_config: Make) -> None:
             {"data.exclude": ["data/nyu2_train/scene_0000_out/11.jpg"]},
             r"did you mean data/nyu2_train/scene_0000_out/1.*",
         ),
-        ({"data.overfit": "x"}, "data.overfit: x is no frame"),
+        ({"data.overfit": "x"}, "data.overfit: x is not a frame"),
         ({"data.root": None}, "data.root is null"),
         ({"data.root": "/nowhere"}, "/nowhere does not exist"),
         ({"data.depth": "raw"}, "data.depth"),

@@ -350,7 +350,7 @@ def test_zip_bomb_and_damage(tmp_path: Path, settings: Callable[..., TrialConfig
     with pytest.raises(BadFrame, match="claims 1073741824 bytes"):
         open_training(settings("kaggle", path))
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="no readable zip"):
+    with pytest.raises(UserError, match="not a readable zip"):
         open_training(settings("kaggle", path))
 
 
@@ -418,7 +418,7 @@ def test_truncated_hdf5_and_bad_splits(tmp_path: Path, settings: Callable[..., T
     with pytest.raises(UserError, match="in trainNdxs and in testNdxs"):
         open_test(data)
     savemat(root / "splits.mat", {"trainNdxs": [[1], [9]], "testNdxs": [[2]]})
-    with pytest.raises(UserError, match="no frame numbers from 1 to 8"):
+    with pytest.raises(UserError, match="not frame numbers from 1 to 8"):
         open_test(data)
     (root / "splits.mat").unlink()
     with pytest.raises(UserError, match=r"splits.mat is missing; .* 80_10_10_by_scene"):

@@ -145,7 +145,7 @@ def _read_rows(files: Files, name: str) -> list[tuple[str, str]]:
         text = files.read(name).decode("utf-8-sig")
         rows = [(number, row) for number, row in enumerate(csv.reader(io.StringIO(text), strict=True), 1) if row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{where} is no list of `colour,depth` lines ({error}); download it again") from None
+        raise UserError(f"{where} is not a list of `colour,depth` lines ({error}); download it again") from None
     for number, row in rows:
         if len(row) != 2 or not all(field.strip() for field in row):
             raise UserError(f"{where}:{number}: {','.join(row)[:80]!r} is not `colour,depth`; correct the line")

@@ -65,7 +65,7 @@ def frame_scenes(path: Path) -> list[str]:
         for reference in references:
             letters = file[reference] if isinstance(reference, h5py.Reference) and reference else None
             if not isinstance(letters, h5py.Dataset) or letters.dtype.kind != "u" or letters.external:
-                raise BadFrame(f"{path}: its scenes are no names; download it again")
+                raise BadFrame(f"{path}: its scenes are not names; download it again")
             names.append(scene_name("".join(chr(int(code)) for code in letters[()].ravel())))
     return names
 
@@ -120,7 +120,7 @@ def _official(path: Path, split: Literal["train", "test"], count: int) -> list[i
     for key in ("trainNdxs", "testNdxs"):
         values = _matlab_array(path, key)
         if values.dtype.kind not in "uif" or not values.size or values.min() < 1 or values.max() > count:
-            raise UserError(f"{path}: its {key} are no frame numbers from 1 to {count}; download it again")
+            raise UserError(f"{path}: its {key} are not frame numbers from 1 to {count}; download it again")
         lists[key] = {int(value) - 1 for value in values.ravel()}
     if lists["trainNdxs"] & lists["testNdxs"]:
         raise UserError(f"{path}: a frame is in trainNdxs and in testNdxs; download it again")
@@ -134,7 +134,7 @@ def _matlab_array(path: Path, key: str) -> Any:
     try:
         found = loadmat(path, variable_names=[key])
     except (MatReadError, ValueError, TypeError, OSError, NotImplementedError) as error:
-        raise UserError(f"{path} is no MATLAB file ({error}); download it again") from None
+        raise UserError(f"{path} is not a MATLAB file ({error}); download it again") from None
     if key not in found:
         raise UserError(f"{path}: its {key} is missing; download it again")
     return found[key]
