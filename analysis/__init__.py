@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from analysis.tables import StudyTables
+    from analysis.tables.tidy import StudyTables
 
 __all__ = ["load_study"]
 

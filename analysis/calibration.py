@@ -4,8 +4,8 @@
     python -m analysis.calibration released --data-root nyu_test.zip --source eigen
 
 With the weights that the authors of DenseDepth released, the row densedepth_repo must show what their evaluator says of
-them (analysis/published.py, FACTS.md section 6). It opens the test split, so the opening is recorded like any other,
-before anything is scored; the scoring is analysis/final_evaluation.py's.
+them (analysis/tables/published.py, FACTS.md section 6). It opens the test split, so the opening is recorded like any
+other, before anything is scored; the scoring is analysis/final_evaluation.py's.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import final_evaluation, store
-from analysis.published import ROWS
-from analysis.section import Section, Table, number, plain
-from analysis.tables import StudyTables, report_frame, trial_frame
-from trainables import checkpoint, cli
-from trainables.config import TrialConfig
-from trainables.durable import sha256
-from trainables.errors import UserError
-from trainables.registry import FORMS, PROTOCOLS
+from analysis import final_evaluation, mlflow_store
+from analysis.page.section import Section, Table, number, plain
+from analysis.tables.published import ROWS
+from analysis.tables.tidy import StudyTables, report_frame, trial_frame
+from trainables.runtime import cli
+from trainables.runtime.durable import sha256
+from trainables.runtime.errors import UserError
+from trainables.settings.config import TrialConfig
+from trainables.settings.registry import FORMS, PROTOCOLS
+from trainables.training import checkpoint
 
 REPOSITORY = "densedepth_repo"  # the protocol of the published evaluator
 REASON = "calibration of one checkpoint"
@@ -51,7 +52,7 @@ def calibrate(folder: Path, root: str, source: str, tracking: str) -> Section:
     tables = _tables(folder.name, tracking)
     digest = final_evaluation.test_digest(config.data)
     frozen = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
-    count = store.record_opening(tables, digest, {"list_sha256": frozen, "reason": REASON})
+    count = mlflow_store.record_opening(tables, digest, {"list_sha256": frozen, "reason": REASON})
     result = final_evaluation.score_test(tables, entry, {folder.name: config}, config)
     return _section(result, config, digest, count)
 

@@ -1,13 +1,22 @@
-"""Verdicts on a study's claims, from the paired trainings of each, by rule (analysis/verdicts.py).
+"""Verdicts on a study's claims, from the paired trainings of each, by rule (analysis/statistics.py).
 
 A pair shares seed, order and budget. A pair with a training that did not complete is counted, not used: that an arm
-makes trainings diverge is said in the reason. What is measured stands in analysis/quantities.py.
+makes trainings diverge is said in the reason. What is measured stands in analysis/claims.py.
+
+Quantities that claims measure of a training (study.contract.QUANTITIES): functions of a study to {key: value}.
+
+validation metrics      of the report that the judge takes: the best by its own metric, or the last
+overfit_gap             the last report's validation loss minus its training loss, which is one with augmentation
+spikes_per_1000_steps   loss spikes of the step trace (analysis/spikes/traces.py) per 1,000 steps
+damage_after_spikes     how much worse the judged metric is at the validation after spikes than at the one before
+                        them, summed over such spans of a training; a span without worsening is 0, no spike is 0
+seconds, images_per_s, peak_memory_mib   what the training took, by its own summary
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,11 +24,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
-from analysis import intervals, pairs, quantities, runs, verdicts
-from analysis.plots import BLUE, FAINT, GREY
-from analysis.section import Figure, Headline, Section, Table, counted, number, plain
-from analysis.tables import StudyTables
-from analysis.verdicts import ALIKE, FAILS, HOLDS, UNTESTABLE, UNTOLD, Direction
+from analysis import pairs, runs, statistics
+from analysis.page.section import Figure, Headline, Section, Table, counted, number, plain
+from analysis.page.style import BLUE, FAINT, GREY
+from analysis.selection import unit_of
+from analysis.spikes import causes
+from analysis.statistics import ALIKE, FAILS, HOLDS, UNTESTABLE, UNTOLD, Direction
+from analysis.tables.tidy import StudyTables
 from study.contract import QUANTITIES, Claim, Outcome
 
 TITLE = "What was claimed, and does it hold?"
@@ -68,7 +79,7 @@ class ClaimAnswer:
 def answers(tables: StudyTables) -> list[ClaimAnswer]:
     """Every claim of the study with its verdict, in the study's order."""
     measured = {name for claim in tables.claims if claim.untestable is None for name in claim.measured}
-    known = {name: quantities.values(tables, name) for name in measured}
+    known = {name: measured_values(tables, name) for name in measured}
     return [_answer(tables, claim, known) for claim in tables.claims]
 
 
@@ -109,9 +120,9 @@ def _effect(answer: ClaimAnswer) -> str | None:
     return size if answer.low is None else f"{size} ({number(answer.low)} to {number(answer.high)})"
 
 
-def _answer(tables: StudyTables, claim: Claim, known: Mapping[str, quantities.Values]) -> ClaimAnswer:
+def _answer(tables: StudyTables, claim: Claim, known: Mapping[str, Values]) -> ClaimAnswer:
     name = claim.measured[0]
-    unit, expected = quantities.unit(tables, name), EXPECTED[claim.expected]
+    unit, expected = quantity_unit(tables, name), EXPECTED[claim.expected]
     if claim.margin is not None:
         expected += f" (margin {number(claim.margin)}{f' {unit}' if unit else ''})"
     said = (claim.id, claim.who, claim.statement, claim.a.name, claim.b.name, name, unit, expected)
@@ -119,10 +130,10 @@ def _answer(tables: StudyTables, claim: Claim, known: Mapping[str, quantities.Va
         return ClaimAnswer(*said, None, None, None, 0, f"{UNTESTABLE}: {claim.untestable}", f"{claim.untestable}.")
     a, b = pairs.arms(tables, claim)
     differences = _differences(a, b, name, known[name])
-    told = verdicts.verdict(list(differences.values()), _direction(claim), claim.margin)
+    told = statistics.verdict(list(differences.values()), _direction(claim), claim.margin)
     estimate = told.estimate
     also = tuple(
-        f"{other}: {_words(intervals.paired(list(more.values())), claim, other, quantities.unit(tables, other))}"
+        f"{other}: {_words(statistics.paired(list(more.values())), claim, other, quantity_unit(tables, other))}"
         for other in claim.measured[1:]
         if (more := _differences(a, b, other, known[other]))
     )
@@ -132,9 +143,7 @@ def _answer(tables: StudyTables, claim: Claim, known: Mapping[str, quantities.Va
                        f"{reason}{_lost(claim, a, b)}.", also, differences)  # fmt: skip
 
 
-def _differences(
-    a: Mapping[int, pairs.Row], b: Mapping[int, pairs.Row], name: str, known: quantities.Values
-) -> dict[int, float]:
+def _differences(a: Mapping[int, pairs.Row], b: Mapping[int, pairs.Row], name: str, known: Values) -> dict[int, float]:
     """a against b by seed, above zero where a is better."""
     sign = 1.0 if QUANTITIES[name].higher_is_better else -1.0
     keys = {seed: (a[seed]["key"], b[seed]["key"]) for seed in pairs.complete(a, b)}
@@ -153,7 +162,7 @@ def _direction(claim: Claim) -> Direction:
     return claim.expected
 
 
-def _words(estimate: intervals.Estimate, claim: Claim, name: str, unit: str) -> str:
+def _words(estimate: statistics.Estimate, claim: Claim, name: str, unit: str) -> str:
     """'a better by 0.031 m (95% interval 0.012 to 0.050, n = 3 paired seeds)'."""
     more = claim.expected in ("a_more", "a_less") and name == claim.measured[0]
     flip = more and not QUANTITIES[name].higher_is_better
@@ -162,11 +171,11 @@ def _words(estimate: intervals.Estimate, claim: Claim, name: str, unit: str) -> 
         value, low, high = -value, None if high is None else -high, None if low is None else -low
     up, down = ("more", "less") if more else ("better", "worse")
     if value == 0:
-        return f"no difference, {intervals.Estimate(0.0, low, high, estimate.n).words(unit)}"
+        return f"no difference, {statistics.Estimate(0.0, low, high, estimate.n).words(unit)}"
     if value < 0:
         value, low, high = -value, None if high is None else -high, None if low is None else -low
         up = down
-    return f"a {up} by {intervals.Estimate(value, low, high, estimate.n).words(unit)}"
+    return f"a {up} by {statistics.Estimate(value, low, high, estimate.n).words(unit)}"
 
 
 def _lost(claim: Claim, a: Mapping[int, pairs.Row], b: Mapping[int, pairs.Row]) -> str:
@@ -186,7 +195,7 @@ def _counted(found: Sequence[ClaimAnswer]) -> str:
     """'Of 9 claims 3 hold, 1 does not hold, ...'."""
     of = {
         name: sum(answer.verdict.startswith(name) for answer in found)
-        for name in (HOLDS, FAILS, ALIKE, verdicts.A_BETTER, verdicts.B_BETTER, UNTOLD, UNTESTABLE)
+        for name in (HOLDS, FAILS, ALIKE, statistics.A_BETTER, statistics.B_BETTER, UNTOLD, UNTESTABLE)
     }
     parts = [
         f"{of[HOLDS]} {'holds' if of[HOLDS] == 1 else 'hold'}",
@@ -269,6 +278,81 @@ def _panel(axes: Any, name: str, rows: pd.DataFrame) -> None:
     axes.set_ylim(-0.6, len(claims) - 0.4)
     unit = rows["unit"].iloc[0]
     axes.set(xlabel=f"{name}: a better by" + (f" ({unit})" if unit else ""))
+
+
+Values = dict[str, float]
+
+
+def measured_values(tables: StudyTables, name: str) -> Values:
+    """The quantity of every training that has it."""
+    return OTHERS[name](tables) if name in OTHERS else _validated(tables, name)
+
+
+def quantity_unit(tables: StudyTables, name: str) -> str:
+    """The quantity's unit; damage is in the judged metric's."""
+    if name == "damage_after_spikes" and tables.judge is not None:
+        return unit_of(tables.judge.metric)
+    return QUANTITIES[name].unit
+
+
+def _validated(tables: StudyTables, name: str) -> Values:
+    """A validation metric at the report that is judged, so that all of a training's metrics are of the same weights."""
+    judge, column = tables.judge, f"val/{name}"
+    judged = "" if judge is None else f"val/{judge.metric}"
+    if judge is None or not {column, judged} <= set(tables.reports):
+        return {}
+    rows = tables.reports.dropna(subset=[judged]).sort_values(["key", "images"]).reset_index(drop=True)
+    by_key = rows.groupby("key")
+    if judge.report == "last":
+        chosen = rows.loc[by_key["images"].idxmax()]
+    else:
+        chosen = rows.loc[by_key[judged].idxmin() if judge.minimise else by_key[judged].idxmax()]
+    return _known(chosen.set_index("key")[column])
+
+
+def _overfit_gap(tables: StudyTables) -> Values:
+    if not {"val/loss", "train/loss"} <= set(tables.reports):
+        return {}
+    last = tables.reports.sort_values(["key", "images"]).groupby("key").tail(1).set_index("key")
+    return _known(last["val/loss"] - last["train/loss"])
+
+
+def _spikes(tables: StudyTables) -> Values:
+    found = causes.collect(tables).trainings
+    return {} if found.empty else _known((1000 * found["spikes"] / found["steps"]).set_axis(found["key"]))
+
+
+def _damage(tables: StudyTables) -> Values:
+    found = causes.collect(tables)
+    if found.trainings.empty:
+        return {}
+    none = {str(key): 0.0 for key in found.trainings["key"]}
+    if found.spikes.empty:
+        return none
+    spans = found.spikes.drop_duplicates(["key", "validation_before", "validation_after"])
+    return none | _known(spans["damage"].clip(lower=0.0).groupby(spans["key"]).sum())
+
+
+def _of_trials(column: str) -> Callable[[StudyTables], Values]:
+    def read(tables: StudyTables) -> Values:
+        return _known(tables.trials.set_index("key")[column]) if column in tables.trials else {}
+
+    return read
+
+
+def _known(column: pd.Series[float]) -> Values:
+    numbers = pd.to_numeric(column).dropna()
+    return {str(key): float(value) for key, value in numbers.items()}
+
+
+OTHERS: dict[str, Callable[[StudyTables], Values]] = {
+    "overfit_gap": _overfit_gap,
+    "spikes_per_1000_steps": _spikes,
+    "damage_after_spikes": _damage,
+    "seconds": _of_trials("seconds"),
+    "images_per_s": _of_trials("summary.images_per_s"),
+    "peak_memory_mib": _of_trials("summary.peak_memory_mib"),
+}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 `score_test` is the only function of the project that scores targets of the test split (DESIGN.md, house rule 8). The
 list is written first: the champion, the other seeds of its confirmation, the judged checkpoint of each recipe, and two
 baselines. Scores are kept per image and used again; `--again REASON` opens once more, and that is counted too. What is
-kept, and how it is counted: analysis/sealed.py.
+kept, and how it is counted: analysis/tables/sealed.py.
 """
 
 from __future__ import annotations
@@ -23,18 +23,22 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analysis import evaluation_section, runs, sealed, store
-from analysis.section import Section, plain
-from analysis.tables import StudyTables
-from trainables import baselines, checkpoint, device, locks
-from trainables.config import DataConfig, TrialConfig
+from analysis import mlflow_store, runs
+from analysis.page.section import Section, plain
+from analysis.sections import sealed_test
+from analysis.tables import sealed
+from analysis.tables.tidy import StudyTables
 from trainables.data.dataset import open_test, open_training
 from trainables.data.frames import FrameList
-from trainables.durable import sha256, write_bytes, write_json
-from trainables.errors import UserError
-from trainables.evaluate import Scorer, predictions
-from trainables.metrics import edge_share
-from trainables.registry import PROTOCOLS
+from trainables.evaluation import baselines
+from trainables.evaluation.evaluate import Scorer, predictions
+from trainables.evaluation.metrics import edge_share
+from trainables.runtime import device, locks
+from trainables.runtime.durable import sha256, write_bytes, write_json
+from trainables.runtime.errors import UserError
+from trainables.settings.config import DataConfig, TrialConfig
+from trainables.settings.registry import PROTOCOLS
+from trainables.training import checkpoint
 
 BANDS_M = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)  # edges of the distance bands
 MEAN_FRAMES = 2000  # training frames, evenly spaced, behind the per-pixel mean
@@ -46,7 +50,7 @@ BASELINE_BATCH = 8  # frames that a baseline is scored on at once
 def analyse(tables: StudyTables) -> Section:
     """The section; opens the sealed test where the study has ended and nothing is stored yet."""
     collect(tables)
-    return evaluation_section.build(tables)
+    return sealed_test.build(tables)
 
 
 def collect(tables: StudyTables) -> None:
@@ -101,7 +105,7 @@ def _open(tables: StudyTables, folder: Path, reason: str) -> None:
     openings = sealed.openings(folder)
     for digest in dict.fromkeys(prints.values()):
         facts = {"list_sha256": frozen["sha256"], "reason": reason}
-        counted = store.record_opening(tables, digest, facts)
+        counted = mlflow_store.record_opening(tables, digest, facts)
         count = max(counted or 0, sealed.most(openings, digest) + 1)
         where = sealed.HERE if counted is None else sealed.STORE
         openings.append({"test_data": digest, "at": sealed.now(), **facts, "count": count, "counted_in": where})
@@ -335,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     purpose = "Open the sealed test once, or show what it said."
     again = {"metavar": "REASON", "help": "open it once more; the reason is recorded"}
     options = {"--again": again}
-    return runs.command("final_evaluation", purpose, evaluation_section.build, argv, options=options, before=_asked)
+    return runs.command("final_evaluation", purpose, sealed_test.build, argv, options=options, before=_asked)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,10 @@ import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from analysis import importance_plots, runs
-from analysis.dimensions import Dimension, dimensions_of, label
-from analysis.effects import MIN_BIN, effect, holm, permutation
-from analysis.section import Headline, Section, Table, counted, number, plain
+from analysis.dimensions import MIN_BIN, Dimension, dimensions_of, effect, holm, label, permutation
+from analysis.page.section import Headline, Section, Table, counted, number, plain
 from analysis.selection import unit_of
-from analysis.tables import StudyTables
+from analysis.tables.tidy import StudyTables
 from study.contract import Judge, Outcome
 
 TRIALS_PER_DIMENSION = 3

@@ -16,10 +16,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as Canvas
 
 from analysis.dimensions import Dimension, label
-from analysis.plots import BLUE, FAINT, GREY, OUTCOME_COLOUR, OUTCOME_MARKER, VERMILION, empty
-from analysis.section import Figure
+from analysis.page.section import Figure
+from analysis.page.style import BLUE, FAINT, GREY, OUTCOME_COLOUR, OUTCOME_MARKER, VERMILION, empty
 from analysis.selection import with_unit
-from analysis.tables import StudyTables
+from analysis.tables.tidy import StudyTables
 from study.contract import Judge, Outcome
 
 MOST_PANELS = 12

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.section import records
-from analysis.tables import StudyTables
+from analysis.page.section import records
+from analysis.tables.tidy import StudyTables
 from study.contract import Arm, Claim, Outcome
 
 Row = dict[str, Any]

@@ -1,8 +1,8 @@
 """`python -m analysis.report`: judges, explains, and writes results/STUDY/report.html with its figures and tables.
 
-First what each section has to say in a line (analysis/first_screen.py); below, question by question, an answer in a
-sentence, then the picture, then the table. A study that has not ended, or in which nothing was completed, gets a report
-that says so. Of the sealed test only analysis/final_evaluation.py knows.
+First what each section has to say in a line (analysis/sections/first_screen.py); below, question by question, an answer
+in a sentence, then the picture, then the table. A study that has not ended, or in which nothing was completed, gets a
+report that says so. Of the sealed test only analysis/final_evaluation.py knows.
 """
 
 from __future__ import annotations
@@ -21,30 +21,18 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from analysis import (
-    claims,
-    compare,
-    cost,
-    evaluation_section,
-    final_evaluation,
-    first_screen,
-    importance,
-    learned,
-    overview,
-    page,
-    reproduction,
-    selection,
-    spikes,
-    variance,
-)
+from analysis import claims, final_evaluation, importance, reproduction, selection, variance
+from analysis.mlflow_store import log_to_parent, run_pages
+from analysis.page import html
+from analysis.page.section import Section, Table
 from analysis.runs import load
-from analysis.section import Section, Table
-from analysis.store import log_to_parent, run_pages
-from analysis.tables import StudyTables, read_table, write_table
-from trainables import cli
-from trainables.durable import write_bytes
-from trainables.errors import UserError
-from trainables.yamlfile import read_yaml
+from analysis.sections import compare, cost, first_screen, learned, overview, sealed_test
+from analysis.spikes import causes
+from analysis.tables.tidy import StudyTables, read_table, write_table
+from trainables.runtime import cli
+from trainables.runtime.durable import write_bytes
+from trainables.runtime.errors import UserError
+from trainables.settings.yamlfile import read_yaml
 
 STUDY_FILE = Path("study.yaml")
 PAGE_FILE, FILES = "report.html", "report"  # the page, and the folder of its figures and tables beside it
@@ -53,15 +41,15 @@ RERUN = "quarantine.yaml"  # a study with and without the suspect samples, besid
 
 EVIDENCE: Sequence[tuple[str, Callable[[StudyTables], Any]]] = (  # what is measured before anything is said
     ("sealed test", final_evaluation.collect),
-    ("step traces", spikes.collect),
+    ("step traces", causes.collect),
 )
 PAGE: Sequence[tuple[str, Callable[[StudyTables], Section]]] = (  # in the page's order, the first screen's included
-    ("evaluation", evaluation_section.build),
+    ("evaluation", sealed_test.build),
     ("learned", learned.analyse),
     ("reproduction", reproduction.analyse),
     ("claims", claims.analyse),
     ("importance", importance.analyse),
-    ("spikes", spikes.analyse),
+    ("spikes", causes.analyse),
     ("selection", selection.analyse),
     ("variance", variance.analyse),
     ("curves", overview.curves),
@@ -106,14 +94,14 @@ def write(tables: StudyTables, sections: Sequence[Section], folder: Path, links:
     """
     asked = [claim for section in sections if section.key == "claims" for claim in section.data.get("claims", ())]
     verdicts = [(claim["id"], claim["verdict"]) for claim in asked]
-    leads = [page.lead(*entry, links) for entry in first_screen.headlines(tables, sections, verdicts)]
-    parts = [page.part(section, links) for section in sections]
+    leads = [html.lead(*entry, links) for entry in first_screen.headlines(tables, sections, verdicts)]
+    parts = [html.part(section, links) for section in sections]
     footer = (
         f"{tables.name}: every figure and table also lies in report/ as SVG, PNG and CSV; {TABLE} regenerates them."
     )
-    text = page.render(tables.name, leads, parts, footer)
+    text = html.render(tables.name, leads, parts, footer)
     files: dict[str, bytes] = {}
-    shown_parts: list[page.Lead | page.Part] = [*leads, *parts]
+    shown_parts: list[html.Lead | html.Part] = [*leads, *parts]
     for one in shown_parts:
         for shown in one.figures:
             files.update(shown.files)
@@ -192,7 +180,7 @@ def mirror(tables: StudyTables, sections: Sequence[Section], folder: Path) -> No
 
 def _literal(text: str) -> str:
     """Text as Markdown shows it: a name in it becomes neither link, picture nor HTML."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~!$&@/]|(?<=www)\.)", r"\\\1", " ".join(page.spelled(text).split()))
+    return re.sub(r"([\\`*_{}\[\]<>#|~!$&@/]|(?<=www)\.)", r"\\\1", " ".join(html.spelled(text).split()))
 
 
 def register(tables: StudyTables) -> str | None:

@@ -2,7 +2,7 @@
 
 A verdict needs the same data, a protocol that ran as published, and the recipe as published: where one is missing the
 row says "cannot be compared" and why. Published numbers stand only beside numbers measured on NYU Depth v2. Sources:
-analysis/published.py.
+analysis/tables/published.py.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from analysis import runs
-from analysis.explained import edge_figure, explained, structure_table
-from analysis.plots import BLUE, FAINT, VERMILION
-from analysis.published import ELSEWHERE, PAPER, ROWS, Published, comparable, obstacles, on_nyu
-from analysis.section import Figure, Headline, Section, Table, plain
+from analysis.page.section import Figure, Headline, Section, Table, plain
+from analysis.page.style import BLUE, FAINT, VERMILION
+from analysis.sections.protocol_effects import edge_figure, explained, structure_table
 from analysis.selection import unit_of
-from analysis.tables import StudyTables
+from analysis.tables.published import ELSEWHERE, PAPER, ROWS, Published, comparable, obstacles, on_nyu
+from analysis.tables.tidy import StudyTables
 from study.contract import Outcome
-from trainables.config import Mark, TrialConfig, flatten, mark_of
-from trainables.errors import UserError
-from trainables.recipe import recipe_stages
+from trainables.runtime.errors import UserError
+from trainables.settings.config import Mark, TrialConfig, flatten, mark_of
+from trainables.settings.recipe import recipe_stages
 
 AS_PUBLISHED = Mark.DECIDED | Mark.BOOKKEEPING | Mark.PLACE  # may differ without making it another training
 VERDICTS = ("reproduced", "partly reproduced", "not reproduced", "cannot be compared")

@@ -1,7 +1,7 @@
 """Readers of a study: ledger and folders to tidy tables.
 
 The ledger is opened read-only (SQLite's mode=ro), so a report can be made while a study runs and changes nothing.
-MLflow is imported when the store is used, not before: most sections never use it (analysis/store.py does).
+MLflow is imported when the store is used, not before: most sections never use it (analysis/mlflow_store.py does).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 import optuna
 from sqlalchemy.exc import SQLAlchemyError
 
-from analysis.section import Section, plain
-from analysis.tables import (
+from analysis.page.section import Section, plain
+from analysis.tables.tidy import (
     RUNNING,
     WAITING,
     StudyTables,
@@ -46,10 +46,10 @@ from study.contract import (
     store_lock,
     trial_key,
 )
-from trainables import cli, locks
-from trainables.config import flatten
-from trainables.errors import UserError
-from trainables.yamlfile import nearest, read_yaml
+from trainables.runtime import cli, locks
+from trainables.runtime.errors import UserError
+from trainables.settings.config import flatten
+from trainables.settings.yamlfile import nearest, read_yaml
 
 __all__ = ["StudyTables", "answered", "command", "layout_of", "load", "named", "tracking_store", "tracking_uri"]
 

@@ -2,6 +2,8 @@
 
 The ranking is study/contract.py's, the settings of the judge those hashed into the ledger before trial 1. The search
 proposes; trainings on fresh seeds decide. Simplest: the fewest settings that differ from the searched recipe's own.
+
+Winner's curse: the search's value of a setting against the values of its fresh seeds.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
-from analysis import intervals, runs, winners_curse
-from analysis.plots import BLUE, VERMILION
-from analysis.section import Figure, Section, Table, number, plain, records
-from analysis.tables import StudyTables, configured_phases
+from analysis import runs, statistics
+from analysis.page.section import Figure, Section, Table, number, plain, records
+from analysis.page.style import BLUE, VERMILION
+from analysis.tables.tidy import StudyTables, configured_phases
 from study.contract import Judge, Outcome, confirm_images
-from trainables.registry import METRICS
+from trainables.settings.registry import METRICS
 
 COMPETING = ("confirm", "search", "reproduce")  # phases that a champion may come from, the first that has one
 MOST_CANDIDATES = 20
@@ -112,7 +114,7 @@ def analyse(tables: StudyTables) -> Section:
         return Section("selection", "Which checkpoint?", [answer], [], [_outcomes(tables)], {"champion": None})
     candidates = _candidates(tables, judge, chosen)
     confirmed = {str(group): judged_rows(tables, "confirm", str(group)) for group in tables.phase("confirm")["group"]}
-    gaps = winners_curse.gaps(tables, judge, confirmed) if chosen.phase == "confirm" else []
+    gaps = search_gaps(tables, judge, confirmed) if chosen.phase == "confirm" else []
     versus, rivals = _versus(judge, candidates)
     simplest = _simplest(judge, candidates)
     answers = [
@@ -120,7 +122,7 @@ def analyse(tables: StudyTables) -> Section:
         *_extension_sentence(tables, chosen),
         *_rival_sentences(judge, versus, rivals),
         *(_simplest_sentence(judge, candidates, simplest) if chosen.phase != "reproduce" else []),
-        *winners_curse.sentences(gaps, unit_of(judge.metric)),
+        *gap_sentences(gaps, unit_of(judge.metric)),
     ]
     data = {
         "champion": chosen.champion, "group": chosen.group, "phase": chosen.phase, "median": chosen.median,
@@ -130,7 +132,7 @@ def analyse(tables: StudyTables) -> Section:
         "not_distinguishable_from": rivals, "simplest_within_one_standard_error": simplest,
         "gaps": gaps,
     }  # fmt: skip
-    figures = _seeds_figure(tables, judge, chosen)  # the search's own history is analysis/overview.py's
+    figures = _seeds_figure(tables, judge, chosen)  # the search's own history is analysis/sections/overview.py's
     parts = _tables(tables, judge, candidates, gaps)
     return Section("selection", "Which checkpoint?", answers, figures, parts, plain(data))
 
@@ -156,7 +158,7 @@ def _candidates(tables: StudyTables, judge: Judge, chosen: Chosen) -> list[Row]:
                 "seeds": len(members),
                 "complete": len(values),
                 "values": values,
-                "standard_error": intervals.standard_error(values),
+                "standard_error": statistics.standard_error(values),
                 "settings_changed": len(changed),
                 "changes": ", ".join(f"{p} = {_shown(v[0])}" for p, v in changed.items()) or "none",
             }
@@ -170,12 +172,12 @@ def _own_setting(tables: StudyTables) -> str | None:
     return str(search.iloc[0]["key"]) if len(search) else None
 
 
-def _versus(judge: Judge, candidates: Sequence[Row]) -> tuple[dict[str, intervals.Estimate], list[str]]:
+def _versus(judge: Judge, candidates: Sequence[Row]) -> tuple[dict[str, statistics.Estimate], list[str]]:
     """How much worse every other group is, and those whose difference is not distinguishable from none."""
     sign = 1.0 if judge.minimise else -1.0
     winner = [sign * v for v in candidates[0]["values"]]
     versus = {
-        str(row["group"]): intervals.unpaired([sign * v for v in row["values"]], winner) for row in candidates[1:]
+        str(row["group"]): statistics.unpaired([sign * v for v in row["values"]], winner) for row in candidates[1:]
     }
     return versus, [group for group, estimate in versus.items() if not estimate.distinguishable]
 
@@ -234,7 +236,7 @@ def _unconfirmed(tables: StudyTables) -> str:
     return "the confirmation has not ended"
 
 
-def _rival_sentences(judge: Judge, versus: Mapping[str, intervals.Estimate], rivals: list[str]) -> list[str]:
+def _rival_sentences(judge: Judge, versus: Mapping[str, statistics.Estimate], rivals: list[str]) -> list[str]:
     unit = unit_of(judge.metric)
     if not versus:
         return []
@@ -263,7 +265,7 @@ def _tables(tables: StudyTables, judge: Judge, candidates: Sequence[Row], gaps: 
     result = [
         Table("selection-candidates", "Candidates, best first", shown, note, {"median": unit, "standard_error": unit})
     ]
-    return [*result, *winners_curse.table(gaps, unit), _outcomes(tables)]
+    return [*result, *gap_table(gaps, unit), _outcomes(tables)]
 
 
 def _outcomes(tables: StudyTables) -> Table:
@@ -310,6 +312,64 @@ def _shown(value: Any) -> str:
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return "null"
     return number(value) if isinstance(value, float) else str(value)
+
+
+def search_gaps(tables: StudyTables, judge: Judge, confirmed: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """Per confirmed setting: what the search said, what fresh seeds say; gap > 0: the search was too kind.
+
+    confirmed: group -> its judged trainings. Groups on more images than the search's trainings saw are left out: they
+    differ by more than luck. The median counts seeds without a value as the worst: where they are the half, it is
+    infinite, and so is the gap.
+    """
+    origins = {str(r["group"]): str(r["origin"]) for r in records(tables.phase("confirm")[["group", "origin"]])}
+    search = {str(r["key"]): r["value"] for r in records(tables.phase("search")[["key", "value"]])}
+    sign = 1.0 if judge.minimise else -1.0
+    rows = []
+    for group, members in confirmed.items():
+        best, origin = judge.choose(members), origins[group]
+        if best is not None and search.get(origin) is not None and not confirm_images(group):
+            gap = sign * (best.median - search[origin])
+            row = {"group": group, "origin": origin, "search": search[origin]}
+            rows.append(row | {"confirm_median": best.median, "gap": gap, "seeds": len(members)})
+    return sorted(rows, key=lambda row: (sign * row["confirm_median"], row["group"]))
+
+
+def gap_sentences(found: Sequence[Row], unit: str) -> list[str]:
+    """How far fresh seeds are from what the search said, and of which settings that cannot be said."""
+    known = [row for row in found if np.isfinite(row["gap"])]
+    said = []
+    if known:
+        mean, worst = statistics.paired([row["gap"] for row in known], "settings"), max(known, key=lambda r: r["gap"])
+        search, fresh = (f"{number(worst[name])} {unit}".strip() for name in ("search", "confirm_median"))
+        clear = "" if mean.low is None or mean.distinguishable else ", not distinguishable from none"
+        if len(known) == 1:
+            way = "worse" if worst["gap"] > 0 else "better"
+            by = f"{number(abs(worst['gap']))} {unit}".strip()
+            said.append(
+                f"Winner's curse: {worst['origin']} had {search} in the search, its fresh seeds are {way} by {by}, "
+                f"at {fresh} (n = 1 setting, no interval)."
+            )
+        else:
+            most = "most for" if worst["gap"] > 0 else "least so for"
+            said.append(
+                f"Winner's curse: against the search's values, fresh seeds are {mean.versus(unit)}{clear}; {most} "
+                f"{worst['origin']}, with {search} in the search and {fresh} on its fresh seeds."
+            )
+    if lost := [row["origin"] for row in found if row not in known]:
+        said.append(
+            f"Half of the fresh seeds of {', '.join(lost)}, or more, have no value, so they have no median to compare "
+            "with the search."
+        )
+    return said
+
+
+def gap_table(found: Sequence[Row], unit: str) -> list[Table]:
+    """One row per confirmed setting."""
+    if not found:
+        return []
+    note = "gap: how much worse the median of the fresh seeds is than the value the search selected by."
+    units = dict.fromkeys(("search", "confirm_median", "gap"), unit)
+    return [Table("selection-gap", "Search against fresh seeds", pd.DataFrame(list(found)), note, units)]
 
 
 if __name__ == "__main__":

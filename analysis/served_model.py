@@ -27,9 +27,9 @@ from mlflow.types.schema import Array
 from PIL import Image
 
 import trainables
-from trainables import checkpoint
 from trainables.predict import read_picture
 from trainables.trained import load_model
+from trainables.training import checkpoint
 
 NEEDS = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "safetensors", "pydantic", "pyyaml", "h5py",
          "kornia", "pytorch-msssim", "timm")  # fmt: skip
@@ -80,10 +80,11 @@ def publish(tables: Any) -> str | None:
 
     Raises UserError where the test is sealed, or the champion's checkpoint is missing or not the one that was scored.
     """
-    from analysis import sealed, store
+    from analysis import mlflow_store
+    from analysis.tables import sealed
     from study.contract import Tag
-    from trainables.durable import sha256
-    from trainables.errors import UserError
+    from trainables.runtime.durable import sha256
+    from trainables.runtime.errors import UserError
 
     if not (tables.layout.evaluation / sealed.DONE).exists():
         raise UserError(
@@ -97,7 +98,7 @@ def publish(tables: Any) -> str | None:
     if sha256(folder / checkpoint.WEIGHTS) != weights:
         raise UserError(f"{folder}: these are not the weights that the sealed test scored; restore the checkpoint")
     name, tags = tables.name, {Tag.KEY: key, Tag.STUDY: tables.name, Tag.WEIGHTS: weights}
-    made = store.register(tables, name, key, weights, lambda run_id: log(folder.resolve(), run_id, name, tags))
+    made = mlflow_store.register(tables, name, key, weights, lambda run_id: log(folder.resolve(), run_id, name, tags))
     return None if made is None else f"{name} version {made}"
 
 
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`python -m analysis.served_model STUDY`."""
     from analysis import runs
     from study.contract import masked
-    from trainables import cli
+    from trainables.runtime import cli
 
     purpose = "Register a study's champion as an MLflow model with alias champion."
     arguments = cli.parser("analysis.served_model", purpose, "python -m analysis.served_model rooms")

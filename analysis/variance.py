@@ -18,12 +18,12 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from analysis import runs
-from analysis.plots import BLUE, FAINT
-from analysis.section import Figure, Section, Table, counted, number, plain, records
+from analysis.page.section import Figure, Section, Table, counted, number, plain, records
+from analysis.page.style import BLUE, FAINT
 from analysis.selection import unit_of
-from analysis.tables import StudyTables
+from analysis.tables.tidy import StudyTables
 from study.contract import Outcome
-from trainables.config import Mark, TrialConfig, mark_of
+from trainables.settings.config import Mark, TrialConfig, mark_of
 
 SOURCES = {
     "hardware": "same settings, same seed, run twice",

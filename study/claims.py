@@ -24,11 +24,11 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from study.compose import PREVIOUS_STAGE, Identity, Planned, compose, described, seed_of
 from study.config import Layers, Study, Within
 from study.contract import QUANTITIES, Arm, Claim, Expected
-from trainables.config import Count, Mark, NameOf, Section, TrialConfig, as_dict, mark_of
-from trainables.errors import UserError
-from trainables.recipe import recipe_stages, validate
-from trainables.registry import METRICS, PROTOCOLS, STRUCTURE_METRICS
-from trainables.yamlfile import nearest, read_yaml
+from trainables.runtime.errors import UserError
+from trainables.settings.config import Count, Mark, NameOf, Section, TrialConfig, as_dict, mark_of
+from trainables.settings.recipe import recipe_stages, validate
+from trainables.settings.registry import METRICS, PROTOCOLS, STRUCTURE_METRICS
+from trainables.settings.yamlfile import nearest, read_yaml
 
 LIBRARY = Path(__file__).parent / "claims.yaml"
 BASE = "base"  # an arm that changes nothing of its recipe
@@ -298,7 +298,7 @@ def _looked_at(config: TrialConfig) -> tuple[bool, bool]:
 @functools.cache
 def _seen(training: str) -> tuple[bool, bool]:
     from trainables.data.dataset import open_training
-    from trainables.data.doctor_record import border_px
+    from trainables.data.doctor.record import border_px
     from trainables.data.split import evenly
 
     train = open_training(TrialConfig.model_validate_json(training)).train

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from study.config import Layers, Study, refuse_decided
-from trainables.config import TrialConfig
-from trainables.recipe import merge, recipe_stages, validate
-from trainables.registry import RELATIVE_PROTOCOL
-from trainables.yamlfile import Document
+from trainables.settings.config import TrialConfig
+from trainables.settings.recipe import merge, recipe_stages, validate
+from trainables.settings.registry import RELATIVE_PROTOCOL
+from trainables.settings.yamlfile import Document
 
 # Each phase draws its seeds from its own range, so that a confirmation never repeats the search's luck.
 SEED_OFFSET = {"reproduce": 0, "claims": 1000, "search": 2000, "confirm": 3000}

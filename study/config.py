@@ -15,10 +15,20 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from study.contract import Judge
-from trainables.config import Count, Mark, MetricName, NameOf, ProtocolName, Section, TrialConfig, mark_of, yields
-from trainables.errors import UserError
-from trainables.recipe import parse_assignments, validate
-from trainables.yamlfile import Document, nearest, read_yaml
+from trainables.runtime.errors import UserError
+from trainables.settings.config import (
+    Count,
+    Mark,
+    MetricName,
+    NameOf,
+    ProtocolName,
+    Section,
+    TrialConfig,
+    mark_of,
+    yields,
+)
+from trainables.settings.recipe import parse_assignments, validate
+from trainables.settings.yamlfile import Document, nearest, read_yaml
 
 DEFAULTS = Path(__file__).parent / "defaults.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -9,7 +9,7 @@ rule 1).
         ledger.db.sha256      its SHA-256, once the study has ended by itself; ledger.backup.db: its copy
         study.lock            the owner: pid, host, since
         study.log
-        trials/KEY/           what one training leaves behind (trainables/trainer.py); KEY is PHASE-NNNN
+        trials/KEY/           what one training leaves behind (trainables/training/trainer.py); KEY is PHASE-NNNN
         evaluation/           frozen list and scores of the sealed test
         report.html, report/  page, figures, tables
 """
@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from trainables.registry import METRICS, Metric
+from trainables.settings.registry import METRICS, Metric
 
 RESULTS = Path("results")
 PHASES = ("reproduce", "claims", "search", "confirm")
@@ -253,7 +253,7 @@ class Choice:
     members: tuple[str, ...]
 
 
-# What a claim can measure of a training; analysis/quantities.py knows how.
+# What a claim can measure of a training; analysis/claims.py knows how.
 QUANTITIES: Mapping[str, Metric] = METRICS | {
     "checkerboard": Metric("", higher_is_better=False),
     "overfit_gap": Metric("", higher_is_better=False),

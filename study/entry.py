@@ -38,7 +38,7 @@ class Entry:
     summary: dict[str, Any]
     history: dict[int, float] = field(default_factory=dict)
     judged: tuple[int, bool] | None = None  # see Attr.JUDGED
-    swept: bool = False  # none of its checkpoints is left (study/housekeeping.py)
+    swept: bool = False  # none of its checkpoints is left (study/retention.py)
     seed: int = field(init=False)
     stage: int = field(init=False)
     batch_size: int = field(init=False)

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from study.config import Study
-from study.live import duration
+from study.display import duration
 from study.plan import Plan
-from trainables.config import TrialConfig
-from trainables.errors import UserError
+from trainables.runtime.errors import UserError
+from trainables.settings.config import TrialConfig
 
 GIB = 2**30
 EFFICIENCY = 0.35  # share of a large matrix product's speed that these convolutions reach
 BACKWARD = 3.0  # forward and backward, over forward
 STATE_BYTES = 16  # per parameter while training: weight, gradient, two moments
 RUNNING_BYTES = 4 * (3 + 1 + 3)  # of disk per parameter: latest with two moments, best, and latest's next while written
-KEPT_BYTES = 4  # of disk per parameter when a training has ended (study/housekeeping.py)
+KEPT_BYTES = 4  # of disk per parameter when a training has ended (study/retention.py)
 TRACE_BYTES = 300  # per step and sample
 START_S = 6.0  # a worker's start, and the model's
 
@@ -112,7 +112,7 @@ def _counted(config: TrialConfig) -> Cost:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from trainables.models import build_model
+    from trainables.models.depth_model import build_model
 
     kept = 0
 
@@ -136,7 +136,7 @@ def _counted(config: TrialConfig) -> Cost:
 def _measured(config: TrialConfig) -> Cost:
     """From a few steps of the real training, validation included."""
     from trainables.data.dataset import prepare_data
-    from trainables.trainer import iter_fit
+    from trainables.training.trainer import iter_fit
 
     prepare_data(config.data)
     interval = 3 * config.batch_size * config.accumulate
@@ -153,7 +153,7 @@ def _measured(config: TrialConfig) -> Cost:
 def _parameters(config: TrialConfig) -> int:
     import torch
 
-    from trainables.models import build_model
+    from trainables.models.depth_model import build_model
 
     with torch.device("meta"):
         model = build_model(config.model, config.target.kind, pretrained=False)

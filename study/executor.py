@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from study.resources import Share
-from study.search import NotKept, tune_classes
 from study.session import Session
-from study.watch import watched
-from trainables.errors import UserError, refused_by_disk
+from study.tune_adapter import NotKept, tune_classes
+from study.watchdog import watched
+from trainables.runtime.errors import UserError, refused_by_disk
 
 # Ray as an executor only: nothing printed, nothing pickled for a restore, its own signal handler off. Each is named by
 # Ray's documentation: the page "Environment variables used by Ray Tune", that of Trainable (RAY_CHDIR_TO_TRIAL_DIR) and

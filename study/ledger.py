@@ -18,8 +18,8 @@ from study.compose import Planned
 from study.contract import DEVICE_SECONDS, PHASES, Attr, Judge, Layout, Outcome, StudyAttr, trial_key
 from study.entry import Entry, digest, read_entry
 from study.space import Dimension, label
-from trainables.config import TrialConfig, as_dict, stored_config
-from trainables.errors import UserError
+from trainables.runtime.errors import UserError
+from trainables.settings.config import TrialConfig, as_dict, stored_config
 
 if TYPE_CHECKING:
     import optuna

@@ -13,8 +13,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from study.contract import Layout
-from trainables.durable import sha256, sync_file, sync_folder, write_bytes
-from trainables.errors import UserError, refused_by_disk
+from trainables.runtime.durable import sha256, sync_file, sync_folder, write_bytes
+from trainables.runtime.errors import UserError, refused_by_disk
 
 EMPTY = "it is empty"
 BUSY_S = 30.0  # how long a write waits for a reader of the same sqlite file

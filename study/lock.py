@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
-from trainables import locks
-from trainables.errors import UserError
+from trainables.runtime import locks
+from trainables.runtime.errors import UserError
 
 ALIVE_S = 30.0  # how often an owner shows that it lives
 DEAD_S = 180.0  # an owner on another host that has been silent for so long is gone

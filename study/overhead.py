@@ -29,8 +29,8 @@ from typing import Any
 
 import psutil
 
-from trainables import cli
-from trainables.errors import UserError
+from trainables.runtime import cli
+from trainables.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = "python -m study.overhead --pairs 5 --set budget_images=960 --set validate_every_images=240"

@@ -10,10 +10,10 @@ from study.claims import plan_claims
 from study.compose import PREVIOUS_STAGE, Planned, compose, described, seed_of
 from study.config import Study
 from study.contract import Claim
+from study.propose import earlier_trials
 from study.space import Dimension, read_space
-from study.warmstart import earlier_trials
-from trainables.config import TrialConfig, flat
-from trainables.errors import UserError
+from trainables.runtime.errors import UserError
+from trainables.settings.config import TrialConfig, flat
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -82,7 +82,7 @@ def make_plan(study: Study) -> Plan:
 
 def check_parts(where: str, config: TrialConfig) -> None:
     """Refuse what the encoder lacks, and weights that cannot be had, before anything trains."""
-    from trainables.models import check_model
+    from trainables.models.depth_model import check_model
 
     try:
         check_model(config.model)

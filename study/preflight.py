@@ -17,9 +17,9 @@ from study.config import Study, StudyConfig
 from study.contract import Claim, StudyAttr, claims_hash, judge_hash
 from study.ledger import Ledger
 from study.plan import Plan
-from trainables.config import DataConfig, Mark, flatten, mark_of
-from trainables.errors import UserError
-from trainables.recipe import recipe_names
+from trainables.runtime.errors import UserError
+from trainables.settings.config import DataConfig, Mark, flatten, mark_of
+from trainables.settings.recipe import recipe_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "pytorch-msssim", "kornia", "safetensors")

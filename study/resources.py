@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from study.plan import Plan
-from trainables.errors import UserError
+from trainables.runtime.errors import UserError
 
 CAPACITY_S = 10.0  # how long a count of the cluster's resources is good for
 
@@ -78,7 +78,7 @@ def _check_batches(plan: Plan, workers: int) -> None:
     """Refuse a batch size, known or searched, that the workers of a training cannot share equally."""
     if workers == 1:
         return
-    from trainables.parallel import check_parts  # imports torch, which a driver can do without
+    from trainables.runtime.parallel import check_parts  # imports torch, which a driver can do without
 
     sizes = [("trial.batch_size", config.batch_size) for config in plan.configs]
     for settings in plan.study.config.search.first:

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainables import cli
-from trainables.errors import UserError
+from trainables.runtime import cli
+from trainables.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from study.config import Study
@@ -93,10 +93,10 @@ def _phases(
 ) -> Any:
     from study import executor
     from study.budget import limits
-    from study.live import Display
-    from study.mirror import Mirror
+    from study.display import Display
     from study.resources import capacity_of, share_of
     from study.session import Listener, Session
+    from study.tracking import Mirror
 
     config = plan.study.config
     starting = time.monotonic()
@@ -213,7 +213,7 @@ def _open(study: Study, layout: Layout) -> Ledger:
 def _write_study(study: Study, layout: Layout) -> None:
     import yaml
 
-    from trainables.durable import write_bytes
+    from trainables.runtime.durable import write_bytes
 
     text = yaml.safe_dump(study.resolved, sort_keys=False, allow_unicode=True)
     write_bytes(layout.study_file, f"# The study as it was resolved, overrides included.\n{text}".encode())
@@ -223,8 +223,7 @@ def _sync(study: Study, layout: Layout) -> Any:
     """Refill MLflow from ledger and results folder."""
     from study.contract import StudyAttr
     from study.lock import owned
-    from study.mirror import Mirror
-    from study.tracking import check_reachable
+    from study.tracking import Mirror, check_reachable
 
     uri = study.config.tracking.uri
     if uri is None:

@@ -19,15 +19,15 @@ from typing import Any, Protocol, TypeVar
 from study.compose import Planned, seed_of
 from study.contract import DEVICE_SECONDS, Outcome, StudyAttr, confirm_group, trial_key
 from study.entry import Entry
-from study.housekeeping import sweep
 from study.ledger import Ledger
 from study.plan import Plan
 from study.propose import propose
+from study.retention import sweep
 from study.space import fits
-from trainables.config import flat
-from trainables.durable import remove_unfinished
-from trainables.locks import held
 from trainables.message import Message
+from trainables.runtime.durable import remove_unfinished
+from trainables.runtime.locks import held
+from trainables.settings.config import flat
 
 FINISHED = "FINISHED"
 DEATHS_ALLOWED = 1

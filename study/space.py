@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from study.compose import compose
 from study.config import PRUNERS, SAMPLERS, Study
 from study.contract import DEVICE_SECONDS
-from trainables.config import Mark, TrialConfig, flat, mark_of
-from trainables.errors import UserError
-from trainables.registry import LOSS_TERMS, bind
-from trainables.yamlfile import Document, nearest
+from trainables.runtime.errors import UserError
+from trainables.settings.config import Mark, TrialConfig, flat, mark_of
+from trainables.settings.registry import LOSS_TERMS, bind
+from trainables.settings.yamlfile import Document, nearest
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -14,8 +14,8 @@ from PIL import Image
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch, which only those that run tests import
 
-from trainables.config import TrialConfig
-from trainables.recipe import load_recipe
+from trainables.settings.config import TrialConfig
+from trainables.settings.recipe import load_recipe
 
 ROWS, COLUMNS = 48, 64
 SCENES, FRAMES = 5, 6
@@ -72,7 +72,7 @@ def indoor() -> Path:
 @pytest.fixture
 def unpictured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings in this process without preview pictures, which take most of a tiny training's time."""
-    monkeypatch.setattr("trainables.trainer.write_preview", lambda *_: None)
+    monkeypatch.setattr("trainables.training.trainer.write_preview", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from trainables import __main__ as densedepth
-from trainables import cli
+from trainables.runtime import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = [module for module, _ in densedepth.COMMANDS.values()]

@@ -13,11 +13,11 @@ import torch
 
 import trainables
 from tests.analysis.make_results import planted_study
-from trainables.checkpoint import take_snapshot, write_checkpoint
-from trainables.config import TrialConfig
-from trainables.models import build_model
+from trainables.models.depth_model import build_model
+from trainables.settings.config import TrialConfig
+from trainables.training.checkpoint import take_snapshot, write_checkpoint
 
-MODULES = ("trainables.recipe", "trainables.trainer", "trainables.trained", "analysis")
+MODULES = ("trainables.settings.recipe", "trainables.training.trainer", "trainables.trained", "analysis")
 WITHOUT = {"open_training"}  # public functions whose use is shown in another's example
 
 

@@ -22,7 +22,7 @@ COMMANDS: Final = {
     "spikes": ("analysis.spikes", "what caused each loss spike; --replay trains it again"),
     "selection": ("analysis.selection", "the champion, and how sure the choice is"),
     "final_evaluation": ("analysis.final_evaluation", "the sealed test: one frozen list, scored once"),
-    "learned": ("analysis.learned", "whether the judged checkpoints learned anything of the picture"),
+    "learned": ("analysis.sections.learned", "whether the judged checkpoints learned anything of the picture"),
     "variance": ("analysis.variance", "how much of a difference is luck"),
     "served_model": ("analysis.served_model", "register a study's champion as an MLflow model"),
     "calibration": ("analysis.calibration", "score one checkpoint on a test split under every protocol"),
@@ -68,7 +68,7 @@ def main() -> int:
             sys.argv = [f"densedepth {name}", *words[count:]]
             runpy.run_module(COMMANDS[name][0], run_name="__main__")
             return 0  # where the module has not ended the process itself
-    from trainables.yamlfile import nearest
+    from trainables.settings.yamlfile import nearest
 
     groups = {name.split()[0] for name in COMMANDS if " " in name}
     name = " ".join(words[: 2 if words[0] in groups else 1])

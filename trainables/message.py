@@ -15,7 +15,9 @@ RESULT_KEY = "message"  # under which a result of Tune holds it
 
 @dataclass(frozen=True)
 class Message:
-    """One message. `report`: a validation's (trainables.progress.Report as JSON types), with kind 'report' alone."""
+    """One message. `report`: a validation's (trainables.training.progress.Report as JSON types), with kind 'report'
+    alone.
+    """
 
     kind: Kind
     report: Mapping[str, Any] | None = None

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables import cli
-from trainables.config import TargetConfig
-from trainables.errors import UserError
-from trainables.evaluate import Row, aggregate, depth_from_outputs, score
-from trainables.losses import composite
-from trainables.registry import PROTOCOLS, REPOSITORY_METRICS
-from trainables.target import DATA_RANGE
+from trainables.data.target import DATA_RANGE
+from trainables.evaluation.evaluate import Row, aggregate, depth_from_outputs, score
+from trainables.models.losses import composite
+from trainables.runtime import cli
+from trainables.runtime.errors import UserError
+from trainables.settings.config import TargetConfig
+from trainables.settings.registry import PROTOCOLS, REPOSITORY_METRICS
 
 # Target and loss weights are the paper's.
 TARGET = TargetConfig(kind="inverse", resize="inverse_then_resize", holes="mask", min_depth_m=0.1, max_depth_m=10.0)

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from trainables import cli
-from trainables.durable import write_bytes
-from trainables.errors import UserError
+from trainables.runtime import cli
+from trainables.runtime.durable import write_bytes
+from trainables.runtime.errors import UserError
 
 MAX_PIXELS = 80_000_000  # beyond it a picture is refused: a small file can unpack to more memory than there is
 DRAWN_PX = 1600  # the coloured picture shows every n-th pixel of anything larger

@@ -28,12 +28,12 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.result import DONE
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from trainables.errors import Blocked, Diverged, OutOfMemory, PeerLost, Stopped, UserError, refused_by_disk
-from trainables.locks import FolderLock
 from trainables.message import RESULT_KEY, Message
+from trainables.runtime.errors import Blocked, Diverged, OutOfMemory, PeerLost, Stopped, UserError, refused_by_disk
+from trainables.runtime.locks import FolderLock
 
 if TYPE_CHECKING:
-    from trainables.config import TrialConfig
+    from trainables.settings.config import TrialConfig
 
 LOCK_WAIT_S = 20.0  # an orphaned worker lives a few seconds, one of a hung node as long as that hangs
 LAST_WORDS_S = 20.0  # for the other processes of a training to say why one of them has ended
@@ -96,8 +96,8 @@ class TrainingWorker(tune.Trainable):
         """The reports of a training as JSON types."""
         from dataclasses import asdict
 
-        from trainables.config import stored_config
-        from trainables.trainer import iter_fit
+        from trainables.settings.config import stored_config
+        from trainables.training.trainer import iter_fit
 
         settings = stored_config(config)
         with _company(self._spec, settings):
@@ -122,16 +122,16 @@ class Peer:
 
     def ready(self) -> None:
         """Import what training needs, so that nothing but the meeting is left to fail."""
-        importlib.import_module("trainables.trainer")
+        importlib.import_module("trainables.training.trainer")
 
     def train(self, spec: dict[str, Any], meeting: tuple[str, int], rank: int, size: int) -> None:
         """Take part in the training, to its end."""
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-        from trainables import parallel
-        from trainables.config import stored_config
-        from trainables.device import choose_device
-        from trainables.trainer import iter_fit
+        from trainables.runtime import parallel
+        from trainables.runtime.device import choose_device
+        from trainables.settings.config import stored_config
+        from trainables.training.trainer import iter_fit
 
         os.chdir(spec["cwd"])
         settings = stored_config(spec["config"])
@@ -151,8 +151,8 @@ def _company(spec: dict[str, Any], settings: TrialConfig) -> Iterator[None]:
         return
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    from trainables import parallel
-    from trainables.device import choose_device
+    from trainables.runtime import parallel
+    from trainables.runtime.device import choose_device
 
     size, peers = len(bundles), []
     try:

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainables import cli
-from trainables.errors import Diverged, OutOfMemory, Stopped
-from trainables.registry import METRICS
+from trainables.runtime import cli
+from trainables.runtime.errors import Diverged, OutOfMemory, Stopped
+from trainables.settings.registry import METRICS
 
 if TYPE_CHECKING:
-    from trainables.config import TrialConfig
-    from trainables.progress import Report
+    from trainables.settings.config import TrialConfig
+    from trainables.training.progress import Report
 
 EXAMPLE = (
     "python -m trainables.train densedepth --set data.source=rooms --set model.weights=null "
@@ -36,8 +36,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(args: argparse.Namespace) -> Any:
     from trainables.data.dataset import prepare_data
-    from trainables.recipe import load_recipe, parse_assignments
-    from trainables.trainer import iter_fit
+    from trainables.settings.recipe import load_recipe, parse_assignments
+    from trainables.training.trainer import iter_fit
 
     out = args.out or Path("results/trainings") / args.recipe
     stages = load_recipe(args.recipe, parse_assignments(args.assignments))

@@ -15,15 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from trainables.checkpoint import read_model
-from trainables.config import TrialConfig
 from trainables.data.frames import FrameList
 from trainables.data.samples import resize_rgb
-from trainables.errors import UserError
-from trainables.evaluate import Evaluation, predict_depth_m
-from trainables.evaluate import evaluate as evaluate_network
-from trainables.registry import PROTOCOLS
-from trainables.yamlfile import nearest
+from trainables.evaluation.evaluate import Evaluation, predict_depth_m
+from trainables.evaluation.evaluate import evaluate as evaluate_network
+from trainables.runtime.errors import UserError
+from trainables.settings.config import TrialConfig
+from trainables.settings.registry import PROTOCOLS
+from trainables.settings.yamlfile import nearest
+from trainables.training.checkpoint import read_model
 
 
 @dataclass(frozen=True)

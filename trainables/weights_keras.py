@@ -23,12 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainables import cli
-from trainables.checkpoint import Snapshot, write_checkpoint
-from trainables.config import TrialConfig
-from trainables.errors import UserError
-from trainables.models import DepthModel, build_model
-from trainables.recipe import load_recipe
+from trainables.models.depth_model import DepthModel, build_model
+from trainables.runtime import cli
+from trainables.runtime.errors import UserError
+from trainables.settings.config import TrialConfig
+from trainables.settings.recipe import load_recipe
+from trainables.training.checkpoint import Snapshot, write_checkpoint
 
 Weights = dict[str, dict[str, NDArray[np.float32]]]  # layer, its name's slashes as underscores -> weight -> values
 

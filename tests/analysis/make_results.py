@@ -39,10 +39,10 @@ from study.contract import (
     trial_key,
 )
 from tests.analysis.ledger_rows import new_storage, write_study
-from trainables.config import as_dict
-from trainables.durable import write_json
-from trainables.recipe import load_recipe, set_path
-from trainables.trace import COMPACTED, trace_schema
+from trainables.runtime.durable import write_json
+from trainables.settings.config import as_dict
+from trainables.settings.recipe import load_recipe, set_path
+from trainables.training.telemetry import COMPACTED, trace_schema
 
 SPACE: dict[str, BaseDistribution] = {
     "optim.lr": FloatDistribution(1e-5, 3e-3, log=True),

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from analysis import calibration
-from trainables import checkpoint
-from trainables.config import TrialConfig
 from trainables.data.dataset import fingerprint, open_test
-from trainables.evaluate import evaluate
-from trainables.models import build_model
-from trainables.registry import PROTOCOLS
+from trainables.evaluation.evaluate import evaluate
+from trainables.models.depth_model import build_model
+from trainables.settings.config import TrialConfig
+from trainables.settings.registry import PROTOCOLS
+from trainables.training import checkpoint
 
 
 def test_one_checkpoint_is_scored_and_the_opening_counted(

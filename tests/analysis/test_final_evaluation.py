@@ -16,17 +16,19 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis import cost, evaluation_section, final_evaluation, intervals, reproduction, runs, sealed, store
-from analysis.section import number
+from analysis import final_evaluation, mlflow_store, reproduction, runs, statistics
+from analysis.page.section import number
+from analysis.sections import cost, sealed_test
+from analysis.tables import sealed
 from study.contract import Layout
 from tests.analysis.make_results import Training, make_results
-from trainables import checkpoint
-from trainables.config import TrialConfig, as_dict
 from trainables.data.dataset import fingerprint, open_test
-from trainables.errors import UserError
-from trainables.evaluate import evaluate
-from trainables.models import build_model
-from trainables.registry import PROTOCOLS
+from trainables.evaluation.evaluate import evaluate
+from trainables.models.depth_model import build_model
+from trainables.runtime.errors import UserError
+from trainables.settings.config import TrialConfig, as_dict
+from trainables.settings.registry import PROTOCOLS
+from trainables.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = {"search-0000": (0.50, 0.52, 0.54), "search-0001": (0.60, 0.61, 0.62)}
@@ -176,9 +178,9 @@ def test_deleting_the_results_folder_does_not_reset_the_count(
             shutil.rmtree(layout.root)
     tables = runs.load(layout.root)
     digest = section.data["openings"][-1]["test_data"]
-    assert store.record_opening(tables, digest, {"reason": "another study"}) == 3
+    assert mlflow_store.record_opening(tables, digest, {"reason": "another study"}) == 3
     with runs.tracking_store(tables) as client:
-        experiment = client.get_experiment_by_name(store.OPENINGS).experiment_id
+        experiment = client.get_experiment_by_name(mlflow_store.OPENINGS).experiment_id
         client.delete_run(client.search_runs([experiment])[0].info.run_id)  # as the UI does
     again = final_evaluation.analyse(tables)
     assert any("opened 3 times, counted in the tracking store" in answer for answer in again.answers)
@@ -295,7 +297,7 @@ def test_changed_weights_and_changed_data_are_refused(study: Layout) -> None:
 
 def test_only_the_sealed_file_opens_the_test_split() -> None:
     """House rule 8: besides the data package itself, its doctor and the forms' own tests, nobody calls open_test."""
-    allowed = {"analysis/final_evaluation.py", "trainables/data/dataset.py", "trainables/data/doctor.py"}
+    allowed = {"analysis/final_evaluation.py", "trainables/data/dataset.py", "trainables/data/doctor/diagnosis.py"}
     callers = set()
     for path in (p for folder in ("analysis", "study", "trainables") for p in (ROOT / folder).rglob("*.py")):
         if "open_test" in named(path.read_text()):
@@ -317,12 +319,12 @@ def test_scene_intervals_cover_and_small_ones_are_refused() -> None:
     for draw in range(100):
         scene = rng.normal(0.5, 0.1, 40)
         values = (scene[:, None] + rng.normal(0, 0.02, (40, 6))).ravel()
-        estimate = intervals.by_scene(values.tolist(), np.repeat([f"r{i}" for i in range(40)], 6).tolist(), draw)
+        estimate = statistics.by_scene(values.tolist(), np.repeat([f"r{i}" for i in range(40)], 6).tolist(), draw)
         assert estimate.low is not None and estimate.high is not None
         hits += estimate.low <= 0.5 <= estimate.high
     assert 85 <= hits <= 100  # by frame instead of by scene it would be about 55
-    few = intervals.by_scene([1.0] * 29, [str(i) for i in range(29)], 0)
-    unknown = intervals.by_scene([1.0] * 40, [None] * 40, 0)
+    few = statistics.by_scene([1.0] * 29, [str(i) for i in range(29)], 0)
+    unknown = statistics.by_scene([1.0] * 40, [None] * 40, 0)
     assert few.low is None and few.n == "29 scenes" and unknown.low is None
     assert "no interval" in few.words("m") and "unknown scenes" in unknown.words("m")
 
@@ -342,7 +344,7 @@ def test_the_first_screen_sets_the_champion_against_the_mean_with_three_rows_of_
     (pictured,) = headline.figures
     assert pictured.name == "evaluation-pictures" and len(pictured.data) == 3
     assert pictured.name not in {figure.name for figure in section.figures}
-    released = evaluation_section.build(replace(tables, layout=None)).headline
+    released = sealed_test.build(replace(tables, layout=None)).headline
     assert released is not None and released.sentences == headline.sentences and not released.figures
 
 
@@ -375,4 +377,4 @@ def test_figures_draw_and_reproduction_says_why_it_cannot_compare(study: Layout)
     assert "budget_images" in verdicts[0]["why"] or "input" in verdicts[0]["why"]
     assert verdicts[0]["ours_rmse"] > 0 and verdicts[0]["published_rmse"] is None  # no test set of NYU: never beside
     assert any("repository's evaluator" in answer for answer in reproduction.analyse(tables).answers)
-    assert evaluation_section.build(tables).tables[0].frame["protocol"].nunique() == len(PROTOCOLS)
+    assert sealed_test.build(tables).tables[0].frame["protocol"].nunique() == len(PROTOCOLS)

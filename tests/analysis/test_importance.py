@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import dimensions, effects, importance, runs, spikes
+from analysis import dimensions, importance, runs
+from analysis import dimensions as effects
+from analysis.spikes import causes
 from study.contract import Judge, Outcome
 from tests.analysis.make_results import PAPER, Training, make_results, planted_study, planted_trace
 
@@ -113,7 +115,7 @@ def test_spikes_by_clip_norm_are_rates_of_the_trials_that_left_a_trace(tmp_path:
     trainings = [clipped(None, {250: 20.0, 350: 20.0}, 400), clipped(None, {}, 600), clipped(0.1, {}, 400)]
     trainings += [Training("search", 0.5, PAPER) for _ in range(8)]  # without a trace
     tables = runs.load(make_results(tmp_path / "s", trainings).root)
-    spikes.collect(tables)
+    causes.collect(tables)
     section = importance.analyse(tables)
     rows = {
         row["clip_norm"]: (row["spikes_per_1000_steps"], row["traced"], row["n"]) for row in section.data["clipping"]

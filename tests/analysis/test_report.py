@@ -16,8 +16,11 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure as Canvas
 
-from analysis import compare, cost, overview, page, plots, report, runs, store, tables
-from analysis.section import Section, Table
+from analysis import mlflow_store, report, runs
+from analysis.page import html, style
+from analysis.page.section import Section, Table
+from analysis.sections import compare, cost, overview
+from analysis.tables import tidy as tables
 from study.contract import Outcome
 from tests.analysis.make_results import JUDGE, Training, make_results, planted_study, planted_trace, settings_of
 
@@ -74,7 +77,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blank figures, for tests of what a page says: drawing takes most of a page's time, and `planted` is drawn."""
-    monkeypatch.setattr(plots, "drawn", lambda figure: Canvas(figsize=(1, 1)))
+    monkeypatch.setattr(style, "drawn", lambda figure: Canvas(figsize=(1, 1)))
 
 
 def open_page(browser: Any, path: Path, **context: Any) -> tuple[Any, list[str], list[str]]:
@@ -218,7 +221,7 @@ def test_a_strangers_table_writes_and_connects_nowhere_else(
     thesis.write_text("mine")
     assert report.main(["--from-table", str(released)]) == 2 and thesis.read_text() == "mine"
     assert "not a report of this command" in capsys.readouterr().err
-    assert store.run_pages(loaded) == {}
+    assert mlflow_store.run_pages(loaded) == {}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["paper"]
 
 
@@ -274,10 +277,10 @@ def test_a_missing_study_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_cells_sort_by_their_number_and_show_what_is_missing() -> None:
     frame = pd.DataFrame({"n": [1.23456, np.nan, np.inf], "t": ["a", None, "\u202e"]})
-    grid = page.grid(Table("t", "T", frame, "", {"n": "m"}), {})
+    grid = html.grid(Table("t", "T", frame, "", {"n": "m"}), {})
     assert [[cell.text for cell in row] for row in grid.rows] == [["1.23", "a"], ["–", "–"], ["∞", "\u202e"]]
     assert [row[0].value for row in grid.rows] == ["1.23456", None, "Infinity"]
-    text = page.render("t", [], [page.part(Section("k", "K", ["\u202e"], (), [Table("t", "T", frame)]), {})], "")
+    text = html.render("t", [], [html.part(Section("k", "K", ["\u202e"], (), [Table("t", "T", frame)]), {})], "")
     assert "\u202e" not in text and "[U+202E]" in text
 
 

@@ -12,13 +12,16 @@ import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from analysis import compare, cost, runs, spike_pairs, tables
-from analysis.traces import read_steps
+from analysis import runs
+from analysis.sections import compare, cost
+from analysis.spikes import verdicts
+from analysis.spikes.traces import read_steps
+from analysis.tables import tidy
 from study.contract import Outcome
 from tests.analysis import ledger_rows
 from tests.analysis.make_results import Training, make_results, planted_study, planted_trace, write_trace
-from trainables.durable import sha256
-from trainables.errors import UserError
+from trainables.runtime.durable import sha256
+from trainables.runtime.errors import UserError
 
 
 def test_every_outcome_is_told_apart_and_the_ledger_is_not_touched(tmp_path: Path) -> None:
@@ -29,7 +32,7 @@ def test_every_outcome_is_told_apart_and_the_ledger_is_not_touched(tmp_path: Pat
     assert [outcome[k] for k in (truth.best, truth.diverged, truth.pruned, truth.failed, truth.out_of_memory)] == [
         Outcome.COMPLETE, Outcome.DIVERGED, Outcome.PRUNED, Outcome.FAILED, Outcome.OUT_OF_MEMORY
     ]  # fmt: skip
-    assert outcome[str(truth.unfinished)] == tables.RUNNING
+    assert outcome[str(truth.unfinished)] == tidy.RUNNING
     assert loaded.unfinished() == ["search has ended 29 of 30 trainings"]
     best = loaded.trials.set_index("key").loc[truth.best]
     assert best["value"] == pytest.approx(0.48) and best["images"] == 2400 and best["config.optim.lr"] == 4e-4
@@ -97,14 +100,14 @@ def test_the_released_table_gives_the_same_study(tmp_path: Path) -> None:
     loaded.extras["spikes.spikes"] = pd.DataFrame(
         {"key": ["a"] * 3, "size": [float("nan"), float("inf"), -float("inf")]}
     )
-    tables.write_table(loaded, tmp_path / "study.parquet")
-    again = tables.read_table(tmp_path / "study.parquet")
+    tidy.write_table(loaded, tmp_path / "study.parquet")
+    again = tidy.read_table(tmp_path / "study.parquet")
     pd.testing.assert_frame_equal(loaded.trials, again.trials, check_dtype=False)
     pd.testing.assert_frame_equal(loaded.reports.reset_index(drop=True), again.reports, check_dtype=False)
     assert again.judge == loaded.judge and again.study == loaded.study
     pd.testing.assert_frame_equal(again.extras["spikes.spikes"], loaded.extras["spikes.spikes"])
     with pytest.raises(UserError, match="not a released table"):
-        tables.read_table(layout.study_file)
+        tidy.read_table(layout.study_file)
 
 
 def test_the_tracking_file_is_the_one_beside_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,11 +131,11 @@ def test_passwords_stay_at_home(tmp_path: Path) -> None:
         study={"ledger": uri, "tracking": {"uri": uri}},
         environment={"command": f"study.run --set ledger={uri}", "changes": [{"now": {"command": f"--set a={uri}"}}]},
     )
-    tables.write_table(loaded, tmp_path / "study.parquet")
-    again = tables.read_table(tmp_path / "study.parquet")
+    tidy.write_table(loaded, tmp_path / "study.parquet")
+    again = tidy.read_table(tmp_path / "study.parquet")
     shown = [table.frame.to_csv() for table in cost.provenance(loaded, {}).tables]
     shown.append(compare.analyse(loaded, runs.load(layout.root)).tables[1].frame.to_csv())
-    shown += [str(spike_pairs.rerun(loaded, ["a sample"])), str(again.study), str(again.environment)]
+    shown += [str(verdicts.rerun(loaded, ["a sample"])), str(again.study), str(again.environment)]
     for text in shown:
         assert "***@host/db" in text and "cret" not in text and "//me" not in text
 

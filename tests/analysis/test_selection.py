@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis import runs, selection
-from analysis.section import Section, number
+from analysis.page.section import Section, number
 from study.contract import Outcome
 from tests.analysis.make_results import Training, make_results, planted_study
 

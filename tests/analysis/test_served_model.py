@@ -24,15 +24,16 @@ import pytest
 import torch
 from PIL import Image
 
-from analysis import final_evaluation, page, report, runs, selection, store
-from analysis.section import Section, Table
+from analysis import final_evaluation, mlflow_store, report, runs, selection
+from analysis.page import html
+from analysis.page.section import Section, Table
 from study.contract import EXPERIMENT, Layout, Tag
 from tests.analysis.test_final_evaluation import write_study
-from trainables import checkpoint
-from trainables.config import TrialConfig
-from trainables.errors import UserError
-from trainables.models import build_model
+from trainables.models.depth_model import build_model
+from trainables.runtime.errors import UserError
+from trainables.settings.config import TrialConfig
 from trainables.trained import load_model
+from trainables.training import checkpoint
 
 CHAMPION = "confirm-0001"
 
@@ -92,12 +93,12 @@ def test_the_registered_champion_predicts_as_the_command_does(registered: tuple[
 def test_a_report_registers_what_the_sealed_test_has_seen_and_links_its_run(registered: tuple[Layout, str]) -> None:
     tables = runs.load(registered[0].root)
     assert report.register(tables) == "s version 1"
-    ((key, address),) = store.run_pages(tables).items()
+    ((key, address),) = mlflow_store.run_pages(tables).items()
     assert key == CHAMPION and re.fullmatch(r"http://127\.0\.0\.1:5000/#/experiments/2/runs/[0-9a-f]{32}", address)
     table = Table("t", "T", pd.DataFrame({"key": [CHAMPION, "search-0000"], "n": [1, 2]}))
-    cells = [row[0].href for row in page.grid(table, {CHAMPION: address}).rows]
+    cells = [row[0].href for row in html.grid(table, {CHAMPION: address}).rows]
     assert cells == [address, None]
-    text = page.render("t", [], [page.part(Section("k", "K", ["a"], (), [table]), {CHAMPION: '"><script>'})], "")
+    text = html.render("t", [], [html.part(Section("k", "K", ["a"], (), [table]), {CHAMPION: '"><script>'})], "")
     assert 'href="&#34;&gt;&lt;script&gt;"' in text
 
 

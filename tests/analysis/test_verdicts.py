@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import claims, first_screen, quantities, runs, verdicts
-from analysis.tables import read_table, write_table
+from analysis import claims, runs, statistics
+from analysis.sections import first_screen
+from analysis.tables.tidy import read_table, write_table
 from study.contract import QUANTITIES, Claim, Outcome
 from tests.analysis.make_results import PLANTED, Training, claim, make_results, planted_study, planted_trace
-from trainables.errors import UserError
-from trainables.registry import METRICS
+from trainables.runtime.errors import UserError
+from trainables.settings.registry import METRICS
 
 pytestmark = pytest.mark.usefixtures("unpictured")
 SEEDS = (1000, 1001, 1002)
@@ -75,9 +76,9 @@ SMALL = (0.0, 0.001, 0.002)
     ],
 )
 def test_the_rule_on_hand_computed_pairs(
-    differences: list[float], expected: verdicts.Direction, margin: float | None, words: str
+    differences: list[float], expected: statistics.Direction, margin: float | None, words: str
 ) -> None:
-    assert verdicts.verdict(differences, expected, margin).words == words
+    assert statistics.verdict(differences, expected, margin).words == words
 
 
 def drawn(rng: np.random.Generator, effect: float, seeds: int = 3) -> list[float]:
@@ -88,10 +89,10 @@ def drawn(rng: np.random.Generator, effect: float, seeds: int = 3) -> list[float
 @pytest.mark.parametrize("margin", [None, 0.05])
 @pytest.mark.parametrize("expected", ["a_better", "b_better"])
 def test_equal_arms_under_another_name_hold_in_one_of_twenty_studies_at_most(
-    expected: verdicts.Direction, margin: float | None
+    expected: statistics.Direction, margin: float | None
 ) -> None:
     found = Counter(
-        verdicts.verdict(drawn(np.random.default_rng(s), 0.0), expected, margin).words.split(" (")[0] for s in STUDIES
+        statistics.verdict(drawn(np.random.default_rng(s), 0.0), expected, margin).words.split(" (")[0] for s in STUDIES
     )
     assert len(STUDIES) - found["holds"] >= 19, found
 
@@ -101,7 +102,7 @@ def test_a_planted_false_claim_never_holds_and_does_not_with_seeds_enough(seeds:
     """Random weights are better, says the claim; they are worse by 0.14 m, as measured by hand. Three seeds leave two
     of twenty studies untold.
     """
-    found = [verdicts.verdict(drawn(np.random.default_rng(s), -0.14, seeds), "a_better", None).words for s in STUDIES]
+    found = [statistics.verdict(drawn(np.random.default_rng(s), -0.14, seeds), "a_better", None).words for s in STUDIES]
     assert found.count("holds") == 0 and found.count("does not hold") >= least, Counter(found)
 
 
@@ -133,10 +134,10 @@ def test_how_often_the_rule_errs_over_two_thousand_studies(seeds: int) -> None:
     studies, margin = 2000, 0.03
     rng = np.random.default_rng(17)
 
-    def told(effect: float, expected: verdicts.Direction, margin: float | None) -> str | None:
+    def told(effect: float, expected: statistics.Direction, margin: float | None) -> str | None:
         differences = drawn(rng, effect, seeds)
-        mean, deviation = float(np.mean(differences)), verdicts.spread(differences)
-        return verdicts.rule(mean, deviation, seeds, expected, margin)
+        mean, deviation = float(np.mean(differences)), statistics.spread(differences)
+        return statistics.rule(mean, deviation, seeds, expected, margin)
 
     alike = Counter(told(0.0, "a_better", None) for _ in range(studies))
     within = 3 * math.sqrt(0.025 * 0.975 / studies)  # three standard errors
@@ -230,13 +231,15 @@ def test_metrics_are_taken_where_the_judge_looks(tmp_path: Path) -> None:
     """rmse is best at the first report; abs_rel, a quarter of it, follows; the gap of the losses is the last one's."""
     rows = [Training("claims", 0, group="densedepth: base", history=[0.4, 0.6, 0.8])]
     tables = runs.load(make_results(tmp_path / "s", rows).root)
-    assert quantities.values(tables, "abs_rel") == {"claims-0000": pytest.approx(0.1)}
-    assert quantities.values(tables, "overfit_gap") == {"claims-0000": pytest.approx(0.08)}
+    assert claims.measured_values(tables, "abs_rel") == {"claims-0000": pytest.approx(0.1)}
+    assert claims.measured_values(tables, "overfit_gap") == {"claims-0000": pytest.approx(0.08)}
     assert tables.judge is not None
     last = replace(tables, judge=replace(tables.judge, report="last"))
-    assert quantities.values(last, "abs_rel") == {"claims-0000": pytest.approx(0.2)}
-    assert quantities.values(tables, "silog") == {} and quantities.values(tables, "seconds") == {"claims-0000": 50.0}
-    assert quantities.values(tables, "peak_memory_mib") == {"claims-0000": 900.0}
+    assert claims.measured_values(last, "abs_rel") == {"claims-0000": pytest.approx(0.2)}
+    assert claims.measured_values(tables, "silog") == {} and claims.measured_values(tables, "seconds") == {
+        "claims-0000": 50.0
+    }
+    assert claims.measured_values(tables, "peak_memory_mib") == {"claims-0000": 900.0}
 
 
 def test_spikes_are_counted_in_the_trace_and_their_damage_in_the_validation(tmp_path: Path) -> None:
@@ -268,7 +271,7 @@ def test_spikes_are_counted_in_the_trace_and_their_damage_in_the_validation(tmp_
 
 
 def test_every_quantity_is_known_on_both_sides() -> None:
-    assert set(quantities.OTHERS) | set(METRICS) | {"checkerboard"} == set(QUANTITIES)
+    assert set(claims.OTHERS) | set(METRICS) | {"checkerboard"} == set(QUANTITIES)
     assert all(METRICS[name] for name in QUANTITIES if name in METRICS)
 
 

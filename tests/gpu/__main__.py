@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.gpu.frames import write_frames
-from trainables import cli
-from trainables.errors import UserError
+from trainables.runtime import cli
+from trainables.runtime.errors import UserError
 
 # Frames as large as NYU Depth v2's: tests/gpu/frames.py writes them.
 FULL_SIZE = {"data.source": "kaggle", "data.workers": "8", "model.weights": "null", "batch_size": "8"}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainables.config import TrialConfig
+from trainables.settings.config import TrialConfig
 
 
 @pytest.fixture(autouse=True)

@@ -13,13 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from trainables import checkpoint, predict
-from trainables.config import TrialConfig
+from trainables import predict
 from trainables.data.dataset import open_training
-from trainables.evaluate import evaluate
-from trainables.registry import PROTOCOLS
+from trainables.evaluation.evaluate import evaluate
+from trainables.settings.config import TrialConfig
+from trainables.settings.registry import PROTOCOLS
 from trainables.trained import load_model
-from trainables.trainer import iter_fit
+from trainables.training import checkpoint
+from trainables.training.trainer import iter_fit
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("unpictured")]
 SAME_M = 0.02  # of depths up to 10 m: TF32 and bfloat16 round

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from tests.gpu.conftest import FAMILIES
-from trainables import parallel
-from trainables.config import TrialConfig
 from trainables.data.dataset import open_training
 from trainables.data.loader import TrainLoader
-from trainables.errors import OutOfMemory, Stopped
-from trainables.graphed import GraphedForward
-from trainables.models import build_model
-from trainables.trainer import Training, iter_fit
+from trainables.models.depth_model import build_model
+from trainables.runtime import parallel
+from trainables.runtime.device import GraphedForward
+from trainables.runtime.errors import OutOfMemory, Stopped
+from trainables.settings.config import TrialConfig
+from trainables.training.trainer import Training, iter_fit
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("unpictured")]
 Configs = Callable[..., TrialConfig]

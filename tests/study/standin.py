@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from study import executor, plan, preflight, run
-from trainables import locks
-from trainables.durable import write_bytes, write_json
-from trainables.errors import Diverged, OutOfMemory, Stopped
 from trainables.ray_trainable import TrainingWorker
+from trainables.runtime import locks
+from trainables.runtime.durable import write_bytes, write_json
+from trainables.runtime.errors import Diverged, OutOfMemory, Stopped
 
 
 class StandIn(TrainingWorker):
@@ -125,6 +125,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from tests.study import standin  # as a module, so that workers find the class by name
-
-    raise SystemExit(standin.main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:]))

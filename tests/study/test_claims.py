@@ -18,10 +18,10 @@ from study.plan import Plan
 from study.session import Session
 from tests.study.conftest import REAL, Workplace, command
 from tests.study.test_config import plan_of
-from trainables.config import TrialConfig
-from trainables.errors import UserError
 from trainables.message import Message
-from trainables.yamlfile import read_yaml
+from trainables.runtime.errors import UserError
+from trainables.settings.config import TrialConfig
+from trainables.settings.yamlfile import read_yaml
 
 HEAD = """\
 name: tiny
@@ -127,7 +127,7 @@ def test_stages_go_on_from_the_checkpoint_that_arms_share(tmp_path: Path) -> Non
         ("{P2: {a: {optim.lrr: 1.0}}}", "claims.test.1.P2.a.optim.lrr: no setting optim.lrr (did you mean lr?)"),
         ("{P2: {a: {loss.gradient.x: 1.0}}}", "claims.test.1.P2.a.loss.gradient.x: loss.gradient is a value"),
         ("{P2: {a: {loss.grad.x: 1.0}}}", "P2.a.loss.grad.x: no setting loss.grad.x (did you mean gradient?)"),
-        ("{P2: {a: {loss.grad: 1.0}}}", "claims.test.1.P2: a: recipe densedepth: : loss.grad is no loss term"),
+        ("{P2: {a: {loss.grad: 1.0}}}", "P2.a.loss.grad: unknown loss term grad (did you mean gradient?)"),
         ("{P2: {a: {optim.lr: x}}}", "study.yaml:6: claims.test.1.P2.a.optim.lr: input should be a valid number"),
         ("{P2: {a: {recipe: densdepth}}}", "claims.test.1.P2.a.recipe: no recipe densdepth (did you mean densedepth?)"),
         ("{P2: {recipe: densdepth}}", "study.yaml:6: claims.test.1.P2.recipe: no recipe densdepth"),

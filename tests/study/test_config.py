@@ -13,8 +13,8 @@ from study.config import Study, load_study
 from study.plan import Plan, make_plan
 from study.propose import propose
 from study.space import STARTUP_TRIALS, fits, label, make_pruner, read_space
-from trainables.config import flat
-from trainables.errors import UserError
+from trainables.runtime.errors import UserError
+from trainables.settings.config import flat
 
 TEXT = """\
 name: tiny

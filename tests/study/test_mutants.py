@@ -10,7 +10,7 @@ import pytest
 
 from study import plan as planning
 from tests.study.test_config import TEXT, plan_of
-from trainables.errors import UserError
+from trainables.runtime.errors import UserError
 
 NASTY = (
     "null", "true", "-1", "0", "1e400", ".nan", "-.inf", "1_000", "0x10", "''", "[]", "{}", "[[]]", "[1, [2, [3]]]",

@@ -18,14 +18,14 @@ from study.plan import make_plan
 from study.propose import DRAW
 from study.space import PRUNER, fits, read_space
 from tests.study.test_config import TEXT, plan_of, study_of
-from trainables.config import Mark, NameOf, Section, TrialConfig, flat, mark_of
-from trainables.errors import UserError
-from trainables.losses import TERMS
-from trainables.metrics import FUNCTIONS
-from trainables.recipe import load_recipe, recipe_names
-from trainables.registry import FORMS, LOSS_TERMS, METRICS, PROTOCOLS
+from trainables.evaluation.metrics import FUNCTIONS
+from trainables.models.losses import TERMS
+from trainables.runtime.errors import UserError
+from trainables.settings.config import Mark, NameOf, Section, TrialConfig, flat, mark_of
+from trainables.settings.recipe import load_recipe, recipe_names
+from trainables.settings.registry import FORMS, LOSS_TERMS, METRICS, PROTOCOLS
+from trainables.settings.yamlfile import read_yaml
 from trainables.train import main
-from trainables.yamlfile import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STUDIES = [ROOT / "study.yaml", *sorted((ROOT / "studies").glob("*.yaml"))]

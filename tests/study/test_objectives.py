@@ -14,18 +14,19 @@ from typing import Any
 import optuna
 import pytest
 
-from analysis import overview, runs, selection
+from analysis import runs, selection
+from analysis.sections import overview
 from study import preflight
 from study.contract import Judge, Layout, Outcome
+from study.display import Display
 from study.ledger import Ledger
-from study.live import Display
 from study.propose import propose
 from study.session import FINISHED, Session
 from study.space import make_pruner
 from tests.study.test_config import plan_of
-from trainables.config import as_dict, flat
-from trainables.errors import UserError
 from trainables.message import Message
+from trainables.runtime.errors import UserError
+from trainables.settings.config import as_dict, flat
 
 TEXT = """
 name: tiny

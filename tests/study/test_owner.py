@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from study.lock import owned
-from trainables.errors import UserError
+from trainables.runtime.errors import UserError
 
 
 def test_a_dead_owners_lock_is_taken_over_a_living_ones_is_not(tmp_path: Path) -> None:

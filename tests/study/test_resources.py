@@ -8,7 +8,7 @@ import pytest
 
 from study.resources import Share, share_of
 from tests.study.test_config import TEXT, plan_of
-from trainables.errors import UserError
+from trainables.runtime.errors import UserError
 
 EVEN = TEXT.replace("{low: 2, high: 16, scale: log}", "{choices: [4, 8]}")
 FIRST = EVEN.replace("  trials: 8\n", "  trials: 8\n  first: [{batch_size: 5}]\n")

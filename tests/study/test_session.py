@@ -18,10 +18,10 @@ from study.session import FINISHED, Session
 from study.space import make_pruner
 from tests.study.conftest import STUDY
 from tests.study.test_config import plan_of
-from trainables import locks
-from trainables.config import flat
-from trainables.errors import UserError
 from trainables.message import Message
+from trainables.runtime import locks
+from trainables.runtime.errors import UserError
+from trainables.settings.config import flat
 
 KINDS = ("successive_halving", "hyperband", "median")
 

@@ -15,8 +15,8 @@ import yaml
 
 import trainables
 from trainables import evaluate, fit, iter_fit, load_model, load_recipe, open_training
-from trainables.config import TrialConfig
-from trainables.errors import UserError
+from trainables.runtime.errors import UserError
+from trainables.settings.config import TrialConfig
 
 pytestmark = pytest.mark.usefixtures("unpictured")
 Make = Callable[..., TrialConfig]
@@ -45,12 +45,6 @@ def test_settings_are_read_without_torch() -> None:
     code += "config, = trainables.load_recipe('densedepth'); print(type(config) is trainables.TrialConfig)"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.stdout == "True\n", ran.stderr
-
-
-def test_a_function_keeps_its_name_beside_a_module_of_that_name() -> None:
-    import trainables.evaluate as module_or_function
-
-    assert callable(trainables.evaluate) and module_or_function is trainables.evaluate
 
 
 def test_the_version_stands_in_one_place() -> None:
@@ -121,7 +115,7 @@ def test_malloc_is_changed_only_in_a_process_of_ones_own(
     tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called = []
-    monkeypatch.setattr("trainables.device.keep_freed_memory", lambda: called.append(1))
+    monkeypatch.setattr("trainables.runtime.device.keep_freed_memory", lambda: called.append(1))
     fit(tiny_config(), tmp_path / "lent")
     assert not called
     fit(tiny_config(), tmp_path / "own", own_process=True)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from trainables.checkpoint import take_snapshot, write_checkpoint
-from trainables.config import TrialConfig
-from trainables.errors import UserError
-from trainables.evaluate import predict_depth_m
-from trainables.models import build_model
+from trainables.evaluation.evaluate import predict_depth_m
+from trainables.models.depth_model import build_model
 from trainables.predict import main, read_picture
+from trainables.runtime.errors import UserError
+from trainables.settings.config import TrialConfig
 from trainables.trained import load_model
+from trainables.training.checkpoint import take_snapshot, write_checkpoint
 
 
 @pytest.fixture(scope="module")

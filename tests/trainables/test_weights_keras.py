@@ -18,8 +18,8 @@ import torch
 import torchvision
 
 from trainables import weights_keras
-from trainables.checkpoint import read_model
-from trainables.models.encoder_torchvision import ENCODERS, _densenet
+from trainables.models.encoder import ENCODERS, _densenet
+from trainables.training.checkpoint import read_model
 from trainables.weights_keras import convert, main, module_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"

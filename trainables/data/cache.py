@@ -22,13 +22,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from trainables import locks
-from trainables.config import TrialConfig, as_dict
 from trainables.data.frames import FrameList, Reader
 from trainables.data.samples import Sample
-from trainables.durable import write_json
-from trainables.errors import Blocked
-from trainables.models import output_size
+from trainables.models.depth_model import output_size
+from trainables.runtime import locks
+from trainables.runtime.durable import write_json
+from trainables.runtime.errors import Blocked
+from trainables.settings.config import TrialConfig, as_dict
 
 VERSION: Final = 1  # of samples.prepare: a change of its numbers must raise it
 _PRESENT: Final = 1 << 32  # beside the CRC-32 in a checksum, so that 0 means absent

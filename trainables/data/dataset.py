@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from trainables.config import DataConfig, TrialConfig
-from trainables.data.forms import forms
-from trainables.data.forms import rooms as rooms_form
+from trainables.data.formats import forms
+from trainables.data.formats import rooms as rooms_form
 from trainables.data.frames import BadFrame, FrameList
 from trainables.data.manifest import guarded
 from trainables.data.split import evenly, held_out, mispaired, thinned
-from trainables.errors import UserError
-from trainables.yamlfile import nearest
+from trainables.runtime.errors import UserError
+from trainables.settings.config import DataConfig, TrialConfig
+from trainables.settings.yamlfile import nearest
 
 THOROUGH_FRAMES: Final = 4000  # lists up to this length have all headers read before training, longer ones a sample
 _SAMPLED: Final = 500

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from trainables.data.frames import BadFrame, Kept
-from trainables.durable import sha256
-from trainables.errors import UserError
+from trainables.runtime.durable import sha256
+from trainables.runtime.errors import UserError
 
 MAX_BYTES: Final = 1 << 27  # of one unpacked file in an archive, lists included
 CONTENT_LIMIT: Final = 1 << 28  # bytes up to which a folder is hashed by content

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trainables.errors import UserError
+from trainables.runtime.errors import UserError
 
 _TAKE = re.compile(r"(?<=_\d{4})[a-z]$")
 Rgb = npt.NDArray[np.uint8]

@@ -16,15 +16,15 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from trainables.config import TrialConfig
 from trainables.data.batches import CHANNEL_ORDERS, Batch, augment
 from trainables.data.cache import SampleCache, open_cache
 from trainables.data.frames import BadFrame, Depth, FrameList
 from trainables.data.samples import cropped, prepare, resize_rgb
-from trainables.device import single_threaded
-from trainables.errors import UserError
-from trainables.models import output_size
-from trainables.parallel import part_of
+from trainables.models.depth_model import output_size
+from trainables.runtime.device import single_threaded
+from trainables.runtime.errors import UserError
+from trainables.runtime.parallel import part_of
+from trainables.settings.config import TrialConfig
 
 __all__ = ["Batch", "EvalLoader", "TrainLoader", "augment"]
 _ORDER, _AUGMENT = 0, 1  # streams of random numbers

@@ -17,10 +17,10 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from trainables import durable
 from trainables.data.files import Files
 from trainables.data.frames import BadFrame, Depth, FrameList, Kept, Reader, Rgb
-from trainables.errors import UserError
+from trainables.runtime import durable
+from trainables.runtime.errors import UserError
 
 MANIFEST: Final = "manifest.sha256.json"
 Kind = Literal["files", "members", "arrays"]

@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy import ndimage, sparse
 
-from trainables.config import TrialConfig
 from trainables.data.frames import BadFrame, Depth, Frame, Rgb
-from trainables.models import output_size
-from trainables.target import depth_to_y
+from trainables.data.target import depth_to_y
+from trainables.models.depth_model import output_size
+from trainables.settings.config import TrialConfig
 
 INVALID_Y: Final = 1.0  # within every kind's range, so that logarithms and divisions of masked pixels stay finite
 _SUPPORT: Final = 0.5 - 1e-6  # half of a pixel's support, with room for rounding

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from trainables.data.frames import FrameList
-from trainables.errors import UserError
+from trainables.runtime.errors import UserError
 
 
 def held_out(

@@ -17,11 +17,11 @@ import timm
 import torch
 from torch import Tensor, fx, nn
 
-from trainables.config import SCALES
-from trainables.errors import UserError
 from trainables.models.backbone import INPUT, STRIDE, Backbone, Training
 from trainables.models.weights import GO_ON, NO_WEIGHTS, PACKAGES
-from trainables.yamlfile import nearest
+from trainables.runtime.errors import UserError
+from trainables.settings.config import SCALES
+from trainables.settings.yamlfile import nearest
 
 PREFIX = "timm/"
 SIDE = 2 * STRIDE  # of the square image that maps are measured with

@@ -11,11 +11,11 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.config import SCALES, ModelConfig
-from trainables.errors import UserError
 from trainables.models.backbone import BOTTLENECK
 from trainables.models.decoder import Size, Upsample, in_float32, join
 from trainables.models.encoder import Encoder
+from trainables.runtime.errors import UserError
+from trainables.settings.config import SCALES, ModelConfig
 
 
 class DoubleConv(nn.Module):

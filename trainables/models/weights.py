@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from trainables.errors import UserError
 from trainables.models.backbone import Backbone, Training
+from trainables.runtime.errors import UserError
 
 DOWNLOAD_TIMEOUT_S = 30.0
 FILES = (".pt", ".pth", ".pth.tar", ".ckpt", ".safetensors")

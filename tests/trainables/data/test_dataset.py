@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from trainables.config import TrialConfig
 from trainables.data.dataset import fingerprint, open_test, open_training, prepare_data
 from trainables.data.split import evenly, held_out
-from trainables.errors import UserError
+from trainables.runtime.errors import UserError
+from trainables.settings.config import TrialConfig
 
 Make = Callable[..., TrialConfig]
 

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from trainables.config import TrialConfig
 from trainables.data.batches import CHANNEL_ORDERS, augment_at_once, augment_one_by_one
 from trainables.data.cache import SampleCache, open_cache
 from trainables.data.dataset import open_training
 from trainables.data.frames import BadFrame, FrameList
 from trainables.data.loader import Batch, EvalLoader, TrainLoader, augment
 from trainables.data.samples import Sample, prepare
-from trainables.device import side_by_side, single_threaded
-from trainables.errors import UserError
+from trainables.runtime.device import side_by_side, single_threaded
+from trainables.runtime.errors import UserError
+from trainables.settings.config import TrialConfig
 
 Make = Callable[..., TrialConfig]
 CPU = torch.device("cpu")

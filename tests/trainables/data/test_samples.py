@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from skimage.transform import resize as keras_resize
 
-from trainables.config import TrialConfig
 from trainables.data.frames import BadFrame, Frame
 from trainables.data.samples import INVALID_Y, prepare, prepare_target, resize_rgb
-from trainables.target import depth_to_y, y_to_depth_m
+from trainables.data.target import depth_to_y, y_to_depth_m
+from trainables.settings.config import TrialConfig
 
 SIZES = [((48, 64), (24, 32)), ((60, 80), (24, 32)), ((47, 65), (20, 31)), ((20, 24), (33, 30))]
 

@@ -11,13 +11,12 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.config import SCALES, ModelConfig
-from trainables.errors import UserError
-from trainables.models import DepthModel, build_model, check_model, output_size, parameter_counts
-from trainables.models.concatenation import chain_concatenations
-from trainables.models.encoder import build_encoder
-from trainables.models.encoder_torchvision import ENCODERS
-from trainables.recipe import load_recipe
+from trainables.models.depth_model import DepthModel, build_model, check_model, output_size, parameter_counts
+from trainables.models.encoder import ENCODERS, build_encoder
+from trainables.runtime.device import chain_concatenations
+from trainables.runtime.errors import UserError
+from trainables.settings.config import SCALES, ModelConfig
+from trainables.settings.recipe import load_recipe
 
 NO_SKIPS = dict.fromkeys(SCALES, "none")
 UNET = {

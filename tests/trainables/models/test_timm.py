@@ -19,16 +19,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from trainables.checkpoint import read_model, take_snapshot, write_checkpoint
-from trainables.config import SCALES, ModelConfig, TrialConfig
 from trainables.data.loader import TrainLoader
-from trainables.errors import UserError
-from trainables.models import DepthModel, build_model, check_model, encoder_timm, output_size
 from trainables.models import encoder as encoder_module
+from trainables.models import encoder_timm
 from trainables.models import weights as weights_module
+from trainables.models.depth_model import DepthModel, build_model, check_model, output_size
 from trainables.models.encoder import input_statistics
-from trainables.recipe import load_recipe
-from trainables.trainer import Training
+from trainables.runtime.errors import UserError
+from trainables.settings.config import SCALES, ModelConfig, TrialConfig
+from trainables.settings.recipe import load_recipe
+from trainables.training.checkpoint import read_model, take_snapshot, write_checkpoint
+from trainables.training.trainer import Training
 
 FAMILIES = ("timm/convnext_atto", "timm/mobilenetv3_small_050", "timm/efficientnet_lite0")
 NO_SKIPS = dict.fromkeys(SCALES, "none")
@@ -284,7 +285,7 @@ def test_a_check_makes_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_timm_is_imported_where_it_is_used() -> None:
     """Importing it takes more than a second, which `study.run --help` need not wait for."""
-    code = "import sys, trainables.models; sys.exit('timm' in sys.modules)"
+    code = "import sys, trainables.models.depth_model; sys.exit('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

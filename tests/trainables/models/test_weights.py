@@ -16,13 +16,13 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainables.errors import UserError
-from trainables.models import build_model, check_model
 from trainables.models import weights as module
+from trainables.models.depth_model import build_model, check_model
+from trainables.models.encoder import ENCODERS
 from trainables.models.encoder_timm import timm_backbone
-from trainables.models.encoder_torchvision import ENCODERS
 from trainables.models.weights import Network, read_weights
-from trainables.recipe import load_recipe
+from trainables.runtime.errors import UserError
+from trainables.settings.recipe import load_recipe
 
 ENCODER = "resnet50"
 GO_ON = r"(give a local|set model\.weights: null).*"

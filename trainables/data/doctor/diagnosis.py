@@ -1,0 +1,320 @@
+"""`python -m trainables.data.doctor ROOT`: defects of a data set, found before anything trains.
+
+Reads every frame of both splits once, in any published form, keeps a small record of each, and reports: a table, a
+picture sheet of the worst, JSON, and the list of ids that `data.exclude` can leave out. It also writes the manifest
+that later reads are checked against, or checks the data against the one that is there. Nothing is trained or scored.
+
+Picture sheet of the doctor: the worst frames, color beside depth, each with its defect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from trainables.data import manifest as manifests
+from trainables.data.doctor.checks import KINDS, Finding, findings
+from trainables.data.doctor.pairing import References, depth_edges, picture_edges
+from trainables.data.doctor.record import Record, examine
+from trainables.data.formats import forms
+from trainables.data.frames import BadFrame, FrameList
+from trainables.runtime import cli, durable
+from trainables.runtime.errors import UserError
+from trainables.settings.config import DataConfig
+
+REFERENCES: Final = 48  # frames that say what fit chance gives
+PARALLEL_FROM: Final = 2000  # frames from which starting processes pays
+CHUNK: Final = 64
+LISTED: Final = 20  # rows of the table of the worst
+ManifestUse = Literal["check", "renew", "ignore"]
+SPLITS: Final[tuple[Literal["train", "test"], ...]] = ("train", "test")
+
+
+def open_splits(root: Path, form: str | None, overrides: dict[str, Any]) -> tuple[str, dict[str, FrameList], list[str]]:
+    """The form, its splits that can be opened, and why another cannot. Raises UserError where none can.
+
+    Without `form` the one that opens most is taken.
+    """
+    from trainables.settings.recipe import load_recipe
+
+    if not root.exists():
+        raise UserError(f"{root} does not exist; name the data's folder, archive or file")
+    names = [form] if form else [name for name in forms() if name != "rooms"]  # rooms on disk are the kaggle form
+    best: tuple[str, dict[str, FrameList], list[str]] = ("", {}, [])
+    for name in names:
+        settings = {"data.source": name, "data.root": str(root)} | overrides
+        data: DataConfig = load_recipe("densedepth", settings)[0].data
+        opened: dict[str, FrameList] = {}
+        reasons = []
+        for split in SPLITS:
+            try:
+                opened[split] = forms()[name].open_split(data, split)
+            except UserError as error:
+                reasons.append(f"{name}, {split}: {error}")
+        if not best[0] or len(opened) > len(best[1]):
+            best = (name, opened, reasons if opened else best[2] + reasons)
+        elif not best[1]:
+            best = ("", {}, best[2] + reasons)
+    if not best[1]:
+        raise UserError(f"{root} is not a readable data set ({'; '.join(best[2])})")
+    return best
+
+
+def references(frames: FrameList) -> References | None:
+    """Evenly spaced frames that have depth, with their scenes; None where fewer than two can be read."""
+    pictures, depths, scenes = [], [], []
+    for i in np.unique(np.linspace(0, len(frames) - 1, REFERENCES).astype(int)).tolist():
+        try:
+            frame = frames.read(i)
+        except BadFrame:
+            continue  # reported when its turn comes
+        if (frame.depth_m > 0).mean() > 0.2:
+            pictures.append(picture_edges(frame.rgb))
+            depths.append(depth_edges(frame.depth_m))
+            scenes.append(frames.scenes[i])
+    return References(pictures, depths, scenes) if len(pictures) > 1 else None
+
+
+def records(splits: dict[str, FrameList], step: Callable[[], None], workers: int) -> list[Record]:
+    """The record of every frame, in the order of the lists."""
+    result = []
+    for split, frames in splits.items():
+        chance = references(frames if len(frames) >= REFERENCES or "train" not in splits else splits["train"])
+        parallel = workers > 1 and len(frames) >= PARALLEL_FROM
+        found = _in_processes(frames, split, chance, workers) if parallel else _here(frames, split, chance)
+        for record in found:
+            result.append(record)
+            step()
+    return result
+
+
+def _here(frames: FrameList, split: str, chance: References | None) -> Iterator[Record]:
+    return (examine(frames, i, split, chance) for i in range(len(frames)))
+
+
+_job: tuple[FrameList, str, References | None] | None = None  # of a worker process
+
+
+def _start(frames: FrameList, split: str, chance: References | None) -> None:
+    global _job
+    _job = (frames, split, chance)
+
+
+def _chunk(start: int) -> list[Record]:
+    assert _job is not None
+    frames, split, chance = _job
+    return [examine(frames, i, split, chance) for i in range(start, min(start + CHUNK, len(frames)))]
+
+
+def _in_processes(frames: FrameList, split: str, chance: References | None, workers: int) -> Iterator[Record]:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(frames, split, chance)) as pool:
+        for found in pool.map(_chunk, range(0, len(frames), CHUNK)):
+            yield from found
+
+
+class Progress:
+    """A bar on a terminal's standard error, a line per tenth elsewhere."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done, self.shown = what, total, 0, 0.0
+        self.begun = time.monotonic()
+
+    def step(self) -> None:
+        self.done += 1
+        now, terminal = time.monotonic(), sys.stderr.isatty()
+        tenth = self.done * 10 // self.total > (self.done - 1) * 10 // self.total
+        if self.done != self.total and not (now - self.shown > 0.2 if terminal else tenth):
+            return
+        self.shown = now
+        left = (now - self.begun) / self.done * (self.total - self.done)
+        bar = "#" * (self.done * 30 // self.total)
+        text = f"{self.what} [{bar:<30}] {self.done}/{self.total}, {left:.0f} s left"
+        print(
+            f"\r{text}" if terminal else text,
+            end="\n" if self.done == self.total or not terminal else "",
+            file=sys.stderr,
+        )
+
+
+def check_manifest(splits: dict[str, FrameList], use: ManifestUse) -> tuple[dict[str, Any], list[Finding]]:
+    """Write the manifest where there is none, else compare the data with it; its summary, and what has changed."""
+    lists = list(splits.values())
+    path = manifests.manifest_path(lists[0].reader)
+    if use == "ignore":
+        return {"path": str(path), "sha256": None, "state": "left alone"}, []
+    known = None if use == "renew" else manifests.load(path)
+    if known is not None:
+        bar = Progress("manifest", max(len(known["files"]), 1))
+        changed = manifests.changed_files(path, known, bar.step)
+        found = [Finding("changed", "", name, f"{name} {what}", 1.0) for name, what in changed]
+        return {"path": str(path), "sha256": known["sha256"], "state": "changed" if found else "as written"}, found
+    bar = Progress("manifest", manifests.steps(lists))
+    made = manifests.build(lists, bar.step)
+    state = "written"
+    try:
+        durable.write_json(path, made)
+    except OSError as error:
+        state = f"not written ({error.strerror}): later reads are not checked"
+    return {"path": str(path), "sha256": made["sha256"], "state": state}, []
+
+
+def diagnose(
+    root: Path, form: str | None, overrides: dict[str, Any], use: ManifestUse, workers: int, out: Path
+) -> dict[str, Any]:
+    """The whole examination; writes doctor.json and doctor.png into `out` and returns the JSON document."""
+    name, splits, closed = open_splits(root, form, overrides)
+    bar = Progress("frames", sum(len(frames) for frames in splits.values()))
+    seen = records(splits, bar.step, workers)
+    manifest, changed = check_manifest(splits, use)
+    found = changed + findings(seen)
+    harmful = [f for f in found if f.level == "harm"]
+    document = {
+        "root": str(root), "form": name, "closed": closed, "harmful": bool(harmful),
+        "splits": {split: _summary([r for r in seen if r.split == split]) for split in splits},
+        "findings": {k: [_row(f) for f in found if f.kind == k] for k in KINDS if any(f.kind == k for f in found)},
+        "exclude": sorted({f.id for f in harmful if f.split == "train"}),
+        "manifest": manifest, "sheet": str(out / "doctor.png"),
+    }  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    draw_sheet(out / "doctor.png", splits, seen, found)
+    durable.write_json(out / "doctor.json", document)
+    return document
+
+
+def _row(finding: Finding) -> dict[str, Any]:
+    return {"id": finding.id, "split": finding.split, "detail": finding.detail}
+
+
+def _summary(seen: Sequence[Record]) -> dict[str, Any]:
+    read = [r for r in seen if r.error is None]
+    sizes = Counter(f"{r.size[1]}x{r.size[0]}" for r in read)
+    judged = sum(r.evidence is not None for r in read)
+    known = [r for r in read if r.holes < 1]
+    return {
+        "frames": len(seen), "readable": len(read), "scenes": len({r.scene for r in seen if r.scene}),
+        "scene_unknown": sum(r.scene is None for r in seen), "sizes": dict(sizes.most_common(5)),
+        "depth_bits": dict(Counter(str(r.bits or "float") for r in known)),
+        "holes_share": float(np.mean([r.holes for r in read])) if read else None,
+        "nearest_m": min((r.nearest_m for r in known), default=None),
+        "farthest_m": max((r.farthest_m for r in known), default=None), "pairs_judged": judged,
+    }  # fmt: skip
+
+
+def table(document: dict[str, Any]) -> str:
+    """The result as plain text."""
+    lines = [f"{document['root']} ({document['form']})", *(f"  not opened: {reason}" for reason in document["closed"])]
+    for split, s in document["splits"].items():
+        sizes = ", ".join(f"{count} of {size}" for size, count in s["sizes"].items())
+        places = f"{s['scenes']} scenes" + (f", unknown for {s['scene_unknown']} frames" if s["scene_unknown"] else "")
+        lines.append(f"  {split:<6}{s['frames']:>7} frames, {s['readable']} readable; {places}; {sizes}")
+        if s["readable"]:
+            bits = ", ".join(f"{count} x {form}" for form, count in s["depth_bits"].items())
+            reach = "no depth" if s["nearest_m"] is None else f"{s['nearest_m']:.2f} to {s['farthest_m']:.2f} m"
+            lines.append(
+                f"        depth {reach}, bits: {bits}, {s['holes_share']:.1%} holes; {s['pairs_judged']} pairs judged"
+            )
+    lines.append(f"  manifest {document['manifest']['path']}: {document['manifest']['state']}")
+    lines.append(f"  {'finding':<26}{'frames':>7}  level    what it means")
+    for kind, rows in document["findings"].items():
+        lines.append(f"  {kind:<26}{len(rows):>7}  {KINDS[kind][0]:<8} {KINDS[kind][1]}")
+    rows = [(kind, row) for kind, found in document["findings"].items() for row in found if KINDS[kind][0] != "note"]
+    lines += [f"    {kind}: {row['id']}: {row['detail']}" for kind, row in rows[:LISTED]]
+    if len(rows) > LISTED:
+        lines.append(f"    ... and {len(rows) - LISTED} more in doctor.json")
+    lines.append(
+        "  harmful to a training; repair the data or exclude the named frames" if document["harmful"] else "  healthy"
+    )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; exit code 1 when training would be harmed."""
+    parser = cli.parser("trainables.data.doctor", "What is wrong with a data set, before anything trains.",
+                        "python -m trainables.data.doctor data/nyu_data.zip --out results/doctor")  # fmt: skip
+    parser.add_argument("root", type=Path, metavar="ROOT", help="folder, zip archive or .mat file of the data")
+    parser.add_argument(
+        "--out", type=Path, help="folder for doctor.json and doctor.png (results/doctor-NAME unless given)"
+    )
+    parser.add_argument(
+        "--form", choices=sorted(set(forms()) - {"rooms"}), help="the published form (found out unless given)"
+    )
+    parser.add_argument("--split", choices=["official", "80_10_10_by_frame", "80_10_10_by_scene"], default="official")
+    parser.add_argument("--depth", choices=["filled", "raw"], default="filled")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--renew", action="store_const", const="renew", dest="use", default="check",
+                       help="write the manifest anew: the data was changed on purpose")  # fmt: skip
+    group.add_argument("--no-manifest", action="store_const", const="ignore", dest="use",
+                       help="neither write nor check the manifest in the data's folder")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (large sets only)")
+
+    def body(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+        out = args.out or Path("results") / f"doctor-{args.root.resolve().name}"
+        chosen = {"data.split": args.split, "data.depth": args.depth}
+        document = diagnose(args.root, args.form, chosen, args.use, args.workers, out)
+        print(table(document))
+        return document, int(document["harmful"])
+
+    return cli.run(parser, body, argv)
+
+
+MOST, OF_ONE_KIND, ACROSS = 24, 4, 3
+TILE_PX: Final = (120, 160)
+CAPTION_PX: Final = 30
+HOLE: Final = (128, 128, 128)
+
+
+def draw_sheet(path: Path, splits: dict[str, FrameList], records: Sequence[Record], found: Sequence[Finding]) -> None:
+    """Write a PNG: up to OF_ONE_KIND frames of every kind, then the rest, worst first."""
+    place = {(r.split, r.id): r.number for r in records if r.error is None}
+    drawable = [f for f in found if (f.split, f.id) in place and KINDS[f.kind][0] != "note"]
+    count: Counter[str] = Counter()
+    first: list[Finding] = []
+    later: list[Finding] = []
+    for finding in drawable:
+        count[finding.kind] += 1
+        (first if count[finding.kind] <= OF_ONE_KIND else later).append(finding)
+    chosen = (first + later)[:MOST]
+    rows, columns = TILE_PX
+    high, wide = rows + CAPTION_PX, 2 * columns + 8
+    lines = max(1, -(-len(chosen) // ACROSS))
+    sheet = Image.new("RGB", (wide * ACROSS, high * lines + CAPTION_PX), "white")
+    pen = ImageDraw.Draw(sheet)
+    title = f"{len(chosen)} of {len(drawable)} findings; colour, depth (dark near, bright far, per frame; grey: hole)"
+    pen.text((4, 8), title if drawable else "nothing wrong to show", fill="black")
+    for k, finding in enumerate(chosen):
+        x, y = k % ACROSS * wide, CAPTION_PX + k // ACROSS * high
+        try:
+            frame = splits[finding.split].read(place[finding.split, finding.id])
+        except BadFrame as error:
+            pen.text((x + 2, y), str(error)[:50], fill="black")
+            continue
+        size = (columns, rows)
+        sheet.paste(Image.fromarray(frame.rgb).resize(size), (x, y))
+        sheet.paste(coloured(frame.depth_m).resize(size, Image.Resampling.NEAREST), (x + columns, y))
+        pen.text((x + 2, y + rows), f"{finding.kind}: {finding.id[-44:]}", fill="black")
+        pen.text((x + 2, y + rows + 13), finding.detail[:54], fill="black")
+    sheet.save(path)
+
+
+def coloured(depth_m: NDArray[np.float32]) -> Image.Image:
+    """Depth from its nearest to its farthest value in a colour-blind-safe scale."""
+    known = depth_m > 0
+    low, high = (float(depth_m[known].min()), float(depth_m[known].max())) if known.any() else (0.0, 1.0)
+    scaled = np.clip((depth_m - low) / max(high - low, 1e-6), 0, 1)
+    colours = (matplotlib.colormaps["viridis"](scaled)[..., :3] * 255).astype(np.uint8)
+    colours[~known] = HOLE
+    return Image.fromarray(colours)

@@ -1,0 +1,27 @@
+"""`rooms`, the embedded data set: rendered once to disk in the Kaggle layout, then read like it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from trainables.data.formats import kaggle
+from trainables.data.frames import FrameList
+from trainables.runtime.errors import UserError
+from trainables.settings.config import DataConfig
+
+
+def write(data: DataConfig) -> Path:
+    """Render the set unless it is there, safely beside other processes that do the same; returns its folder."""
+    from trainables.data.rooms.writer import rooms_root, write_rooms  # the renderer, which other forms never need
+
+    root = (Path(data.root) if data.root else rooms_root(data.rooms)).absolute()
+    write_rooms(data.rooms, root)
+    return root
+
+
+def open_split(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
+    """The frames of a split, rendered first where needed."""
+    if data.depth != "filled" or data.split != "official":
+        raise UserError("data.depth and data.split must be filled and official: rooms holds nothing else")
+    return kaggle.open_root(write(data), split)

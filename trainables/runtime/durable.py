@@ -1,0 +1,95 @@
+"""Durable files (DESIGN.md, house rule 10): temporary file, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainables.runtime import locks
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add the file's name to an error of writing, as Python does only for an error of opening."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file so that a reader, or a kill at any point, sees the old content or the new, never less."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with naming(path), temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        locks.confirm()
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Durably replace a JSON file; NaN and infinity are refused (JSON has neither)."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder survive a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file that something else wrote."""
+    with naming(path), path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def replace_folder(temporary: Path, final: Path) -> None:
+    """Put a complete folder in place of `final`; a kill between the renames leaves `final.old`, which readers heal."""
+    old = final.with_name(final.name + ".old")
+    for path in sorted(temporary.rglob("*")):
+        sync_folder(path) if path.is_dir() else sync_file(path)
+    sync_folder(temporary)
+    locks.confirm()
+    if old.exists() and final.exists():
+        shutil.rmtree(old)
+    if final.exists():
+        final.rename(old)
+    temporary.rename(final)
+    sync_folder(final.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writes that a kill ended have left under a folder that nobody else writes to."""
+    for path in list(folder.rglob(".*.tmp")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+"""Exclusive locks on files (flock), which end with the process that holds them, however it ends.
+
+Every lock of the project is taken here. Between hosts they hold where the file system carries them (local disks, NFS 4,
+Lustre with flock); one that cannot lock at all is refused in one sentence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from trainables.runtime.errors import Blocked
+
+UNABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+POLL_S = 0.1
+OWNER_S = 0.5  # how often a folder's owner looks whether it still is
+
+
+def take(file: IO[Any], wait_s: float = 0.0) -> bool:
+    """Lock an open file until it is closed; False where another process holds it for longer than `wait_s`.
+
+    Raises Blocked where the file system cannot lock.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait_s == math.inf else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL_S)
+        except OSError as error:
+            if error.errno not in UNABLE:
+                raise
+            raise Blocked(
+                f"{file.name}: its file system cannot lock files ({os.strerror(error.errno)}); "
+                "use a folder on a local disk or mount it with locks"
+            ) from error
+
+
+@contextlib.contextmanager
+def exclusive(path: Path | None) -> Iterator[None]:
+    """One process at a time in the block: wait for the file's lock, however long. None: there is nothing to lock."""
+    if path is None:
+        yield
+        return
+    with path.open("a") as file:
+        take(file, math.inf)
+        yield
+
+
+def held(path: Path) -> bool:
+    """Whether a process holds a file's lock."""
+    try:
+        with path.open("r+") as file:
+            return not take(file)
+    except FileNotFoundError:
+        return False
+
+
+class FolderLock:
+    """Ownership of a folder, from its making until `close`: a process that has lost it to a successor is ended.
+
+    A predecessor gets `wait_s` to end. The lock is a new file each time, so that a process of a hung or cut-off node,
+    which keeps the old one for as long as it likes, notices that it owns nothing any more: before it puts anything in
+    its place (`confirm`), or within OWNER_S.
+    """
+
+    def __init__(self, folder: Path, wait_s: float) -> None:
+        self.path, fresh = folder / ".lock", folder / ".lock.tmp"
+        with self.path.open("a") as before:
+            take(before, wait_s)
+            self.file = fresh.open("w")
+            take(self.file)
+            fresh.replace(self.path)
+        self.mine = os.fstat(self.file.fileno())
+        _OWNED.add(self)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def confirm(self) -> None:
+        """End this process at once where the folder has another owner: closing as usual would write to it."""
+        if not self.file.closed and not os.path.samestat(self.mine, self.path.stat()):
+            os._exit(1)
+
+    def close(self) -> None:
+        """Give the folder up."""
+        _OWNED.discard(self)
+        self.file.close()
+
+    def _watch(self) -> None:
+        while not self.file.closed:
+            self.confirm()
+            time.sleep(OWNER_S)
+
+
+_OWNED: set[FolderLock] = set()  # of this process
+
+
+def confirm() -> None:
+    """End this process where it has lost a folder; asked right before anything durable is put in its place."""
+    for lock in tuple(_OWNED):
+        lock.confirm()

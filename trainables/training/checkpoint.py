@@ -1,0 +1,237 @@
+"""Checkpoints: safetensors and JSON in a folder, each file's SHA-256 beside them, nothing that runs code on loading.
+
+    checkpoints/latest/   weights, optimiser, state (position, schedule, RNG, metric history): resumes bit for bit
+    checkpoints/best/     weights and state of the best report
+    checkpoints/spikes/step-N/   weights, optimiser and state from before a loss spike, for replay
+
+A folder is replaced as a whole. A kill between its two renames leaves NAME.old, which `heal` puts back.
+
+Rolling pre-spike snapshot: kept in memory, and written for replay when a loss spike is seen.
+
+The online detector is deliberately simple (analysis/spikes/causes.py judges later): a loss is a spike when its
+logarithm lies THRESHOLD scaled median absolute deviations above the trailing window's median, and the loss at least
+doubles it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from trainables.models.depth_model import DepthModel, build_model
+from trainables.runtime.durable import naming, replace_folder, sha256
+from trainables.runtime.errors import Blocked, UserError
+from trainables.settings.config import TrialConfig, as_dict, flat, stored_config
+
+LATEST, BEST, SPIKES = "latest", "best", "spikes"
+WEIGHTS, OPTIMISER, STATE, CONFIG, HASHES = (
+    "weights.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "config.json",
+    "SHA256.json",
+)
+ADVICE = "restore it from a copy, or remove the training's folder to train it again"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A training's state on the CPU: tensors copied, so that the training can continue while it is written."""
+
+    weights: dict[str, Tensor]
+    optimiser: dict[str, Tensor] | None
+    state: dict[str, Any]
+
+
+def take_snapshot(model: nn.Module, optimiser: torch.optim.Optimizer | None, state: Mapping[str, Any]) -> Snapshot:
+    """Copy weights, optimiser state and the JSON-able `state` (plus the CPU generator's) to host memory."""
+    weights = {name: _copy(tensor) for name, tensor in model.state_dict().items()}
+    tensors = None
+    if optimiser is not None:
+        slots = optimiser.state_dict()["state"]
+        tensors = {
+            f"{i}.{k}": _copy(torch.as_tensor(v)) for i, slot in slots.items() for k, v in slot.items() if v is not None
+        }
+    rng = torch.get_rng_state().numpy().tobytes().hex()
+    return Snapshot(weights, tensors, {**state, "torch_rng": rng})
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot, config: TrialConfig) -> None:
+    """Durably replace the checkpoint folder."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
+    files = {
+        WEIGHTS: save_safetensors(snapshot.weights),
+        STATE: json.dumps(snapshot.state, allow_nan=False).encode(),
+        CONFIG: json.dumps(as_dict(config), indent=1).encode(),
+    }
+    if snapshot.optimiser is not None:
+        files[OPTIMISER] = save_safetensors(snapshot.optimiser)
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    files[HASHES] = json.dumps(hashes, indent=1).encode()
+    for name, content in files.items():
+        with naming(folder / name):
+            (temporary / name).write_bytes(content)
+    replace_folder(temporary, folder)
+
+
+def heal(folder: Path) -> bool:
+    """Finish a replacement that a kill interrupted; whether there is a checkpoint."""
+    old = folder.with_name(folder.name + ".old")
+    if old.exists():
+        if folder.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(folder)
+    return folder.exists()
+
+
+def verify(folder: Path) -> None:
+    """Raise Blocked unless every file of a checkpoint is there and unchanged."""
+    try:
+        hashes = json.loads((folder / HASHES).read_text())
+    except (OSError, ValueError) as error:
+        raise Blocked(f"{folder / HASHES}: the checkpoint's hashes cannot be read ({error}); {ADVICE}") from error
+    if not isinstance(hashes, dict) or not {WEIGHTS, STATE, CONFIG} <= hashes.keys():
+        raise Blocked(f"{folder / HASHES} does not list the checkpoint's files; {ADVICE}")
+    for name, expected in hashes.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise Blocked(f"{path} is missing from the checkpoint; {ADVICE}")
+        if sha256(path) != expected:
+            raise Blocked(f"{path} has changed since it was written (SHA-256 differs); {ADVICE}")
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The verified JSON state of a checkpoint."""
+    verify(folder)
+    state: dict[str, Any] = json.loads((folder / STATE).read_text())
+    return state
+
+
+def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load a verified checkpoint into model and optimiser, restore the CPU generator, and return the state."""
+    state = read_state(folder)
+    model.load_state_dict(load_safetensors((folder / WEIGHTS).read_bytes()))
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in load_safetensors((folder / OPTIMISER).read_bytes()).items():
+        index, _, key = name.partition(".")
+        slots.setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+    for parameter, slot in optimiser.state.items():  # fused kernels walk memory: moments need their weight's strides
+        for key, value in slot.items():
+            if value.shape == parameter.shape:
+                slot[key] = torch.empty_like(parameter).copy_(value)
+    torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state["torch_rng"]), dtype=torch.uint8))
+    return state
+
+
+def read_config(folder: Path) -> TrialConfig:
+    """The verified settings a checkpoint was trained with."""
+    verify(folder)
+    return stored_config((folder / CONFIG).read_bytes())
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The verified weights of a checkpoint, on the CPU."""
+    verify(folder)
+    weights: dict[str, Tensor] = load_safetensors((folder / WEIGHTS).read_bytes())
+    return weights
+
+
+def start_from(model: nn.Module, folder: Path) -> None:
+    """Load the verified weights of a checkpoint into a model to be trained. Raises UserError for a misfit."""
+    try:
+        model.load_state_dict(read_weights(folder))
+    except RuntimeError as error:
+        problem = str(error).splitlines()[1].strip()
+        raise UserError(f"start_from: the weights of {folder} do not fit this model ({problem})") from error
+
+
+def check_settings(folder: Path, config: TrialConfig) -> None:
+    """Refuse a checkpoint that was trained with other settings than these."""
+    old, new = flat(read_config(folder)), flat(config)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            raise UserError(
+                f"{folder} was trained with {key} = {old.get(key)}, not {new.get(key)}; "
+                "use another folder, or put the setting back"
+            )
+
+
+def read_model(folder: Path) -> tuple[DepthModel, TrialConfig]:
+    """The trained model in eval mode, and its settings. Raises UserError for a damaged or missing checkpoint."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no checkpoint folder; name one that a training wrote (checkpoints/best)")
+    config = read_config(folder)
+    model = build_model(config.model, config.target.kind, pretrained=False)
+    model.load_state_dict(read_weights(folder))
+    return model.eval(), config
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A CPU copy that owns its memory, in the default layout (safetensors stores no strides)."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+WINDOW_STEPS = 100
+LEAST_STEPS = 30  # before that the loss still falls too fast to call anything a spike
+THRESHOLD = 6.0
+MAD_TO_SIGMA = 1.4826
+MOST_SNAPSHOTS = 3  # per training: they are as large as a checkpoint
+
+
+class SpikeRecorder:
+    """Takes a snapshot every `snapshot_every_steps` steps and writes the last one before each of the first spikes."""
+
+    def __init__(self, config: TrialConfig, checkpoints: Path) -> None:
+        self._config = config
+        self._folder = checkpoints / SPIKES
+        self._every = config.snapshot_every_steps
+        self._recent: deque[tuple[int, Snapshot]] = deque(maxlen=2)  # a flush looks back less than one interval
+        self._logs: deque[float] = deque(maxlen=WINDOW_STEPS)
+
+    def before_step(self, step: int, take: Callable[[], Snapshot]) -> None:
+        """Offer the state before a step."""
+        if self._every and step % self._every == 0:
+            self._recent.append((step, take()))
+
+    def observe(self, steps: Sequence[dict[str, Any]]) -> None:
+        """Look at finished steps {'step', 'loss', 'samples'}; write a snapshot for each new spike."""
+        for row in steps:
+            log = math.log(max(float(row["loss"]), 1e-12))
+            if self._every and len(self._logs) >= LEAST_STEPS and self._is_spike(log):
+                self._write(row)
+            else:
+                self._logs.append(log)
+
+    def _is_spike(self, log: float) -> bool:
+        middle = median(self._logs)
+        spread = MAD_TO_SIGMA * median(abs(value - middle) for value in self._logs)
+        return log - middle > max(THRESHOLD * spread, math.log(2))
+
+    def _write(self, row: dict[str, Any]) -> None:
+        before = [(step, snapshot) for step, snapshot in self._recent if step <= row["step"]]
+        if not before:
+            return
+        step, snapshot = before[-1]
+        folder = self._folder / f"step-{step}"
+        if folder.exists() or len(list(self._folder.glob("step-*"))) >= MOST_SNAPSHOTS:
+            return
+        spike = {"spike_step": row["step"], "spike_loss": float(row["loss"]), "spike_samples": list(row["samples"])}
+        write_checkpoint(folder, Snapshot(snapshot.weights, snapshot.optimiser, snapshot.state | spike), self._config)

@@ -1,0 +1,121 @@
+"""Validation during a training: loss, metrics of the judge's protocol, and a picture of a few frames.
+
+Validation during a training: the loss on prepared targets, and the metrics of the judge's protocol.
+
+Preview of a training: rgb, truth, prediction and error of a few validation frames.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainables.data.frames import FrameList
+from trainables.data.loader import TrainLoader, augment
+from trainables.data.target import DATA_RANGE
+from trainables.evaluation.evaluate import evaluate, evaluation_mode, predictions
+from trainables.evaluation.metrics import checkerboard
+from trainables.models.losses import composite
+from trainables.runtime.durable import write_bytes
+from trainables.settings.config import AugmentConfig, TrialConfig
+from trainables.settings.registry import STRUCTURE_METRICS
+
+
+def validate(
+    model: nn.Module,
+    frames: FrameList,
+    config: TrialConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    skipped: dict[str, str],
+) -> dict[str, float]:
+    """{'val/loss': ..., 'val/<metric>': ...} over all validation frames; the model's mode is restored.
+
+    'val/checkerboard' is measured on the network's own outputs, before anything resizes them. With validate_structure
+    the metrics of protocol `structure` are added, those that no frame had anything to measure of (edges) left out.
+    Bad frames that were left out are added to `skipped`, id -> reason.
+    """
+    result = {"val/loss": validation_loss(model, frames, config, device, dtype, skipped)}
+    patterns: list[Tensor] = []
+    hook = model.register_forward_hook(lambda _, __, y: patterns.append(checkerboard(y[:, 0])))
+    protocols = list(dict.fromkeys([config.protocol, *(["structure"] if config.validate_structure else [])]))
+    try:
+        evaluation = evaluate(model, frames, config, protocols=protocols, device=device, batch_size=config.batch_size)
+    finally:
+        hook.remove()
+    for found in evaluation.summary.values():
+        for name, value in found.items():
+            if math.isfinite(value) or name not in STRUCTURE_METRICS or name == config.best_metric:
+                result[f"val/{name}"] = float(value)
+    return result | {"val/checkerboard": float(torch.cat(patterns).mean())}
+
+
+def validation_loss(
+    model: nn.Module,
+    frames: FrameList,
+    config: TrialConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    skipped: dict[str, str],
+) -> float:
+    """The training loss in eval mode, without augmentation, averaged over the frames' own losses."""
+    plain = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"order": "listed"}),
+            "augment": AugmentConfig(flip=0.0, channel_swap=0.0),
+        }
+    )
+    total = torch.zeros((), device=device)
+    loader = TrainLoader(frames, plain, 0)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    with evaluation_mode(model), torch.inference_mode(), autocast:
+        for batch in loader:
+            images, target, valid = augment(batch, device)
+            result = composite(model(images), target, valid, config.loss, DATA_RANGE[config.target.kind])
+            total += result.per_sample.sum()
+            if batch.position + len(batch.ids) >= len(frames):
+                break
+    skipped.update(loader.skipped)
+    return float(total) / len(frames)
+
+
+PREVIEW_FRAMES = 3
+PREVIEW_COLUMNS = ("rgb", "truth (m)", "prediction (m)", "error (m)")
+
+
+def write_preview(path: Path, model: nn.Module, frames: FrameList, config: TrialConfig, device: torch.device) -> None:
+    """Write a PNG with a row per frame; truth and prediction of a row share a scale in metres, holes are grey."""
+    from matplotlib.figure import Figure  # slow to import, and a pruned training never needs it
+
+    chosen = sorted({round(i) for i in np.linspace(0, len(frames) - 1, min(PREVIEW_FRAMES, len(frames)))})
+    figure = Figure(figsize=(11, 2.2 * len(chosen) + 0.3))  # fixed margins: a solved layout takes longer than training
+    axes = figure.subplots(len(chosen), len(PREVIEW_COLUMNS), squeeze=False)
+    figure.subplots_adjust(left=0.03, right=0.97, bottom=0.02, top=1 - 0.3 / figure.get_figheight(), hspace=0.05)
+    predicted = predictions(model, frames.subset(chosen), config, device, batch_size=1)
+    for row, index, (_, (pred,), (depth_m,)) in zip(axes, chosen, predicted, strict=True):
+        pred, truth = pred.cpu().numpy(), np.ma.masked_equal(depth_m.cpu().numpy(), 0.0)
+        low, high = (float(truth.min()), float(truth.max())) if truth.count() else (0.0, config.target.max_depth_m)
+        error = np.ma.abs(pred - truth)
+        row[0].imshow(frames.read(index).rgb)
+        for axis, picture, colours, bounds in (
+            (row[1], truth, "viridis", (low, high)),
+            (row[2], pred, "viridis", (low, high)),
+            (row[3], error, "magma", (0.0, None)),
+        ):
+            axis.set_facecolor("0.6")
+            image = axis.imshow(picture, cmap=colours, vmin=bounds[0], vmax=bounds[1])
+            figure.colorbar(image, ax=axis, fraction=0.034, pad=0.02)
+        row[0].set_ylabel(frames.ids[index].rpartition("/")[2], fontsize=7)
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    for axis, title in zip(axes[0], PREVIEW_COLUMNS, strict=True):
+        axis.set_title(title, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    write_bytes(path, buffer.getvalue())
