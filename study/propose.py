@@ -138,7 +138,7 @@ def _drawn(trial: Trial, dimension: Dimension) -> Any:
     space: Any = dimension.distribution()
     if dimension.choices:
         return trial.suggest_categorical(dimension.path, space.choices)
-    suggest = trial.suggest_int if dimension.integer else trial.suggest_float
+    suggest: Any = trial.suggest_int if dimension.integer else trial.suggest_float
     return suggest(dimension.path, space.low, space.high, log=space.log)
 
 

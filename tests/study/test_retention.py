@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from study.contract import Layout, Outcome
 from study.ledger import Ledger
 from study.retention import sweep
 from study.session import Session
 from tests.study.test_config import plan_of
-from trainables.message import Message
+from trainables.message import Kind, Message
 
 TEXT = """\
 name: tiny
@@ -40,7 +41,7 @@ def test_what_judge_stages_and_replay_need_stays_and_nothing_else(tmp_path: Path
         ledger.report(entry, 100, values[key])
         outcome = ends.get(key, Outcome.COMPLETE)
         if outcome is not None:
-            session._finish(entry, Message(outcome.value))
+            session._finish(entry, Message(cast(Kind, outcome.value)))
     sweep(ledger, plan)
     left = {p.parent.parent.name + " " + p.name for p in layout.trials.glob("*/checkpoints/*") if p.name != "spikes"}
     assert left == {

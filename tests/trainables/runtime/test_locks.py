@@ -28,7 +28,7 @@ def test_a_lock_is_held_until_its_file_is_closed(tmp_path: Path) -> None:
 
 
 def test_a_second_one_waits_for_the_block_to_end(tmp_path: Path) -> None:
-    path, order = tmp_path / "lock", []
+    path, order = tmp_path / "lock", list[str]()
 
     def wait() -> None:
         with locks.exclusive(path):
