@@ -320,7 +320,7 @@ BAD_ROOTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "three fields": (list_line("a,b,c"), r"nyu2_train\.csv:7: 'a,b,c'"),
     "no list": (lambda root: (root / "data/nyu2_train.csv").unlink(), "is missing"),
     "empty list": (lambda root: (root / "data/nyu2_train.csv").write_text(""), "lists no frames"),
-    "not text": (lambda root: (root / "data/nyu2_train.csv").write_bytes(b"\xff\xfe\0"), "no list"),
+    "not text": (lambda root: (root / "data/nyu2_train.csv").write_bytes(b"\xff\xfe\0"), "is not a list"),
     "zip with ..": (zipped("../evil.png"), "leads outside"),
     "zip with an absolute name": (zipped("/etc/evil.png"), "leads outside"),
     "zip with a link": (zipped("data/evil.png", create_system=3, external_attr=0o120777 << 16), "is a link"),
