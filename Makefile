@@ -16,6 +16,7 @@ test: $(READY)
 
 check: $(READY)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
 ui: $(READY)
