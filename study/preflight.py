@@ -22,7 +22,7 @@ from trainables.settings.config import DataConfig, Mark, flatten, mark_of
 from trainables.settings.recipe import recipe_names
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "pytorch-msssim", "kornia", "safetensors")
+PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "timm", "kornia", "safetensors")
 
 
 def prepare(plan: Plan) -> dict[str, Any]:
