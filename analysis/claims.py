@@ -1,9 +1,9 @@
 """Verdicts on a study's claims, from the paired trainings of each, by rule (analysis/statistics.py).
 
 A pair shares seed, order and budget. A pair with a training that did not complete is counted, not used: that an arm
-makes trainings diverge is said in the reason. What is measured stands in analysis/claims.py.
+makes trainings diverge is said in the reason.
 
-Quantities that claims measure of a training (study.contract.QUANTITIES): functions of a study to {key: value}.
+What claims measure of a training (study.contract.QUANTITIES) are functions of a study to {key: value}:
 
 validation metrics      of the report that the judge takes: the best by its own metric, or the last
 overfit_gap             the last report's validation loss minus its training loss, which is one with augmentation

@@ -1,12 +1,11 @@
-"""Searched settings of a study: the resolved value of every trial, and named bins of values.
+"""Searched settings of a study: the resolved value of every trial, named bins of values, and the effect of each.
 
 The resolved settings are used, not the sampler's parameters: the first trial is the recipe's own setting and may lie
 outside the space, and conditional settings have a value in every trial.
 
-Effect of a setting in a search, bin against bin, with interval and permutation test.
-
-Every setting is asked about, and its best and worst bins are picked after a look at their means. Both are paid for: p
-values are corrected over settings (Holm), an interval is widened over pairs of bins (Bonferroni).
+An effect compares bin against bin, with an interval and a permutation test. Every setting is asked about, and its best
+and worst bins are picked after a look at their means. Both are paid for: p values are corrected over settings (Holm),
+an interval is widened over pairs of bins (Bonferroni).
 """
 
 from __future__ import annotations

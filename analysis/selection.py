@@ -2,8 +2,7 @@
 
 The ranking is study/contract.py's, the settings of the judge those hashed into the ledger before trial 1. The search
 proposes; trainings on fresh seeds decide. Simplest: the fewest settings that differ from the searched recipe's own.
-
-Winner's curse: the search's value of a setting against the values of its fresh seeds.
+The search's optimism (the winner's curse) is its value of a setting against the values of the fresh seeds.
 """
 
 from __future__ import annotations

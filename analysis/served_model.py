@@ -32,7 +32,7 @@ from trainables.trained import load_model
 from trainables.training import checkpoint
 
 NEEDS = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "safetensors", "pydantic", "pyyaml", "h5py",
-         "kornia", "pytorch-msssim", "timm")  # fmt: skip
+         "kornia", "timm", "psutil")  # fmt: skip
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.binary, "image")]),
     outputs=Schema([ColSpec(Array(Array(DataType.double)), "depth_m")]),

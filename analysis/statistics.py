@@ -1,13 +1,11 @@
 """Intervals and verdicts: paired differences, clustered resampling, equivalence tests.
 
-Effects with their uncertainty, in the same words in every section: effect, interval and n, or "not distinguishable".
+An effect is given in the same words in every section: effect, interval and n, or "not distinguishable". Three designs
+occur. Frames of one scene are near-duplicates, so frames are resampled by scene (cluster bootstrap); paired trainings
+share a seed, so their differences are Student-t; two groups of seeds are compared by Welch's t.
 
-Three designs occur. Frames of one scene are near-duplicates, so frames are resampled by scene (cluster bootstrap);
-paired trainings share a seed, so their differences are Student-t; two groups of seeds are compared by Welch's t.
-
-Verdicts on claims by rule: paired differences of seeds, a Student-t interval, and an equivalence test.
-
-A difference is signed so that above zero arm `a` is better. With a claim that `a` is better:
+A verdict on a claim follows by rule from the paired differences of its seeds, their Student-t interval, and an
+equivalence test. A difference is signed so that above zero arm `a` is better. With a claim that `a` is better:
 
     holds                               the 95% interval lies above zero
     does not hold                       it lies below zero

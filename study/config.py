@@ -305,12 +305,6 @@ def refuse_decided(settings: Mapping[str, Any], document: Document) -> None:
             raise UserError(f"{document.where(path)} is decided by {decided_by}; set that, and remove {path} here")
 
 
-def from_resolved(value: Mapping[str, Any], name: str) -> Study:
-    """A study from its resolved settings, as kept in the ledger."""
-    document = Document(name, dict(value), {})
-    return Study(validate(StudyConfig, value, document), document)
-
-
 def _fill(given: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """Defaults under what is given; mappings whose keys are free are taken as they are given."""
     result = copy.deepcopy(dict(given))

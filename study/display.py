@@ -104,7 +104,7 @@ class Display:
         return Group(phases, *lines, Text(self.summary(), no_wrap=True, overflow="ellipsis"))
 
     def summary(self) -> str:
-        """The best so far, the time left, device-hours and disk, in one line."""
+        """The best so far, the time left and device-hours, in one line."""
         best = self.best()
         left = self.seconds_left()
         parts = [f"best {best.key} {self._named(best.value)}" if best else "no result yet"]

@@ -40,9 +40,7 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its other output puts the study's own callback aside (see Ticker)
     token = Path.home() / ".ray" / "auth_token"
     if address is not None and token.exists():
-        os.environ.setdefault(
-            "RAY_AUTH_MODE", "token"
-        )  # which Ray assumes of clusters it starts, not of those it joins
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray assumes it of clusters it starts, not of those it joins
     import ray
 
     terminate = signal.getsignal(signal.SIGTERM)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from study import ledger_file
 from study.compose import Planned
-from study.contract import DEVICE_SECONDS, PHASES, Attr, Judge, Layout, Outcome, StudyAttr, trial_key
+from study.contract import DEVICE_SECONDS, OPTUNA_STATE, PHASES, Attr, Judge, Layout, Outcome, StudyAttr, trial_key
 from study.entry import Entry, digest, read_entry
 from study.space import Dimension, label
 from trainables.runtime.errors import UserError
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 Direction = Literal["minimize", "maximize"]
-STATES = {Outcome.COMPLETE: "COMPLETE", Outcome.PRUNED: "PRUNED"}
 NOTHING: Final[dict[str, Any]] = {}  # one for all ended trainings; never written to
 RUNG = "completed_rung_"  # system attributes of Optuna's halving pruners
 
@@ -260,7 +259,7 @@ class Ledger:
         import optuna
 
         assert entry.outcome is not None
-        state = optuna.trial.TrialState[STATES.get(entry.outcome, "FAIL")]
+        state = optuna.trial.TrialState[OPTUNA_STATE.get(entry.outcome, "FAIL")]
         values = [value for value in self._objectives(entry).values() if value is not None]
         self.studies[entry.phase].tell(entry.number, values if entry.outcome is Outcome.COMPLETE else None, state)
         entry.ended = datetime.now()

@@ -22,7 +22,7 @@ from trainables.settings.config import DataConfig, Mark, flatten, mark_of
 from trainables.settings.recipe import recipe_names
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "pytorch-msssim", "kornia", "safetensors")
+PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "timm", "kornia", "safetensors")
 
 
 def prepare(plan: Plan) -> dict[str, Any]:
@@ -170,14 +170,15 @@ def _changes(study: Study, before: Mapping[str, Any]) -> list[tuple[str, Any, An
 
 
 def _commit() -> str:
-    """The code's git commit, with '+' where files differ from it; 'unknown' outside a checkout."""
+    """The code's git commit, with '+' where files differ from it; 'unknown' outside a checkout of this code."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
-        head = git("rev-parse", "HEAD")
+        ours = git("ls-files", str(Path(__file__).resolve()))  # an installed copy may lie in another project's checkout
+        head = git("rev-parse", "HEAD") if ours else ""
         return (head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")) if head else "unknown"
     except FileNotFoundError:
         return "unknown"

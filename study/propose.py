@@ -1,4 +1,4 @@
-"""The next setting to try.
+"""Proposals of a search: the settings of its next trial, and the trials of an earlier study that it starts from.
 
 A sampler is made anew for each trial, seeded from (study's seed, trial's number), and asked in a study of its own that
 holds the ledger's trials: number and history alone decide what is tried next, so a resumed search proposes as if
@@ -28,7 +28,6 @@ from trainables.settings.registry import bind
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
-    from optuna.study import FrozenStudy  # type: ignore[attr-defined]
     from optuna.trial import FrozenTrial, Trial
 
 
@@ -187,8 +186,8 @@ def earlier_trials(study: Study, dimensions: Sequence[Dimension]) -> list[Frozen
     return complete
 
 
-def _read(ledger: Path, where: str) -> tuple[FrozenStudy | None, list[FrozenTrial]]:
-    """The search of a sqlite ledger, and its trials; nothing is written to it."""
+def _read(ledger: Path, where: str) -> tuple[Any, list[FrozenTrial]]:
+    """The search of a sqlite ledger (None where it has none), and its trials; nothing is written to it."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -3,8 +3,6 @@
 One parent run per study, flat children found by their tag. The results folder is the spool: a training's reports are
 sent again with their original times, which MLflow stores once. A thread of the driver does it all, so no call to MLflow
 ever holds up a training; where MLflow is away it tries again, and says at the end what is missing.
-
-Thread that sends records to MLflow, and reports what is missing at the end.
 """
 
 from __future__ import annotations
@@ -301,7 +299,7 @@ class Mirror:
         client: Client | None = None
         pause, ending = RETRY_S[0], False
         while True:
-            ending = self._collect(block=not self.waiting) or ending
+            ending = self._collect(block=not (self.waiting or ending)) or ending
             try:
                 if client is None:
                     client = Client(self.uri, self.layout, self.study, self.data)

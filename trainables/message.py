@@ -1,4 +1,4 @@
-"""What a worker says to its session: a report, or how its training ended, as one JSON text through Ray Tune."""
+"""Message from a worker to its session: a report, or how its training ended, as one JSON text through Ray Tune."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 # The last five are the names of study.contract's outcomes; a training that has stopped or is blocked has no outcome
-# yet, because it goes on with --resume.
+# yet, because it continues with --resume.
 Kind = Literal["report", "stopped", "blocked", "complete", "pruned", "diverged", "out_of_memory", "failed"]
 RESULT_KEY = "message"  # under which a result of Tune holds it
 
@@ -33,7 +33,7 @@ class Message:
 
     @property
     def resumable(self) -> bool:
-        """Whether the training goes on with --resume."""
+        """Whether the training continues with --resume."""
         return self.kind in ("stopped", "blocked")
 
     def to_json(self) -> str:

@@ -1,7 +1,7 @@
 """`python -m trainables.parity REF.npz`: the reference code's golden numbers, computed by this project's own code.
 
-Source: golden/README.md; the keys are those of golden/*.json, as far as the arrays allow. Where REF.json lies beside
-REF.npz, the largest relative difference from it is reported on stderr.
+The keys are those of tests/golden/*.json, as far as the arrays allow. Where REF.json lies beside REF.npz, the largest
+relative difference from it is reported on stderr.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
         if held and len(held) < len(names):
             raise UserError(f"{path} holds {', '.join(held)} without {', '.join(sorted(set(names) - set(held)))}")
     if not found:
-        raise UserError(f"{path} holds none of {', '.join((*EVALUATION_ARRAYS, *LOSS_ARRAYS))}; see golden/README.md")
+        known = ", ".join((*EVALUATION_ARRAYS, *LOSS_ARRAYS))
+        raise UserError(f"{path} holds none of {known}; give a file like tests/golden/densedepth_reference.npz")
     for name, array in found.items():
         if array.ndim != 3 or array.dtype.kind != "f":
             raise UserError(
@@ -154,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
         "Agreement with the reference code: its golden numbers computed by this project's own code.",
         "python -m trainables.parity tests/golden/densedepth_reference.npz",
     )
-    parser.add_argument("reference", metavar="REF.npz", type=Path, help="arrays as described in golden/README.md")
+    parser.add_argument("reference", metavar="REF.npz", type=Path, help="arrays named as those of tests/golden/*.npz")
 
     def body(args: argparse.Namespace) -> dict[str, Any]:
         numbers = parity(args.reference)

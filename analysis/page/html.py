@@ -21,7 +21,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure as Canvas
 
-from analysis.page import style as plots
+from analysis.page import style
 from analysis.page.section import Figure, Headline, Section, Table, missing, number
 
 HERE = Path(__file__).parent
@@ -124,20 +124,20 @@ def _drawn(shown: Section | Headline, links: Mapping[str, str]) -> tuple[list[Pi
 
 def picture(figure: Figure) -> Picture:
     """Draw a figure as inline SVG, and again narrower where a phone could not read it; also as files with its data."""
-    table = plots.csv_text(figure.data).encode()
+    table = style.csv_text(figure.data).encode()
     alt = html.escape(spelled(figure.alt), quote=True)
-    with plots.style(figure.name):
-        canvas = plots.drawn(figure)
-        document = spelled(plots.to_svg(canvas))
-        element = plots.inline_svg(document, alt)
+    with style.style(figure.name):
+        canvas = style.drawn(figure)
+        document = spelled(style.to_svg(canvas))
+        element = style.inline_svg(document, alt)
         if not side_by_side(canvas) or _pixels(canvas):
             narrow = _for_phones(figure, alt, as_wide=_pixels(canvas))
             element = f'<div class="wide">{element}</div><div class="narrow">{narrow}</div>'
-    files = {f"{figure.name}.svg": plots.on_paper(document).encode(), f"{figure.name}.csv": table}
+    files = {f"{figure.name}.svg": style.on_paper(document).encode(), f"{figure.name}.csv": table}
     kind = "dense" if figure.size_in[0] > 6.4 else "lines"
     # The element is made of escaped text by matplotlib and html.escape; nothing else reaches it.
     shown = Markup(element)  # noqa: S704
-    address = plots.data_uri("text/csv;charset=utf-8", table)
+    address = style.data_uri("text/csv;charset=utf-8", table)
     return Picture(figure.name, figure.title, figure.caption, kind, shown, address, len(figure.data), files)
 
 
@@ -154,17 +154,17 @@ def _pixels(canvas: Canvas) -> bool:
 
 def _for_phones(figure: Figure, alt: str, *, as_wide: bool) -> str:
     """The same figure drawn narrower, so that its text stays readable on a phone; as_wide: in the same shape."""
-    with plots.style(f"{figure.name}-narrow"):
+    with style.style(f"{figure.name}-narrow"):
         width, height = figure.size_in
         lower = height * PHONE_IN / width if as_wide else max(height * 0.85, 2.0)
         narrow = replace(figure, size_in=(PHONE_IN, lower if as_wide or height <= width else height))
-        return plots.inline_svg(spelled(plots.to_svg(plots.drawn(narrow))), alt)
+        return style.inline_svg(spelled(style.to_svg(style.drawn(narrow))), alt)
 
 
 def grid(table: Table, links: Mapping[str, str]) -> Grid:
     """A table's cells as text, numbers with what they are sorted by; a column `key` leads to the trainings' runs."""
     frame = table.frame
-    content = plots.csv_text(frame.rename(columns={c: f"{c} ({u})" for c, u in table.units.items() if u})).encode()
+    content = style.csv_text(frame.rename(columns={c: f"{c} ({u})" for c, u in table.units.items() if u})).encode()
     numeric = [_numeric(frame.iloc[:, place]) for place in range(frame.shape[1])]
     columns = [
         Column(heading(str(c)), str(table.units.get(str(c), "")), n)
@@ -175,7 +175,7 @@ def grid(table: Table, links: Mapping[str, str]) -> Grid:
         [replace(cell(v, n), href=of.get(v) if of else None) for v, n, of in zip(row, numeric, linked, strict=True)]
         for row in frame.itertuples(index=False, name=None)
     ]
-    address = plots.data_uri("text/csv;charset=utf-8", content)
+    address = style.data_uri("text/csv;charset=utf-8", content)
     count = f"{len(rows):,} row{'' if len(rows) == 1 else 's'}"
     return Grid(table.name, table.title, table.note, count, columns, rows, address, {f"{table.name}.csv": content})
 

@@ -1,8 +1,7 @@
 """First screen of the report: what was studied on what data, each section's headline, what to do next.
 
-Headlines stand in the page's own order; a section without one is not on the first screen.
-
-Next step after a study, by rule: the first that applies, as a command that runs as it stands.
+Headlines stand in the page's own order; a section without one is not on the first screen. The next step is the first
+of these that applies, as a command that runs as it stands:
 
     the study has not ended                  continue it
     spikes have snapshots and no replay      replay them

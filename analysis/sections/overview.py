@@ -1,8 +1,8 @@
-"""Learning curves, search history and outcomes of a study. What it took is in analysis/sections/cost.py.
+"""Learning curves, search history and outcomes of a study, and the front of a search with two objectives.
 
-Two objectives: which trials of the search no other one beats in both, the judged metric and what a training takes.
-
-The front says what there is to choose from; the judge still ranks by its metric alone (study/contract.py).
+The front holds the trials that no other one beats in both, the judged metric and what a training takes. It says what
+there is to choose from; the judge still ranks by its metric alone (study/contract.py). What a study took is in
+analysis/sections/cost.py.
 """
 
 from __future__ import annotations

@@ -25,8 +25,15 @@ from analysis.page.section import Figure, Headline, Section, Table, plain
 from analysis.page.style import thinned
 from analysis.selection import unit_of
 from analysis.spikes import plots, replays, verdicts
-from analysis.spikes import suspects as evidence
-from analysis.spikes.suspects import RULES, Passes, suspicion
+from analysis.spikes.suspects import (
+    RULES,
+    Passes,
+    frame_findings,
+    pictures,
+    suspicion,
+    training_frames,
+    with_findings,
+)
 from analysis.spikes.traces import THRESHOLDS, Spike, Steps, find_spikes, read_steps, trailing
 from analysis.spikes.verdicts import CAUSES, Findings, accused, judge_cause
 from analysis.tables.tidy import StudyTables
@@ -63,9 +70,9 @@ def collect(tables: StudyTables) -> Findings:
         found += [_spike_row(trial, spike, steps) for spike in spikes]
         trainings.append(_training_row(trial, steps))
     suspects = suspicion(passes)
-    opened = evidence.training_frames(tables) if trainings else None
-    shown = evidence.frame_findings(opened[0], list(suspects["sample"])) if opened is not None else pd.DataFrame()
-    suspects = evidence.with_findings(suspects, shown, RULES.finding, RULES.suspicion)
+    opened = training_frames(tables) if trainings else None
+    shown = frame_findings(opened[0], list(suspects["sample"])) if opened is not None else pd.DataFrame()
+    suspects = with_findings(suspects, shown, RULES.finding, RULES.suspicion)
     spikes_frame = _with_causes(pd.DataFrame(found), suspects, tables)
     result = Findings(
         spikes=spikes_frame,
@@ -213,9 +220,9 @@ def analyse(tables: StudyTables) -> Section:
 def _frames(tables: StudyTables, found: Findings) -> list[Figure]:
     """Pictures of suspects, where frames and a checkpoint can still be read."""
     suspects = found.suspects[found.suspects["suspect"]] if len(found.suspects) else found.suspects
-    opened = evidence.training_frames(tables) if len(suspects) else None
+    opened = training_frames(tables) if len(suspects) else None
     try:
-        return evidence.pictures(tables, opened[0], suspects) if opened is not None else []
+        return pictures(tables, opened[0], suspects) if opened is not None else []
     except UserError as error:  # a damaged checkpoint must not take the report
         tables.notes.append(f"The suspect samples are not pictured: {error}.")
         return []

@@ -1,4 +1,4 @@
-"""Suspect samples: suspicion over all trainings and passes, from each sample's own losses.
+"""Suspect samples: suspicion from each sample's own losses over all trainings, and what their frames show.
 
 A pass of a sample is compared with what was usual at that stage of that training: z = (log loss - median) / scaled MAD
 of the passes around it, cut at `most_deviations` so that no single pass decides. Late passes weigh more: a network
@@ -6,10 +6,9 @@ that knows nothing finds every sample equally hard. A sample's mean z is then se
 its neighbours in the scene foretell: they show nearly the same view, so they should be about equally hard.
 suspicion is the larger of both, in scaled MADs between samples. A pass without any finite positive loss is `empty`.
 
-Frames of suspect samples: the doctor's findings on them, and pictures beside a prediction.
-
-Losses say that a sample is unlike the others, frames say why. Small training sets are examined whole; of large ones
-the most suspicious samples with their neighbours, which the doctor compares them with.
+Losses say that a sample is unlike the others, its frame says why: the doctor's findings on it, and a picture beside a
+prediction. Small training sets are examined whole; of large ones the most suspicious samples with their neighbours,
+which the doctor compares them with.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
-"""Verdict on the loss spikes of a study, by cause and in paired trainings.
+"""Verdict on the loss spikes of a study, by cause and in paired trainings, in sentences with their numbers.
 
-Verdict on the spikes of a study by cause, with the sentences that state it and their numbers.
-
-Spikes of paired trainings: the effect of leaving out quarantined samples, of clipping or of another order.
-
-Pairs are those of the study's claims. `rerun` is the study that asks it of the quarantine list.
+Paired trainings show the effect of leaving out quarantined samples, of clipping or of another order. Pairs are those of
+the study's claims. `rerun` is the study that asks it of the quarantine list.
 """
 
 from __future__ import annotations

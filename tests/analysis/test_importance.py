@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from analysis import dimensions, importance, runs
-from analysis import dimensions as effects
 from analysis.spikes import causes
 from study.contract import Judge, Outcome
 from tests.analysis.make_results import PAPER, Training, make_results, planted_study, planted_trace
@@ -51,16 +50,16 @@ def test_a_search_of_noise_finds_nothing(tmp_path: Path) -> None:
 
 def test_the_interval_of_a_setting_without_an_effect_rarely_leaves_out_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     """Picked after a look, best and worst bin differ in 19% of such studies for an interval that does not know."""
-    monkeypatch.setattr(effects, "PERMUTATIONS", 1)
+    monkeypatch.setattr(dimensions, "PERMUTATIONS", 1)
     rng, judge = np.random.default_rng(7), Judge("rmse", "densedepth", "best", {})
     studies = (
         pd.DataFrame({"value": rng.standard_normal(30), "config.optim.lr": 10 ** rng.uniform(-5, -3, 30)})
         for _ in range(400)
     )
-    found = [effects.effect(study, LR, judge) for study in studies]
+    found = [dimensions.effect(study, LR, judge) for study in studies]
     assert 0.01 <= np.mean([row is not None and row["low"] > 0 for row in found]) <= 0.08
     few = pd.DataFrame({"value": [0.1, 0.2, 0.8, 0.9], "config.optim.lr": [1e-5, 2e-5, 5e-4, 6e-4]})
-    assert effects.effect(few, LR, judge) is None
+    assert dimensions.effect(few, LR, judge) is None
 
 
 def test_bins_have_names_of_their_own() -> None:

@@ -20,7 +20,7 @@ from analysis import mlflow_store, report, runs
 from analysis.page import html, style
 from analysis.page.section import Section, Table
 from analysis.sections import compare, cost, overview
-from analysis.tables import tidy as tables
+from analysis.tables import tidy
 from study.contract import Outcome
 from tests.analysis.make_results import JUDGE, Training, make_results, planted_study, planted_trace, settings_of
 
@@ -212,10 +212,10 @@ def test_a_strangers_table_writes_and_connects_nowhere_else(
     planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No store that the table names is opened or made, and nobody's own folder is replaced."""
-    loaded = tables.read_table(planted.parent / "report" / "study.parquet")
+    loaded = tidy.read_table(planted.parent / "report" / "study.parquet")
     loaded = replace(loaded, study=dict(loaded.study) | {"tracking": {"uri": f"sqlite:///{tmp_path / 'made.db'}"}})
     released = tmp_path / "paper" / "study.parquet"
-    tables.write_table(loaded, released)
+    tidy.write_table(loaded, released)
     thesis = tmp_path / "paper" / "report" / "thesis.tex"
     thesis.parent.mkdir()
     thesis.write_text("mine")

@@ -65,8 +65,7 @@ def test_refilled_twice_nothing_is_doubled(tmp_path: Path, empty_store: Path, mo
 
 
 def test_a_store_that_is_away_holds_nothing_up_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("tracking",):
-        monkeypatch.setattr(f"study.{name}.TIMEOUT_S", 1)
+    monkeypatch.setattr("study.tracking.TIMEOUT_S", 1)
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
     layout = Layout(tmp_path / "results" / "away")
     with socket.socket() as listener:  # takes connections and never answers
@@ -85,6 +84,26 @@ def test_a_store_that_is_away_holds_nothing_up_and_is_named(tmp_path: Path, monk
         missing = mirror.close(1.5, finished=True)
     assert missing is not None and missing.startswith("MLflow at http://***@127.0.0.1") and "3 trainings" in missing
     assert "--sync" in missing and "secret" not in missing
+
+
+class FailsOnce:
+    """A client that has nothing to send, whose first try to end the parent fails."""
+
+    tries = 0
+
+    def __init__(self, *given: object) -> None: ...
+
+    def end_parent(self, *, finished: bool) -> None:
+        type(self).tries += 1
+        if type(self).tries == 1:
+            raise OSError("away")
+
+
+def test_the_end_of_the_parent_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("study.tracking.Client", FailsOnce)
+    monkeypatch.setattr("study.tracking.RETRY_S", (0.1, 0.1))
+    assert Mirror("sqlite:///mlflow.db", Layout(tmp_path / "s"), {}, {}).close(20.0, finished=True) is None
+    assert FailsOnce.tries == 2
 
 
 def test_secrets_are_masked() -> None:

@@ -12,7 +12,7 @@ import pytest
 from trainables.parity import largest_difference, main, parity
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-TOLERANCE = {"evaluation": 1e-4, "loss": 1e-5}  # golden/README.md: the reference upsamples with scikit-image
+TOLERANCE = {"evaluation": 1e-4, "loss": 1e-5}  # the reference upsamples with scikit-image
 
 
 @pytest.mark.parametrize("name", ["densedepth_reference", "densedepth_extremes"])

@@ -1,11 +1,8 @@
-"""Trainings to measure, the plain loop they are compared with, and rounds in turn.
+"""Trainings that the bench measures, the plain loop they are compared with, and rounds in turn.
 
-Shared parts of the bench: trainings to measure, rounds in turn, loops in processes of their own.
-
-Baseline of the bench: DenseDepth's published PyTorch port, restated with this project's model and loss.
-
-Source: ialhashim/DenseDepth@2e15107 PyTorch/train.py and data.py: float32, NCHW, Adam as torch makes it, `.item()` each
-step, frames decoded, flipped and resized by PIL in the main process. Its loss had no gradient term; here both have it.
+The plain loop is DenseDepth's published PyTorch port, restated with this project's model and loss. Source:
+ialhashim/DenseDepth@2e15107 PyTorch/train.py and data.py: float32, NCHW, Adam as torch makes it, `.item()` each step,
+frames decoded, flipped and resized by PIL in the main process. Its loss had no gradient term; here both have it.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""DenseDepth's decoder, built from the channels of the taps it is given.
+"""Decoders of DenseDepth and of DispNet, built from the channels of the taps they are given.
 
-Source: paper Table 5; ialhashim/DenseDepth@2e15107 model.py and PyTorch/model.py. A 1x1 convolution, then one up-block
-per scale: twice the size, concatenation with the skip, two 3x3 convolutions; at last a 3x3 convolution to one channel.
+DenseDepth's: a 1x1 convolution, then one up-block per scale: twice the size, concatenation with the skip, two 3x3
+convolutions; at last a 3x3 convolution to one channel. Source: paper Table 5; ialhashim/DenseDepth@2e15107 model.py and
+PyTorch/model.py.
 
-DispNet's decoder: a prediction at every scale, upsampled into the next one.
-
-Source: Mayer et al., "A Large Dataset to Train Convolutional Networks for Disparity, Optical Flow, and Scene Flow
-Estimation" (CVPR 2016), Table 1 of its supplement: upconv, concatenation with skip and upsampled prediction, iconv, pr.
-Known deviation: only the finest prediction is supervised; the channels halve from the bottleneck's, as DispNet's do.
+DispNet's: a prediction at every scale, upsampled into the next one. Source: Mayer et al., "A Large Dataset to Train
+Convolutional Networks for Disparity, Optical Flow, and Scene Flow Estimation" (CVPR 2016), Table 1 of its supplement:
+upconv, concatenation with skip and upsampled prediction, iconv, pr. Known deviation: only the finest prediction is
+supervised; the channels halve from the bottleneck's, as DispNet's do.
 """
 
 from __future__ import annotations

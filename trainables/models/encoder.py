@@ -3,11 +3,9 @@
 `Encoder` is all that the model and its decoder know of one. What no tap needs (the classifier, layers after the
 bottleneck) is not part of it.
 
-torchvision's backbones.
-
-Source: paper Table 5 and ialhashim/DenseDepth@2e15107 model.py for DenseNet; the nodes are torchvision's own names.
-A residual network halves inside a block, so its first block of a stage stands for "after the pooling". Adding one is an
-entry of ENCODERS.
+Source of torchvision's: paper Table 5 and ialhashim/DenseDepth@2e15107 model.py for DenseNet; the nodes are
+torchvision's own names. A residual network halves inside a block, so its first block of a stage stands for "after the
+pooling". Adding one of torchvision's is an entry of ENCODERS.
 """
 
 from __future__ import annotations

@@ -1,18 +1,13 @@
-"""Device and precision of a training, its memory and use, and faster passes of a model on it.
+"""Device and precision of a training, its memory and utilisation, and two ways to a faster step on a GPU.
 
-Device of a training: choice, precision, peak memory and utilisation.
+CUDA graphs. A step of DenseNet-169 launches thousands of kernels, and on a fast GPU the host takes longer to launch
+them than the GPU takes to run them. A graph of the forward and backward pass launches all of them at once;
+torch.cuda.make_graphed_callables captures it.
 
-CUDA graph of a model's forward and backward pass.
-
-A step of DenseNet-169 launches thousands of kernels, and on a fast GPU the host takes longer to launch them than the
-GPU takes to run them. A graph launches all of them at once. torch.cuda.make_graphed_callables captures it.
-
-Concatenation in chains: a DenseNet block's maps, concatenated one layer at a time.
-
-Each layer of a block concatenates all maps before it. The gradient of a block of n layers then adds up n^2 / 2 small
-pieces, a kernel each, which takes a GPU a tenth of the step. In a chain the concatenation before is taken up whole and
-only the new maps are added to it: the same values, n additions. Gradients are summed in another order, so they differ
-by rounding.
+Chains of concatenations. Each layer of a DenseNet block concatenates all maps before it. The gradient of a block of n
+layers then adds up n^2 / 2 small pieces, a kernel each, which takes a GPU a tenth of the step. In a chain the
+concatenation before is taken up whole and only the new maps are added to it: the same values, n additions. Gradients
+are summed in another order, so they differ by rounding.
 """
 
 from __future__ import annotations

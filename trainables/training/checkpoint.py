@@ -6,11 +6,9 @@
 
 A folder is replaced as a whole. A kill between its two renames leaves NAME.old, which `heal` puts back.
 
-Rolling pre-spike snapshot: kept in memory, and written for replay when a loss spike is seen.
-
-The online detector is deliberately simple (analysis/spikes/causes.py judges later): a loss is a spike when its
-logarithm lies THRESHOLD scaled median absolute deviations above the trailing window's median, and the loss at least
-doubles it.
+A rolling snapshot is kept in memory, and written for replay when a loss spike is seen. The online detector is
+deliberately simple (analysis/spikes/causes.py judges later): a loss is a spike when its logarithm lies THRESHOLD scaled
+median absolute deviations above the trailing window's median, and the loss at least doubles it.
 """
 
 from __future__ import annotations

@@ -1,16 +1,13 @@
-"""Step trace and the numbers of finished steps, as they come from the device.
+"""Step trace: one row per optimiser step, in closed Parquet parts that a kill cannot lose.
 
-The step trace: one row per optimiser step, in closed Parquet parts that a kill cannot lose.
-
-A part is written at each checkpoint (temporary file, fsync, rename; page checksums for readers, and its SHA-256 beside
+The numbers of finished steps stay on the device until they are read, so that the loop never waits for them. A part is
+written at each checkpoint (temporary file, fsync, rename; page checksums for readers, and its SHA-256 beside
 it, because pages leave their headers out) and all are compacted at the end.
 On resume the parts that begin at or after the checkpoint's step are dropped, since their steps are trained again, and
 those that are kept must hold every step before it, whole.
 Columns: step, images (seen after it), epoch, loss, one per active loss term, lr, grad_norm (before clipping), clipped,
 target_min and target_max (in target space, valid pixels), hole_share, seconds (since the training began, downtime
 excluded), samples (ids) and sample_losses (each sample's own total).
-
-Log of finished steps, kept on the device until it is read, so that the loop never waits for it.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ step and yield every report, the leading one alone validates and writes.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import math
 import time
@@ -69,7 +70,7 @@ def fit(
     stop: Callable[[], bool] = lambda: False,
     own_process: bool = False,
 ) -> Result:
-    """Train to the end, or go on from the folder's checkpoint. `stop` is asked before every step.
+    """Train to the end, or continue from the folder's checkpoint. `stop` is asked before every step.
 
     data: what to train on, None for what the settings name (`rooms` are rendered where they are not there yet).
 
@@ -213,9 +214,12 @@ class Training:
         return GraphedForward(self.model, forward, shape, self.device, self.dtype)
 
     def close(self) -> None:
-        """Stop sampling and compact the trace of the steps that were looked at."""
+        """Stop sampling, compact the trace of the steps that were looked at, and let a captured graph go."""
         self.meter.close()
         self._close_trace()
+        if isinstance(self.forward, GraphedForward):  # it refers to itself: its memory is free after a collection alone
+            self.forward = self.model
+            gc.collect()
 
     def train_step(self, batches: Iterator[Batch]) -> None:
         """One optimiser step over `accumulate` batches; nothing is read back from the device."""

@@ -1,9 +1,4 @@
-"""Validation during a training: loss, metrics of the judge's protocol, and a picture of a few frames.
-
-Validation during a training: the loss on prepared targets, and the metrics of the judge's protocol.
-
-Preview of a training: rgb, truth, prediction and error of a few validation frames.
-"""
+"""Validation during a training: loss on prepared targets, metrics of the judge's protocol, preview of some frames."""
 
 from __future__ import annotations
 

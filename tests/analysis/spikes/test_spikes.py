@@ -14,9 +14,8 @@ import pyarrow as pa
 import pytest
 
 from analysis import runs
-from analysis.spikes import causes as spikes
-from analysis.spikes import suspects as evidence
-from analysis.spikes import verdicts
+from analysis.spikes import causes, verdicts
+from analysis.spikes.suspects import with_findings
 from analysis.spikes.traces import THRESHOLDS, Steps, find_spikes, read_steps, trailing
 from analysis.tables.tidy import read_table, write_table
 from tests.analysis.make_results import Training, make_results, planted_trace, write_trace
@@ -67,7 +66,7 @@ def test_a_loss_that_is_not_finite_is_a_numeric_spike(tmp_path: Path) -> None:
     columns = trace(seeded())
     columns["loss"][200] = np.nan
     tables = study(tmp_path / "s", [columns])
-    found = spikes.collect(tables).spikes
+    found = causes.collect(tables).spikes
     assert found.loc[found["step"] == 200, "cause"].tolist() == ["numeric"]
 
 
@@ -86,7 +85,7 @@ def test_trailing_never_looks_ahead() -> None:
 def test_planted_bad_samples_are_the_suspects(tmp_path: Path) -> None:
     rng = seeded()
     bad = {str(name): float(rng.uniform(3, 12)) for name in rng.choice(IDS, 10, replace=False)}
-    section = spikes.analyse(study(tmp_path / "s", [trace(rng, bad=bad) for _ in range(4)]))
+    section = causes.analyse(study(tmp_path / "s", [trace(rng, bad=bad) for _ in range(4)]))
     first = {row["sample"] for row in section.data["suspects"][:12]}
     assert len(first & set(bad)) >= 9, (bad, section.data["suspects"][:12])
     assert section.data["verdict"] == "data"
@@ -96,7 +95,7 @@ def test_planted_bad_samples_are_the_suspects(tmp_path: Path) -> None:
 def test_a_sample_that_is_easier_than_its_scene_is_suspect_too(tmp_path: Path) -> None:
     rng = seeded()
     name = IDS[rng.integers(len(IDS))]
-    section = spikes.analyse(study(tmp_path / "s", [trace(rng, bad={name: 0.1}) for _ in range(4)]))
+    section = causes.analyse(study(tmp_path / "s", [trace(rng, bad={name: 0.1}) for _ in range(4)]))
     assert section.data["suspects"][0]["sample"] == name
     assert section.data["suspects"][0]["against"] == "scene"
 
@@ -107,23 +106,23 @@ def test_a_sample_without_valid_pixels_is_suspect(tmp_path: Path) -> None:
     hollow = int(rng.integers(len(IDS)))
     own = columns["sample_losses"]
     own[columns["order"].reshape(own.shape) == hollow] = 0.0
-    section = spikes.analyse(study(tmp_path / "s", [columns]))
+    section = causes.analyse(study(tmp_path / "s", [columns]))
     assert section.data["quarantine"] == [IDS[hollow]]
     assert section.data["suspects"][0]["empty_passes"] == section.data["suspects"][0]["passes"]
     tables = runs.load(tmp_path / "s")
-    assert any("(no valid pixel, " in answer for answer in spikes.analyse(tables).answers)
+    assert any("(no valid pixel, " in answer for answer in causes.analyse(tables).answers)
     write_table(tables, tmp_path / "table.parquet")
-    again = spikes.analyse(read_table(tmp_path / "table.parquet"))
+    again = causes.analyse(read_table(tmp_path / "table.parquet"))
     assert list(again.answers) == list(section.answers)
     (figure,) = [figure for figure in again.figures if figure.name == "spike-suspects"]
     assert np.isinf(figure.data["suspicion"]).sum() == 1  # which draws the arrow
 
 
-def findings(causes: list[str], accused: int) -> verdicts.Findings:
+def findings(named: list[str], accused: int) -> verdicts.Findings:
     """Spikes of these causes, each at a suspect, in one training; so many suspects."""
     trainings = {"key": ["a"], "steps": 1000, "samples": 240, "lr": 1e-4, "clip_norm": np.nan}
-    trainings |= {f"spikes ({cause})": causes.count(cause) for cause in verdicts.CAUSES}
-    spikes_frame = {"key": "a", "cause": causes, "sample": IDS[0], "listed": False}
+    trainings |= {f"spikes ({cause})": named.count(cause) for cause in verdicts.CAUSES}
+    spikes_frame = {"key": "a", "cause": named, "sample": IDS[0], "listed": False}
     suspects = {
         "sample": IDS[:accused],
         "suspicion": 9.0,
@@ -133,7 +132,7 @@ def findings(causes: list[str], accused: int) -> verdicts.Findings:
         "empty_passes": 0,
     }
     frames = [pd.DataFrame(columns) for columns in (spikes_frame, suspects, trainings)]
-    return verdicts.Findings(frames[0] if causes else pd.DataFrame(), frames[1], frames[2], pd.DataFrame())
+    return verdicts.Findings(frames[0] if named else pd.DataFrame(), frames[1], frames[2], pd.DataFrame())
 
 
 def test_the_verdict_says_where_no_spike_begins_in_a_suspect() -> None:
@@ -145,12 +144,12 @@ def test_the_verdict_says_where_no_spike_begins_in_a_suspect() -> None:
 
 
 def test_every_suspect_reaches_the_quarantine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spikes, "LISTED", 3)
+    monkeypatch.setattr(causes, "LISTED", 3)
     rng = seeded()
     columns = trace(rng, steps=400)
     own = columns["sample_losses"]
     own[columns["order"].reshape(own.shape) < 5] = 0.0
-    section = spikes.analyse(study(tmp_path / "s", [columns]))
+    section = causes.analyse(study(tmp_path / "s", [columns]))
     assert set(IDS[:5]) <= set(section.data["quarantine"])
     assert section.data["rerun"]["claims"]["test"][0]["b"]["data.exclude"] == section.data["quarantine"]
 
@@ -168,7 +167,7 @@ def test_a_damaged_checkpoint_costs_the_pictures_not_the_section(
     best.mkdir(parents=True)
     (best / checkpoint.WEIGHTS).write_bytes(b"torn")
     tables = runs.load(layout.root)
-    section = spikes.analyse(tables)
+    section = causes.analyse(tables)
     assert ids[0] in section.data["quarantine"] and "spike-frames" not in [figure.name for figure in section.figures]
     assert any(note.startswith("The suspect samples are not pictured: ") for note in tables.notes)
 
@@ -180,7 +179,7 @@ def test_the_command_answers_as_the_others_do_and_keeps_its_own_keys(
     write_table(tables, tmp_path / "released.parquet")
     capsys.readouterr()
     for name in (tmp_path / "s", tmp_path / "released.parquet"):
-        assert spikes.main([str(name), "--json"]) == 0
+        assert causes.main([str(name), "--json"]) == 0
         document = json.loads(capsys.readouterr().out)
         assert {"study", "answers", "data", "notes", "verdict", "quarantine"} <= document.keys()
         assert document["verdict"] == document["data"]["verdict"] and document["answers"]
@@ -189,7 +188,7 @@ def test_the_command_answers_as_the_others_do_and_keeps_its_own_keys(
 def test_five_clean_studies_have_no_data_verdict(tmp_path: Path) -> None:
     rng = seeded()
     for place in range(5):
-        section = spikes.analyse(study(tmp_path / f"s{place}", [trace(rng, steps=300) for _ in range(3)]))
+        section = causes.analyse(study(tmp_path / f"s{place}", [trace(rng, steps=300) for _ in range(3)]))
         assert section.data["quarantine"] == [] and section.data["verdict"] != "data", section.answers
 
 
@@ -197,7 +196,7 @@ def test_a_bad_learning_rate_is_called_optimisation(tmp_path: Path) -> None:
     rng = seeded()
     onset = [int(s) for s in np.arange(60, 460, 100) + rng.integers(0, 50, 4)]
     burst = {s + k: 8 * 0.8**k for s in onset for k in range(8)}
-    section = spikes.analyse(study(tmp_path / "s", [trace(rng, noise=0.1, spikes=burst) for _ in range(3)]))
+    section = causes.analyse(study(tmp_path / "s", [trace(rng, noise=0.1, spikes=burst) for _ in range(3)]))
     assert section.data["verdict"] == "optimisation", section.answers
     assert section.data["causes"]["optimisation"] >= 9  # of 12 bursts
     assert section.data["quarantine"] == []
@@ -207,7 +206,7 @@ def test_fixed_places_of_an_unshuffled_list(tmp_path: Path) -> None:
     rng = seeded()
     place = int(rng.integers(140, 240))
     columns = trace(rng, listed=True, noise=0.1, bad={IDS[place]: 60.0})
-    found = spikes.collect(study(tmp_path / "s", [columns], **{"data.order": "listed"})).spikes
+    found = causes.collect(study(tmp_path / "s", [columns], **{"data.order": "listed"})).spikes
     assert set(found["list_position"]) == {place}
     assert found["epoch"].nunique() >= 7
 
@@ -215,9 +214,9 @@ def test_fixed_places_of_an_unshuffled_list(tmp_path: Path) -> None:
 def test_a_released_table_regenerates_the_section(tmp_path: Path) -> None:
     rng = seeded()
     tables = study(tmp_path / "s", [trace(rng, bad={IDS[7]: 9.0}) for _ in range(3)])
-    section = spikes.analyse(tables)
+    section = causes.analyse(tables)
     write_table(tables, tmp_path / "table.parquet")
-    again = spikes.analyse(read_table(tmp_path / "table.parquet"))
+    again = causes.analyse(read_table(tmp_path / "table.parquet"))
     assert again.data == section.data and list(again.answers) == list(section.answers)
     assert [figure.name for figure in again.figures] == [figure.name for figure in section.figures]
 
@@ -248,6 +247,6 @@ def test_a_finding_on_the_frame_lifts_a_sample_over_unproven_ones() -> None:
         {"sample": ["a", "b", "c"], "suspicion": [4.0, 1.0, 0.5], "suspect": [False] * 3, "excess": [0.5, 0.1, 0.0]}
     )
     found = pd.DataFrame({"sample": ["b"], "finding": ["flipped"], "detail": ["fit 0.02, mirrored left-right 0.31"]})
-    merged = evidence.with_findings(suspects, found, 6.0, 6.0)
+    merged = with_findings(suspects, found, 6.0, 6.0)
     assert merged["sample"].tolist() == ["b", "a", "c"]
     assert merged["suspect"].tolist() == [True, False, False] and merged["from_losses"].tolist() == [1.0, 4.0, 0.5]

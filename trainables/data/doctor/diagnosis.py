@@ -1,10 +1,9 @@
 """`python -m trainables.data.doctor ROOT`: defects of a data set, found before anything trains.
 
 Reads every frame of both splits once, in any published form, keeps a small record of each, and reports: a table, a
-picture sheet of the worst, JSON, and the list of ids that `data.exclude` can leave out. It also writes the manifest
-that later reads are checked against, or checks the data against the one that is there. Nothing is trained or scored.
-
-Picture sheet of the doctor: the worst frames, color beside depth, each with its defect.
+picture sheet of the worst (color beside depth, each with its defect), JSON, and the list of ids that `data.exclude` can
+leave out. It also writes the manifest that later reads are checked against, or checks the data against the one that is
+there. Nothing is trained or scored.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
-"""Ray-casting renderer of `rooms` in NumPy.
+"""Ray-casting renderer of `rooms` in NumPy, and the holes of a depth sensor (Kinect).
 
 Boxes, vertical cylinders and ellipsoids in a closed room, shaded by lamp, windows, a weak light at the camera, and
 corners that stay darker.
 
 Depth is the distance along the optical axis (z-depth), as a Kinect and NYU Depth v2 give it. Per-pixel arithmetic is
 IEEE-exact (no transcendental function, no BLAS), so that every machine renders the same bytes.
-
-Holes of a depth sensor (Kinect), for a perfect depth map.
 """
 
 from __future__ import annotations

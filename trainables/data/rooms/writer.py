@@ -10,9 +10,8 @@
 Depth is z-depth (along the optical axis), 0.5 to 10 m. A frame's bytes depend on (seed, split, scene, frame) alone.
 Known deviations from NYU: rendered, no lens distortion, depth perfect unless `holes`.
 
-Defects to plant in the embedded training set, as known truth for the doctor and the spike detector.
-
-Every function takes stored depth (uint8, 0 = hole) and returns the spoilt depth of the same shape.
+Defects can be planted in the training set, as known truth for the doctor and the spike detector: each is a function of
+stored depth (uint8, 0 = hole) to the spoilt depth of the same shape.
 """
 
 from __future__ import annotations

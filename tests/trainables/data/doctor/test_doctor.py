@@ -20,7 +20,7 @@ from trainables.data.doctor import coarse, diagnosis
 from trainables.data.doctor.checks import Finding, findings
 from trainables.data.doctor.pairing import Company, Evidence, shift_gain, verdict
 from trainables.data.frames import BadFrame
-from trainables.data.rooms import writer as rooms
+from trainables.data.rooms import writer
 from trainables.runtime import durable
 from trainables.runtime.errors import UserError
 from trainables.settings.config import RoomsConfig
@@ -29,7 +29,7 @@ from trainables.settings.config import RoomsConfig
 def write(root: Path, **changes: Any) -> Path:
     plain = {"seed": 1, "train_scenes": 8, "test_scenes": 2, "frames_per_scene": 6, "size": (120, 160), "holes": False,
              "white_border": False, "defects": {}}  # fmt: skip
-    rooms.write_rooms(RoomsConfig.model_validate(plain | changes), root)
+    writer.write_rooms(RoomsConfig.model_validate(plain | changes), root)
     return root
 
 
