@@ -148,6 +148,13 @@ def test_peak_memory_is_measured(tmp_path: Path, family_config: Configs) -> None
     assert peaks[1] > 1.5 * peaks[0] > 0
 
 
+def test_a_training_lets_its_memory_go(tmp_path: Path, family_config: Configs) -> None:
+    """The next training of the same process finds the card as empty as the first one did, captured graph and all."""
+    before = torch.cuda.memory_allocated()
+    list(iter_fit(family_config("densedepth"), tmp_path))
+    assert torch.cuda.memory_allocated() - before < 2**20
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_come_in_pinned_memory(family_config: Configs, workers: int) -> None:
     config = family_config("unet", **{"data.workers": workers})
