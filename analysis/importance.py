@@ -5,6 +5,7 @@ trials; pruned ones stopped at another number of images and are left out. A sett
 permutation test with Holm's correction over settings says so and the interval of best against worst bin, widened for
 having picked those two after a look, leaves out zero. Where a pruner chose who came to the end, settings are also
 compared at the first report, which every trial reached: among survivors a setting that ruins a trial does not show.
+There errors differ by factors, so the interval is that of the ratio of geometric means.
 With the sampler's own choices as a design that is a hint, no proof, which the sentence says; claims
 (analysis/claims.py) are the paired answer. Divergence is tested the same way.
 """
@@ -62,6 +63,7 @@ def analyse(tables: StudyTables) -> Section:
     holm([*effects, *early])
     for row in (*effects, *early):
         row["distinguishable"] = row["p"] < ALPHA and row["low"] > 0
+    early = [_as_factor(row) for row in early]
     scores = _importances(complete, dimensions, judge) if enough else {}
     for row in effects:
         row |= {name: scores.get(name, {}).get(row["setting"]) for name in ("ped_anova", "fanova")}
@@ -96,13 +98,22 @@ def analyse(tables: StudyTables) -> Section:
 
 
 def _at_first_report(tables: StudyTables, ended: pd.DataFrame, judge: Judge) -> pd.DataFrame:
-    """The search's trials with the judged metric of their first report as value; none where nothing was pruned."""
+    """The search's trials with the logarithm of the judged error at their first report as value.
+
+    None where nothing was pruned, or where the judged metric is not an error above zero.
+    """
     column = f"val/{judge.metric}"
-    if column not in tables.reports or not (ended["outcome"] == Outcome.PRUNED).any():
+    if column not in tables.reports or not (ended["outcome"] == Outcome.PRUNED).any() or not judge.minimise:
         return ended.iloc[:0]
     first = tables.reports.dropna(subset=[column]).sort_values("images").groupby("key")[["images", column]].first()
-    rows = ended[ended["key"].isin(first.index)]
-    return rows.assign(value=rows["key"].map(first[column]), images=rows["key"].map(first["images"]))
+    rows = ended[ended["key"].isin(first.index[first[column] > 0])]
+    return rows.assign(value=np.log(rows["key"].map(first[column])), images=rows["key"].map(first["images"]))
+
+
+def _as_factor(row: Row) -> Row:
+    """An effect between logarithms as a factor between errors."""
+    factor, low, high = (math.exp(row[name]) for name in ("difference", "low", "high"))
+    return {k: v for k, v in row.items() if k != "difference"} | {"factor": factor, "low": low, "high": high}
 
 
 def _early_sentences(early: Sequence[Row], reached: pd.DataFrame, judge: Judge) -> list[str]:
@@ -113,43 +124,45 @@ def _early_sentences(early: Sequence[Row], reached: pd.DataFrame, judge: Judge) 
     where = f"At the first report ({reached['images'].median():.0f} images), which all {len(reached)} trials reached"
     if not clear:
         return [f"{where}, no setting stands out from chance either."]
-    unit = f" {unit_of(judge.metric)}".rstrip()
     named = [
-        f"{row['setting']} ({row['worst']} against {row['best']}: {number(row['difference'])}{unit}, 95% interval "
-        f"{number(row['low'])} to {number(row['high'])}, n = {row['n_worst']} + {row['n_best']})"
+        f"{row['setting']} ({row['worst']} against {row['best']}: {number(row['factor'])} times the {judge.metric}, "
+        f"95% interval {number(row['low'])} to {number(row['high'])}, n = {row['n_worst']} + {row['n_best']})"
         for row in clear
     ]
-    return [f"{where}, worst against best {judge.metric}: {'; '.join(named)}."]
+    return [f"{where}, these stand out from chance: {'; '.join(named)}."]
 
 
 def _headline(answers: Sequence[str], effects: Sequence[Row], early: Sequence[Row], judge: Judge) -> Headline:
     """The settings that matter with their intervals, at the end or else at the first report; where none is clear, the
     strongest as they are.
     """
-    if not effects:
-        return Headline(answers[:1])
     unit = unit_of(judge.metric)
     clear = [row for row in effects if row["distinguishable"]]
     at_first = [row for row in early if row["distinguishable"]]
+    if not effects and not at_first:
+        return Headline(answers[:1])
     hint = "a hint, not a proof, for the sampler chose the trials"
     if clear:
         said = f"{len(clear)} of {counted(len(effects), 'setting')} compared stand out from chance; {hint}."
     elif at_first:
+        survivors = "Among the trials that the pruner let come to the end no setting stands out from chance."
         said = (
-            f"Among the trials that the pruner let come to the end no setting stands out from chance. At the first "
-            f"report, which all reached, {len(at_first)} of {counted(len(early), 'setting')} do; {hint}."
+            f"{survivors if effects else answers[0]} At the first report, which all reached, {len(at_first)} of "
+            f"{counted(len(early), 'setting')} {'does' if len(at_first) == 1 else 'do'}; {hint}."
         )
     else:
         said = f"None of {len(effects)} compared settings stands out from chance; the strongest are listed."
+    shown = (clear or at_first or effects)[:STRONGEST]
+    by = f"times the {judge.metric}" if "factor" in shown[0] else f"{judge.metric} worse by"
     rows = [
         {
-            "setting": row["setting"], f"{judge.metric} worse by": row["difference"],
+            "setting": row["setting"], by: row.get("factor", row.get("difference")),
             "95% interval": f"{number(row['low'])} to {number(row['high'])}", "worst": row["worst"],
             "best": row["best"], "trials": f"{row['n_worst']} + {row['n_best']}", "clear": row["distinguishable"],
         }
-        for row in (clear or at_first or effects)[:STRONGEST]
+        for row in shown
     ]  # fmt: skip
-    units = {f"{judge.metric} worse by": unit, "95% interval": unit}
+    units = {} if "factor" in shown[0] else {by: unit, "95% interval": unit}
     return Headline([said], (), [Table("first-importance", "Settings that matter", pd.DataFrame(rows), "", units)])
 
 
@@ -170,9 +183,8 @@ def _tables(
         units = dict.fromkeys(("difference", "low", "high"), unit) | dict.fromkeys(("ped_anova", "fanova"), "share")
         parts.append(Table("importance-effects", "Effect of each setting", pd.DataFrame(effects), note, units))
     if early:
-        note = "As above, at each trial's first report: complete, pruned and diverged trials alike."
-        units = dict.fromkeys(("difference", "low", "high"), unit)
-        parts.append(Table("importance-early", "Effect at the first report", pd.DataFrame(early), note, units))
+        note = "At each trial's first report, however it ended; factor: worst bin's error over the best one's."
+        parts.append(Table("importance-early", "Effect at the first report", pd.DataFrame(early), note, {}))
     note = "Trials that ended complete, pruned or diverged."
     units = {"diverged": "trials", "n": "trials"}
     rows = pd.DataFrame(divergence["rows"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis import dimensions, importance, runs
+from analysis.page.section import Section
 from analysis.spikes import causes
 from study.contract import Judge, Outcome
 from tests.analysis.make_results import PAPER, Training, make_results, planted_study, planted_trace
@@ -46,6 +48,39 @@ def test_a_search_of_noise_finds_nothing(tmp_path: Path) -> None:
         section = importance.analyse(runs.load(make_results(tmp_path / f"s{seed}", trainings).root))
         found += sum(row["distinguishable"] for row in section.data["effects"])
     assert found <= 1
+
+
+def _pruned_search(folder: Path, early: Callable[[float, np.random.Generator], float]) -> Section:
+    """The section of a search of 30 trials, the worse half pruned at the first report, whose error is `early`'s."""
+    rng, settings = np.random.default_rng(5), []
+    for _ in range(30):
+        rate = float(10 ** rng.uniform(-5, -2.6))
+        settings.append((rate, early(rate, rng), str(rng.choice(["post_pool", "none"]))))
+    middle = sorted(error for _, error, _ in settings)[15]
+    trainings = [
+        Training("search", 0.5 if error < middle else error, PAPER | {"optim.lr": rate, "model.skips.s4": skip},
+                 outcome=Outcome.COMPLETE if error < middle else Outcome.PRUNED,
+                 history=[error, 0.5 + 0.001 * rng.standard_normal()] if error < middle else [error])
+        for rate, error, skip in settings
+    ]  # fmt: skip
+    return importance.analyse(runs.load(make_results(folder, trainings).root))
+
+
+def test_a_setting_that_the_pruner_hides_is_named_at_the_first_report(tmp_path: Path) -> None:
+    """Low rates have three times the error at the first report; among the survivors nothing differs."""
+    section = _pruned_search(tmp_path / "s", lambda rate, rng: (2.4 if rate < 3e-4 else 0.8) * rng.lognormal(0, 0.2))
+    assert not any(row["distinguishable"] for row in section.data["effects"])
+    early = {row["setting"]: row for row in section.data["early_effects"]}
+    assert early["optim.lr"]["distinguishable"] and early["optim.lr"]["low"] > 1
+    assert early["optim.lr"]["low"] < 3 < early["optim.lr"]["high"]
+    assert not early["model.skips.s4"]["distinguishable"]
+    assert "optim.lr" in next(answer for answer in section.answers if answer.startswith("At the first report"))
+    assert section.headline is not None and list(section.headline.tables[0].frame["setting"]) == ["optim.lr"]
+
+
+def test_a_pruned_search_of_noise_names_nothing(tmp_path: Path) -> None:
+    section = _pruned_search(tmp_path / "s", lambda rate, rng: float(rng.lognormal(0, 0.5)))
+    assert not any(row["distinguishable"] for row in section.data["early_effects"])
 
 
 def test_the_interval_of_a_setting_without_an_effect_rarely_leaves_out_zero(monkeypatch: pytest.MonkeyPatch) -> None:
