@@ -28,6 +28,7 @@ from analysis.spikes import plots, replays, verdicts
 from analysis.spikes.suspects import (
     RULES,
     Passes,
+    by_suspicion,
     frame_findings,
     pictures,
     suspicion,
@@ -58,21 +59,21 @@ def collect(tables: StudyTables) -> Findings:
     stored = {name: tables.extras.get(f"spikes.{name}") for name in names}
     if tables.layout is None or all(frame is not None for frame in stored.values()):
         return Findings(**{name: pd.DataFrame() if frame is None else frame for name, frame in stored.items()})
-    passes, trainings = Passes(RULES), []
+    passes: dict[str, Passes] = {}
+    of_data: dict[str, str] = {}  # what a training's data are -> the first training on them
+    trainings: list[dict[str, object]] = []
     found: list[dict[str, object]] = []
     records: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in tables.trials.to_dict("records")]
     for trial in records:
         steps = read_steps(tables.folder(str(trial["key"])), tables.notes)
         if steps is None:
             continue
-        passes.add(steps)
+        data_of = of_data.setdefault(_data(trial), str(trial["key"]))
+        passes.setdefault(data_of, Passes(RULES)).add(steps)
         spikes = find_spikes(steps, _weights(trial), THRESHOLDS)
-        found += [_spike_row(trial, spike, steps) for spike in spikes]
-        trainings.append(_training_row(trial, steps))
-    suspects = suspicion(passes)
-    opened = training_frames(tables) if trainings else None
-    shown = frame_findings(opened[0], list(suspects["sample"])) if opened is not None else pd.DataFrame()
-    suspects = with_findings(suspects, shown, RULES.finding, RULES.suspicion)
+        found += [{"data_of": data_of, **_spike_row(trial, spike, steps)} for spike in spikes]
+        trainings.append({"data_of": data_of, **_training_row(trial, steps)})
+    suspects = _suspects(tables, passes, trainings)
     spikes_frame = _with_causes(pd.DataFrame(found), suspects, tables)
     result = Findings(
         spikes=spikes_frame,
@@ -82,6 +83,26 @@ def collect(tables: StudyTables) -> Findings:
     )
     tables.extras.update({f"spikes.{name}": getattr(result, name) for name in names})
     return result
+
+
+def _data(trial: Mapping[str, object]) -> str:
+    """What says which frames a training's sample ids mean: the same id is another frame in other data."""
+    named = ("source", "root", "depth", "pairing", "crop_border_px", "rooms.")
+    held = {path: str(v) for path, v in trial.items() if path.startswith(tuple(f"config.data.{n}" for n in named))}
+    return repr(sorted(held.items()))
+
+
+def _suspects(
+    tables: StudyTables, passes: Mapping[str, Passes], trainings: Sequence[Mapping[str, object]]
+) -> pd.DataFrame:
+    """Samples by suspicion, with the findings on their frames; each data set is judged by its own trainings."""
+    pieces = []
+    for data_of, sums in passes.items():
+        found = suspicion(sums)
+        opened = training_frames(tables, [str(row["key"]) for row in trainings if row["data_of"] == data_of])
+        shown = frame_findings(opened[0], list(found["sample"])) if opened is not None else pd.DataFrame()
+        pieces.append(with_findings(found, shown, RULES.finding, RULES.suspicion).assign(data_of=data_of))
+    return by_suspicion(pd.concat(pieces, ignore_index=True)) if pieces else suspicion(Passes(RULES))
 
 
 def _weights(trial: Mapping[str, object]) -> dict[str, float]:
@@ -111,12 +132,14 @@ def _with_causes(spikes: pd.DataFrame, suspects: pd.DataFrame, tables: StudyTabl
     """Cause and damage of each spike; damage is the judged metric after it minus before it, worse is positive."""
     if spikes.empty:
         return spikes
-    accused = set(suspects.loc[suspects["suspect"], "sample"])
+    named = suspects[suspects["suspect"]]
+    accused = set(zip(named["data_of"], named["sample"], strict=True))
+    is_accused = np.array([pair in accused for pair in zip(spikes["data_of"], spikes["sample"], strict=True)])
     alone = (spikes["sample_share"] >= MOST_OF) & ~(spikes["others_deviations"] > OTHERS_CALM)
     brief = spikes["recovery_steps"].notna() & (spikes["recovery_steps"] <= 1 + THRESHOLDS.recovered_steps)
     numeric = ~np.isfinite(spikes["loss"]) | spikes["diverged"]
     cause = np.where(alone & brief, "one sample", "optimisation")
-    cause = np.where(alone & spikes["sample"].isin(accused), "data", cause)
+    cause = np.where(alone & is_accused, "data", cause)
     spikes["cause"] = np.where(numeric, "numeric", cause)
     before, after = _around(spikes, tables)
     sign = -1.0 if tables.judge is not None and not tables.judge.minimise else 1.0
@@ -189,7 +212,7 @@ def analyse(tables: StudyTables) -> Section:
     paired, again = verdicts.paired_sentences(pairs), replays.sentences(replayed)
     headline = Headline([*sentences[: 1 + accused(found)], *again, *paired])
     shown = len(found.spikes) > 0 or accused(found)  # nothing spiked and no sample is suspect: a line says so
-    named = [] if found.suspects.empty else found.suspects.loc[found.suspects["suspect"], "sample"].tolist()
+    named, seen_by = _quarantine(found)
     return Section(
         "spikes",
         "What spiked, and why?",
@@ -207,7 +230,7 @@ def analyse(tables: StudyTables) -> Section:
             "spikes": len(found.spikes),
             "causes": found.spikes["cause"].value_counts().to_dict() if len(found.spikes) else {},
             "quarantine": named,
-            "rerun": verdicts.rerun(tables, named),
+            "rerun": verdicts.rerun(tables, named, seen_by),
             "suspects": found.suspects,
             "pairs": pairs,
             "replays": replayed,
@@ -217,11 +240,22 @@ def analyse(tables: StudyTables) -> Section:
     )  # fmt: skip
 
 
+def _quarantine(found: Findings) -> tuple[list[str], list[str]]:
+    """The suspects among the data of the first one, and the trainings on these data."""
+    suspects = found.suspects[found.suspects["suspect"]] if len(found.suspects) else found.suspects
+    if suspects.empty:
+        return [], []
+    first = suspects["data_of"].iloc[0]
+    keys = found.trainings.loc[found.trainings["data_of"] == first, "key"]
+    return list(suspects.loc[suspects["data_of"] == first, "sample"]), [str(key) for key in keys]
+
+
 def _frames(tables: StudyTables, found: Findings) -> list[Figure]:
     """Pictures of suspects, where frames and a checkpoint can still be read."""
-    suspects = found.suspects[found.suspects["suspect"]] if len(found.suspects) else found.suspects
-    opened = training_frames(tables) if len(suspects) else None
+    named, seen_by = _quarantine(found)
+    opened = training_frames(tables, seen_by) if named else None
     try:
+        suspects = found.suspects[found.suspects["sample"].isin(named)] if named else found.suspects
         return pictures(tables, opened[0], suspects) if opened is not None else []
     except UserError as error:  # a damaged checkpoint must not take the report
         tables.notes.append(f"The suspect samples are not pictured: {error}.")
@@ -234,7 +268,7 @@ def _tables(tables: StudyTables, found: Findings) -> Sequence[Table]:
         order = [*FIRST, *(c for c in listed.columns if c not in (*FIRST, "row", "diverged", "listed"))]
         listed = listed.sort_values("deviations", ascending=False)[order].head(LISTED)
     suspects = found.suspects[found.suspects["suspect"]] if len(found.suspects) else found.suspects
-    lines = pd.DataFrame({"data.exclude": list(suspects["sample"]) if len(suspects) else []})
+    lines = pd.DataFrame({"data.exclude": _quarantine(found)[0]})
     limits = pd.DataFrame([{"setting": k, "value": v} for k, v in (asdict(THRESHOLDS) | asdict(RULES)).items()])
     unit = unit_of(tables.judge.metric) if tables.judge is not None else ""
     units = {"deviations": "scaled MADs", "grad_norm": "before clipping", "recovery_steps": "steps"}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -235,11 +236,11 @@ MOST = 60  # suspects of a larger one
 PICTURED = 6
 
 
-def training_frames(tables: StudyTables) -> tuple[FrameList, TrialConfig] | None:
-    """The training frames of the study's first matched training; None, with a note, where they cannot be read now."""
+def training_frames(tables: StudyTables, keys: Iterable[str]) -> tuple[FrameList, TrialConfig] | None:
+    """The training frames of the first matched one of these trainings; None, with a note, where they cannot be read."""
     if tables.layout is None:
         return None
-    for key in tables.trials["key"]:
+    for key in keys:
         path = tables.folder(str(key)) / "config.json"
         if not path.exists():
             continue
@@ -331,5 +332,10 @@ def with_findings(suspects: pd.DataFrame, found: pd.DataFrame, weight: float, th
     known = merged["finding"].notna()
     merged["suspicion"] = merged["suspicion"].fillna(0.0) + np.where(known, weight, 0.0)
     merged["suspect"] |= known & (merged["suspicion"] >= threshold)
-    order = merged["suspicion"].replace(math.inf, 1e9)
-    return merged.iloc[np.lexsort((merged["sample"], -order))].reset_index(drop=True)
+    return by_suspicion(merged)
+
+
+def by_suspicion(suspects: pd.DataFrame) -> pd.DataFrame:
+    """The samples, most suspicious first."""
+    order = suspects["suspicion"].replace(math.inf, 1e9)
+    return suspects.iloc[np.lexsort((suspects["sample"], -order))].reset_index(drop=True)

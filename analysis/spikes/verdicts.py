@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from analysis import pairs, statistics
-from analysis.page.section import counted, number
+from analysis.page.section import counted, number, plain
 from analysis.tables.tidy import StudyTables
 from study.contract import masked
+from trainables.runtime.errors import UserError
+from trainables.settings.config import Mark, TrialConfig, as_dict, flatten, mark_of
+from trainables.settings.recipe import OPEN_MAPPINGS, load_recipe
 
 QUARANTINE = (
     "The quarantine list below can be pasted into data.exclude; report/quarantine.yaml is a study that trains with and "
@@ -189,13 +192,16 @@ def paired_sentences(found: pd.DataFrame) -> list[str]:
     return said
 
 
-def rerun(tables: StudyTables, quarantine: Sequence[str]) -> dict[str, Any] | None:
+def rerun(tables: StudyTables, quarantine: Sequence[str], keys: Iterable[str] | None = None) -> dict[str, Any] | None:
     """A study that trains with and without the quarantined samples; None where there is nothing to ask.
 
-    What the study's own settings left out stays left out in both arms.
+    keys: the trainings that saw these samples, None for all; what they share stands in both arms. What the study's own
+    settings left out stays left out in both.
     """
     settings: Mapping[str, Any] = tables.study
     trials = tables.trials.dropna(subset=["recipe"])
+    if keys is not None:
+        trials = trials[trials["key"].isin(set(keys))]
     if trials.empty:
         return None
     names = trials["recipe"] + trials["variant"].map(lambda v: f"+{v}" if isinstance(v, str) else "")
@@ -210,6 +216,7 @@ def rerun(tables: StudyTables, quarantine: Sequence[str]) -> dict[str, Any] | No
     claim = {
         "id": "quarantine",
         "statement": "The suspect frames cause the spikes.",
+        "both": _shared(trials[names == recipe], recipe, settings),
         "a": {"name": "all frames", "data.exclude": excluded},
         "b": {"name": "without the suspects", "data.exclude": samples},
         "measured": ["spikes_per_1000_steps", *([tables.judge.metric] if tables.judge is not None else [])],
@@ -217,6 +224,36 @@ def rerun(tables: StudyTables, quarantine: Sequence[str]) -> dict[str, Any] | No
     }
     asked = {"recipe": recipe, "test": [claim], "seeds": RERUN_SEEDS}
     return {"name": f"{tables.name}-quarantine"} | kept | {"claims": asked}
+
+
+def _shared(trainings: pd.DataFrame, recipe: str, study: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that all of these trainings have, and that the recipe under the study's `data` and `trial` has not."""
+    try:
+        over = flatten({"data": study.get("data") or {}}) | dict(study.get("trial") or {})
+        usual = flatten(as_dict(load_recipe(recipe, over)[0]))
+    except UserError:  # a study of another version: its own settings are all there is
+        return {}
+    columns = {c.removeprefix("config."): c for c in trainings.columns if c.startswith("config.")}
+    held = {path: [_whole(plain(value)) for value in trainings[column]] for path, column in columns.items()}
+    constant = {path: values[0] for path, values in held.items() if all(value == values[0] for value in values)}
+    shared: dict[str, Any] = {}
+    for path, value in constant.items():
+        if value == usual.get(path) or path == "data.exclude":
+            continue
+        if path != "data.root" and mark_of(TrialConfig, path) & (Mark.DECIDED | Mark.BOOKKEEPING):
+            continue
+        section = next((name for name in OPEN_MAPPINGS if path.startswith(f"{name}.")), None)
+        if section is None:
+            shared[path] = value
+        else:  # given whole: what it does not name is not there
+            inner = {p.removeprefix(f"{section}."): v for p, v in constant.items() if p.startswith(f"{section}.")}
+            shared[section] = {name: v for name, v in inner.items() if v is not None}
+    return shared
+
+
+def _whole(value: Any) -> Any:
+    """The value; a whole number as one, which a column with holes keeps as a float."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _left_out_by_all(trainings: pd.DataFrame) -> list[str]:

@@ -92,6 +92,20 @@ def test_planted_bad_samples_are_the_suspects(tmp_path: Path) -> None:
     assert len(set(section.data["quarantine"]) - set(bad)) <= 2  # of 230 good ones: neighbours of a planted one
 
 
+def test_a_sample_is_judged_by_trainings_on_its_own_data(tmp_path: Path) -> None:
+    """Planted: three bad samples in one of two data sets, whose frames have the same names."""
+    rng = seeded()
+    bad = {str(name): 10.0 for name in rng.choice(IDS, 3, replace=False)}
+    other = {"data.rooms.train_scenes": 20, "loss.mse": 0.5}
+    trainings = [Training("search", 0.5, trace=trace(rng)) for _ in range(4)]
+    trainings += [Training("claims", 0.5, overrides=other, trace=trace(rng, bad=bad)) for _ in range(4)]
+    section = causes.analyse(runs.load(make_results(tmp_path / "s", trainings).root))
+    suspects = [row for row in section.data["suspects"] if row["suspect"]]
+    assert {row["sample"] for row in suspects} >= set(bad) and {row["data_of"] for row in suspects} == {"claims-0000"}
+    both = section.data["rerun"]["claims"]["test"][0]["both"]  # without which the accused would be other frames
+    assert both["data.rooms.train_scenes"] == 20 and both["loss"]["mse"] == 0.5 and set(both["loss"]) >= set(WEIGHTS)
+
+
 def test_a_sample_that_is_easier_than_its_scene_is_suspect_too(tmp_path: Path) -> None:
     rng = seeded()
     name = IDS[rng.integers(len(IDS))]
