@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import re
 import shutil
 import sys
 import time
@@ -21,7 +20,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from analysis import claims, final_evaluation, importance, reproduction, selection, variance
+from analysis import claims, final_evaluation, importance, papers, reproduction, selection, variance
 from analysis.mlflow_store import log_to_parent, run_pages
 from analysis.page import html
 from analysis.page.section import Section, Table
@@ -38,6 +37,8 @@ STUDY_FILE = Path("study.yaml")
 PAGE_FILE, FILES = "report.html", "report"  # the page, and the folder of its figures and tables beside it
 TABLE = "study.parquet"  # the released table, in the report's folder
 RERUN = "quarantine.yaml"  # a study with and without the suspect samples, beside it
+CHECKLIST, CARD = "reproducibility.md", "model-card.md"  # beside it, too
+WORDS = {"markdown": ("study.md", papers.markdown), "latex": ("study.tex", papers.latex)}  # beside it where asked for
 
 EVIDENCE: Sequence[tuple[str, Callable[[StudyTables], Any]]] = (  # what is measured before anything is said
     ("sealed test", final_evaluation.collect),
@@ -115,6 +116,10 @@ def write(tables: StudyTables, sections: Sequence[Section], folder: Path, links:
     rerun = next((section.data["rerun"] for section in sections if section.data.get("rerun")), None)
     if rerun is not None:
         write_bytes(beside / RERUN, yaml.safe_dump(rerun, sort_keys=False, allow_unicode=True).encode())
+    write_bytes(beside / CHECKLIST, papers.checklist(tables, sections).encode())
+    card = papers.model_card(tables, sections)
+    if card is not None:
+        write_bytes(beside / CARD, card.encode())
     write_table(tables, beside / TABLE)
     write_bytes(folder / PAGE_FILE, text.encode())
     return folder / PAGE_FILE
@@ -157,6 +162,9 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
         sections.insert(0, compare.analyse(tables, load(args.second)))
     links, away = _links(tables)
     path = write(tables, sections, folder, links)
+    for name, make in (WORDS[asked] for asked in WORDS if getattr(args, asked)):
+        write_bytes(folder / FILES / name, make(tables, sections).encode())
+        print(folder / FILES / name)
     registered = None
     if away is None:
         try:
@@ -174,13 +182,8 @@ def mirror(tables: StudyTables, sections: Sequence[Section], folder: Path) -> No
     """Put page, figures and a summary on the study's parent run. Raises UserError where the store is away."""
     if tables.layout is None:
         return
-    said = [f"- **{section.title}** {_literal(section.answers[0])}" for section in sections if section.answers]
+    said = [f"- **{section.title}** {papers.literal(section.answers[0])}" for section in sections if section.answers]
     log_to_parent(tables, {"": folder / PAGE_FILE, FILES: folder / FILES}, "\n".join(said))
-
-
-def _literal(text: str) -> str:
-    """Text as Markdown shows it: a name in it becomes neither link, picture nor HTML."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~!$&@/]|(?<=www)\.)", r"\\\1", " ".join(html.spelled(text).split()))
 
 
 def register(tables: StudyTables) -> str | None:
@@ -217,6 +220,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments.add_argument(
         "--from-table", type=Path, metavar="FILE", help="a released table instead of a results folder"
     )
+    arguments.add_argument(
+        "--markdown", action="store_true", help="also write the answers and tables as report/study.md"
+    )
+    arguments.add_argument("--latex", action="store_true", help="also write the tables as report/study.tex")
     return cli.run(arguments, report, argv)
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis import final_evaluation, mlflow_store, reproduction, runs, statistics
+from analysis import final_evaluation, mlflow_store, papers, reproduction, runs, statistics
 from analysis.page.section import number
 from analysis.sections import cost, sealed_test
 from analysis.tables import sealed
@@ -108,6 +108,16 @@ def test_the_list_is_frozen_and_hashed_and_scored_once(study: Layout) -> None:
         and (study.evaluation / "scores.parquet").read_bytes() == scored
     )
     assert len(stored(study, "openings.json")) == 1
+
+
+def test_the_model_card_has_the_sealed_tests_numbers(study: Layout) -> None:
+    tables = runs.load(study.root)
+    section = final_evaluation.analyse(tables)
+    card = papers.model_card(tables, [section])
+    assert card is not None and section.answers[0].partition(" ")[0] in card
+    for protocol, metrics in section.data["summary"]["confirm-0001"].items():
+        (line,) = [one for one in card.splitlines() if one.startswith(f"| {papers.literal(protocol)} |")]
+        assert all(f" {number(value)} " in line for value in metrics.values() if value is not None)
 
 
 def test_scores_are_the_evaluators_own_under_every_protocol(

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure as Canvas
 
-from analysis import mlflow_store, report, runs
+from analysis import mlflow_store, papers, report, runs
 from analysis.page import html, style
 from analysis.page.section import Section, Table
 from analysis.sections import compare, cost, overview
@@ -226,7 +226,7 @@ def test_a_strangers_table_writes_and_connects_nowhere_else(
 
 
 def test_names_are_no_markdown() -> None:
-    text = report._literal("[a](http://x) <b>*c* `d`\n# www.e.f \u202eg 0.123 m.")
+    text = papers.literal("[a](http://x) <b>*c* `d`\n# www.e.f \u202eg 0.123 m.")
     assert text == r"\[a\](http:\/\/x) \<b\>\*c\* \`d\` \# www\.e.f \[U+202E\]g 0.123 m."
 
 
