@@ -25,7 +25,7 @@ from analysis.mlflow_store import log_to_parent, run_pages
 from analysis.page import html
 from analysis.page.section import Section, Table
 from analysis.runs import load
-from analysis.sections import compare, cost, first_screen, learned, overview, sealed_test
+from analysis.sections import compare, cost, first_screen, learned, overview, sealed_test, trainings
 from analysis.spikes import causes
 from analysis.tables.tidy import StudyTables, read_table, write_table
 from trainables.runtime import cli
@@ -56,6 +56,7 @@ PAGE: Sequence[tuple[str, Callable[[StudyTables], Section]]] = (  # in the page'
     ("curves", overview.curves),
     ("history", overview.history),
     ("outcomes", overview.outcomes),
+    ("trainings", trainings.analyse),
     ("cost", cost.cost),
     ("data", cost.data),
 )
@@ -95,8 +96,9 @@ def write(tables: StudyTables, sections: Sequence[Section], folder: Path, links:
     """
     asked = [claim for section in sections if section.key == "claims" for claim in section.data.get("claims", ())]
     verdicts = [(claim["id"], claim["verdict"]) for claim in asked]
-    leads = [html.lead(*entry, links) for entry in first_screen.headlines(tables, sections, verdicts)]
-    parts = [html.part(section, links) for section in sections]
+    inside = html.anchors(sections, links)
+    leads = [html.lead(*entry, inside) for entry in first_screen.headlines(tables, sections, verdicts)]
+    parts = [html.part(section, inside, links) for section in sections]
     footer = (
         f"{tables.name}: every figure and table also lies in report/ as SVG, PNG and CSV; {TABLE} regenerates them."
     )

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure as Canvas
 
 from analysis.page import style
-from analysis.page.section import Figure, Headline, Section, Table, missing, number
+from analysis.page.section import Entry, Figure, Headline, Section, Table, missing, number
 
 HERE = Path(__file__).parent
 HIDDEN = [0x061C, 0x200B, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF, *range(0x202A, 0x202F), *range(0x2060, 0x206A)]
@@ -75,6 +75,16 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """A training's entry: its curve as an SVG element, its preview as a `data:` address, its run's address."""
+
+    entry: Entry
+    curve: Markup
+    preview: str
+    href: str | None
+
+
+@dataclass(frozen=True)
 class Part:
     """A section ready for the page; `brief`: it has one sentence and nothing else."""
 
@@ -83,6 +93,7 @@ class Part:
     answers: Sequence[str]
     figures: Sequence[Picture]
     tables: Sequence[Grid]
+    folds: Sequence[Fold] = ()
 
     @property
     def brief(self) -> bool:
@@ -107,14 +118,51 @@ def spelled(text: str) -> str:
     return text.translate(_SPELLED)
 
 
-def part(section: Section, links: Mapping[str, str]) -> Part:
-    """A section with its figures drawn and its tables formatted, empty ones left out; `links` by training key."""
-    return Part(section.key, section.title, section.answers, *_drawn(section, links))
+def part(section: Section, links: Mapping[str, str], runs: Mapping[str, str]) -> Part:
+    """A section with its figures drawn and its tables formatted, empty ones left out.
+
+    links: training key -> where a table's row of it leads (see `anchors`); runs: its run in the MLflow UI.
+    """
+    folds = [_fold(entry, runs) for entry in section.entries]
+    return Part(section.key, section.title, section.answers, *_drawn(section, links), folds)
 
 
 def lead(key: str, asked: str, headline: Headline, links: Mapping[str, str]) -> Lead:
     """An entry of the first screen, as `part` makes a section."""
     return Lead(key, asked, headline.sentences, *_drawn(headline, links), headline.command, headline.warn)
+
+
+def anchors(sections: Sequence[Section], links: Mapping[str, str]) -> dict[str, str]:
+    """Training key -> where its rows lead: to its entry on the page, else to its run in the MLflow UI."""
+    return dict(links) | {entry.key: f"#{anchor(entry.key)}" for section in sections for entry in section.entries}
+
+
+def anchor(key: str) -> str:
+    """The id of a training's entry."""
+    return f"training-{key}"
+
+
+def _fold(entry: Entry, runs: Mapping[str, str]) -> Fold:
+    preview = style.data_uri("image/jpeg", entry.preview) if entry.preview is not None else ""
+    return Fold(entry, _curve(entry), preview, runs.get(entry.key))
+
+
+CURVE_W, CURVE_H = 320, 90  # of an entry's curve, in the SVG's own units
+
+
+def _curve(entry: Entry) -> Markup:
+    """A curve as a small SVG element: made of numbers alone, so nothing in it can be text."""
+    if len(entry.curve) < 2:
+        return Markup("")
+    x, y = np.array(entry.curve, dtype=float).T
+    across = (x - x.min()) / max(float(np.ptp(x)), 1e-12) * (CURVE_W - 8) + 4
+    up = CURVE_H - 4 - (y - y.min()) / max(float(np.ptp(y)), 1e-12) * (CURVE_H - 8)
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(across, up, strict=True))
+    said = f"{number(float(y[0]))} at {x[0]:.0f} images, {number(float(y[-1]))} at {x[-1]:.0f}"
+    return Markup(  # noqa: S704  (numbers alone)
+        f'<svg viewBox="0 0 {CURVE_W} {CURVE_H}" role="img" aria-label="{said}">'
+        f'<polyline fill="none" stroke="var(--c0)" stroke-width="1.5" points="{points}"/></svg>'
+    )
 
 
 def _drawn(shown: Section | Headline, links: Mapping[str, str]) -> tuple[list[Picture], list[Grid]]:

@@ -15,4 +15,18 @@ for (const table of document.querySelectorAll("table.sortable")) {
     table.tBodies[0].append(...keyed.map((entry) => entry.row));
   }));
 }
+for (const field of document.querySelectorAll(".filter input")) {
+  const rows = [...field.closest("details").querySelector("table").tBodies[0].rows];
+  field.addEventListener("input", () => {
+    const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+    for (const row of rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+  });
+}
+const unfold = () => {
+  const shown = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  for (let part = shown; part; part = part.parentElement) if (part.tagName === "DETAILS") part.open = true;
+  if (shown) shown.scrollIntoView();
+};
+addEventListener("hashchange", unfold);
+unfold();
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));

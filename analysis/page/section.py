@@ -67,10 +67,30 @@ class Headline:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """One training, folded up until it is asked for.
+
+    title: how it ended. words: sentences. command: what repeats it. settings: (path, value) of those of its own.
+    curve: (images, value) per report of what `measured` names with its unit. preview: a JPEG. folder: relative to the
+    page, empty where it is not there.
+    """
+
+    key: str
+    title: str
+    words: Sequence[str]
+    command: str
+    settings: Sequence[tuple[str, str]]
+    measured: str
+    curve: Sequence[tuple[float, float]]
+    preview: bytes | None
+    folder: str
+
+
+@dataclass(frozen=True)
 class Section:
     """The answer to one question. `answers` are sentences, the most important first; `data` is plain JSON.
 
-    headline: its part of the first screen, None where it has none.
+    headline: its part of the first screen, None where it has none. entries: the trainings that it lists one by one.
     """
 
     key: str
@@ -80,6 +100,7 @@ class Section:
     tables: Sequence[Table] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     headline: Headline | None = None
+    entries: Sequence[Entry] = ()
 
     def text(self) -> str:
         """The section for a terminal."""

@@ -100,7 +100,7 @@ def test_the_policy_names_exactly_what_is_inlined(planted: Path) -> None:
         digests = [base64.b64encode(hashlib.sha256(piece.encode()).digest()).decode() for piece in pieces]
         assert len(digests) == 1 and f"{directive} 'sha256-{digests[0]}'" in policy.group(1)
     assert "unsafe" not in policy.group(1) and " style=" not in text and not re.search(r"\son\w+=", text)
-    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', text)
+    assert not re.findall(r'(?:src|href)="(?!data:|#|trials/[a-z]+-\d+/")[^"]*"', text)
 
 
 def test_figures_and_tables_also_lie_beside_the_page(planted: Path) -> None:
@@ -114,6 +114,11 @@ def test_figures_and_tables_also_lie_beside_the_page(planted: Path) -> None:
     assert len(trials) == 24 and trials["key"].is_unique
 
 
+def unfold(shown: Any) -> None:
+    """Open everything that is folded up."""
+    shown.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+
+
 @needs_browser
 @pytest.mark.parametrize("width", [390, 1440])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -121,6 +126,7 @@ def test_nothing_overflows_or_asks_the_network(browser: Any, planted: Path, widt
     shown, said, asked = open_page(
         browser, planted, viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
     )
+    unfold(shown)
     assert said == [] and asked == []
     assert shown.evaluate("document.documentElement.scrollWidth") == width
     outside = shown.evaluate(
@@ -142,6 +148,8 @@ def test_nothing_overflows_or_asks_the_network(browser: Any, planted: Path, widt
 def test_tables_sort_and_downloads_hold_the_data(browser: Any, planted: Path, tmp_path: Path) -> None:
     shown, said, _ = open_page(browser, planted, viewport={"width": 1440, "height": 900})
     table = shown.locator("#table-search-trials")
+    assert table.get_attribute("open") is None  # closed until it is asked for
+    table.locator("summary").click()
     column = [head.strip() for head in table.locator("th button").all_inner_texts()].index("number")
     for order in (1, -1):
         table.locator("th button").nth(column).click()
@@ -158,9 +166,38 @@ def test_tables_sort_and_downloads_hold_the_data(browser: Any, planted: Path, tm
 
 
 @needs_browser
+def test_a_filter_leaves_the_rows_that_hold_every_word(browser: Any, planted: Path) -> None:
+    shown, said, _ = open_page(browser, planted, viewport={"width": 1440, "height": 900})
+    table = shown.locator("#table-trainings")
+    table.locator("summary").click()
+    rows = table.locator("tbody tr")
+    texts = [text.lower() for text in rows.all_text_contents()]
+    for words in ("search-0003", "Search complete", "no such training", ""):
+        table.locator(".filter input").fill(words)
+        expected = [all(word in text for word in words.lower().split()) for text in texts]
+        assert [row.is_visible() for row in rows.all()] == expected
+    assert said == []
+    shown.context.close()
+
+
+@needs_browser
+def test_a_key_leads_to_the_trainings_own_entry(browser: Any, planted: Path) -> None:
+    shown, said, _ = open_page(browser, planted, viewport={"width": 1440, "height": 900})
+    entry = shown.locator("#training-search-0003")
+    assert not entry.locator(".command").is_visible()
+    shown.locator("#table-search-trials summary").click()
+    shown.locator("#table-search-trials td a", has_text="search-0003").click()
+    assert entry.locator(".command").is_visible() and entry.locator("polyline").is_visible()
+    assert entry.locator(".command").inner_text().startswith("python -m trainables.train densedepth --set ")
+    assert said == []
+    shown.context.close()
+
+
+@needs_browser
 def test_two_hundred_payloads_are_shown_and_none_runs(browser: Any, hostile: Path) -> None:
     shown, said, asked = open_page(browser, hostile, viewport={"width": 390, "height": 900})
     assert shown.evaluate("window.hit") is None and said == [] and asked == []
+    unfold(shown)
     cells = set(shown.locator("#table-not-completed tbody td").all_inner_texts())
     assert [text for text in PAYLOADS if text not in cells] == [] and len(set(PAYLOADS)) == 200
     assert shown.title() == PAYLOADS[0] and shown.locator("h1").inner_text() == PAYLOADS[0]
@@ -280,7 +317,7 @@ def test_cells_sort_by_their_number_and_show_what_is_missing() -> None:
     grid = html.grid(Table("t", "T", frame, "", {"n": "m"}), {})
     assert [[cell.text for cell in row] for row in grid.rows] == [["1.23", "a"], ["–", "–"], ["∞", "\u202e"]]
     assert [row[0].value for row in grid.rows] == ["1.23456", None, "Infinity"]
-    text = html.render("t", [], [html.part(Section("k", "K", ["\u202e"], (), [Table("t", "T", frame)]), {})], "")
+    text = html.render("t", [], [html.part(Section("k", "K", ["\u202e"], (), [Table("t", "T", frame)]), {}, {})], "")
     assert "\u202e" not in text and "[U+202E]" in text
 
 
