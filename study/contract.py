@@ -61,7 +61,7 @@ class Attr:
     STEP = "step"  # of a divergence
     ATTEMPTS = "attempts"  # how often it was started
     DEATHS = "deaths"  # workers that ended without a report of it since its last new report
-    JUDGED = "judged"  # [images of the last report that the pruner has judged, whether it gave the training up]
+    JUDGED = "judged"  # the pruner's last answer: [images, whether it gave the training up, names of its notes]
     ORIGIN = "origin"  # confirm: key of the search trial it repeats; claims: the arms that it serves, [{claim, arm}]
     SUMMARY = "summary"  # last report's summary: steps, images, seconds, peak memory, parameters, ...
 

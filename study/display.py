@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.contract import Outcome
-from study.entry import Entry
-from study.ledger import Ledger
+from study.ledger import Entry, Ledger
 
 if TYPE_CHECKING:
     from rich.live import Live as RichLive
@@ -93,7 +92,7 @@ class Display:
         phases = Table(box=None, width=WIDTH, padding=(0, 1))
         for heading in ("phase", "done", "running", "pruned", "diverged", "failed", "of"):
             phases.add_column(heading, justify="left" if heading == "phase" else "right")
-        for phase, count in self.ledger.planned.items():
+        for phase, count in self.ledger.store.planned.items():
             outcomes = [e.outcome for e in self.ledger.entries[phase]]
             failed = sum(o in (Outcome.FAILED, Outcome.OUT_OF_MEMORY) for o in outcomes)
             cells = [outcomes.count(Outcome.COMPLETE), sum(e.phase == phase for e, *_ in self.running.values())]
@@ -114,7 +113,7 @@ class Display:
 
     def best(self) -> Entry | None:
         """The best complete training of any phase by the judge."""
-        entries = {e.key: e for members in self.ledger.entries.values() for e in members}
+        entries = {e.key: e for e in self.ledger.everything()}
         rows = [row for phase in self.ledger.entries for row in self.ledger.rows(phase)]
         ranked = self.ledger.judge.rank(rows)
         return entries[str(ranked[0]["key"])] if ranked else None
@@ -123,19 +122,20 @@ class Display:
         return f"{self.ledger.judge.metric} {value:.4f}"
 
     def _images_done(self) -> int:
-        ended = [e for members in self.ledger.entries.values() for e in members if e.outcome is not None]
+        ended = [e for e in self.ledger.everything() if e.outcome is not None]
         return sum(e.budget_images for e in ended)
 
     def _images_planned(self) -> int:
-        known = [e for members in self.ledger.entries.values() for e in members]
+        known = self.ledger.everything()
         images = sum(e.budget_images for e in known)
         mean = images / len(known) if known else 0.0
-        left = {name: max(count - len(self.ledger.entries[name]), 0) for name, count in self.ledger.planned.items()}
+        planned = self.ledger.store.planned
+        left = {name: max(count - len(self.ledger.entries[name]), 0) for name, count in planned.items()}
         longer = left.pop("confirm", 0) * (self.confirm_images or mean)
         return int(images + mean * sum(left.values()) + longer)
 
     def _device_hours(self) -> float:
-        ended = [e for members in self.ledger.entries.values() for e in members if e.ended is not None]
+        ended = [e for e in self.ledger.everything() if e.ended is not None]
         busy = sum((e.ended - e.started).total_seconds() for e in ended if e.ended is not None)
         busy += sum(time.monotonic() - since for _, since, _, _ in self.running.values())
         return busy * self.device_share / 3600

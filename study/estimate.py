@@ -26,7 +26,7 @@ EFFICIENCY = 0.35  # share of a large matrix product's speed that these convolut
 BACKWARD = 3.0  # forward and backward, over forward
 STATE_BYTES = 16  # per parameter while training: weight, gradient, two moments
 RUNNING_BYTES = 4 * (3 + 1 + 3)  # of disk per parameter: latest with two moments, best, and latest's next while written
-KEPT_BYTES = 4  # of disk per parameter when a training has ended (study/retention.py)
+KEPT_BYTES = 4  # of disk per parameter when a training has ended (study/endings.py)
 TRACE_BYTES = 300  # per step and sample
 START_S = 6.0  # a worker's start, and the model's
 
@@ -100,7 +100,7 @@ def _concurrency(plan: Plan) -> tuple[int, int]:
     """Trainings at once, and the processes of each."""
     import torch
 
-    from study.resources import share_of
+    from study.cluster import share_of
 
     resources = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
     share = share_of(plan, resources)

@@ -6,84 +6,142 @@ outcome is written last of its attributes, then reported to Optuna; a kill betwe
 
 from __future__ import annotations
 
+import hashlib
 import json
-import sys
-import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from study import ledger_file
-from study.compose import Planned
-from study.contract import DEVICE_SECONDS, OPTUNA_STATE, PHASES, Attr, Judge, Layout, Outcome, StudyAttr, trial_key
-from study.entry import Entry, digest, read_entry
+from study.compose import Identity, Planned
+from study.contract import DEVICE_SECONDS, OPTUNA_STATE, PHASES, Attr, Judge, Layout, Outcome, trial_key
 from study.space import Dimension, label
+from study.store import Store
 from trainables.runtime.errors import UserError
 from trainables.settings.config import TrialConfig, as_dict, stored_config
 
 if TYPE_CHECKING:
-    import optuna
+    from optuna.pruners import BasePruner
     from optuna.trial import FrozenTrial
 
-Direction = Literal["minimize", "maximize"]
-NOTHING: Final[dict[str, Any]] = {}  # one for all ended trainings; never written to
-RUNG = "completed_rung_"  # system attributes of Optuna's halving pruners
+
+class Judged(NamedTuple):
+    """The pruner's last answer: after how many images, whether it gave the training up, and the names of all that it
+    has noted of the training so far.
+    """
+
+    images: int
+    gave_up: bool
+    notes: Sequence[str] = ()  # a ledger of an earlier version has none
+
+
+@dataclass(slots=True)
+class Entry:
+    """One training: its settings, its progress, its outcome. `history`: images seen -> the judge's metric."""
+
+    phase: str
+    number: int
+    trial_id: int
+    group: str
+    config: dict[str, Any]
+    origin: Any
+    attempts: int
+    deaths: int
+    outcome: Outcome | None
+    reason: str | None
+    value: float | None
+    started: datetime
+    ended: datetime | None
+    summary: dict[str, Any]
+    history: dict[int, float] = field(default_factory=dict)
+    judged: Judged | None = None  # the pruner's last answer
+    swept: bool = False  # none of its checkpoints is left (study/endings.py)
+    seed: int = field(init=False)
+    stage: int = field(init=False)
+    batch_size: int = field(init=False)
+    budget_images: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seed, self.stage = int(self.config["seed"]), int(self.config["stage"])
+        self.batch_size, self.budget_images = int(self.config["batch_size"]), int(self.config["budget_images"])
+
+    @property
+    def key(self) -> str:
+        return trial_key(self.phase, self.number)
+
+    @property
+    def identity(self) -> tuple[str, int, int]:
+        return (self.group, self.seed, self.stage)
+
+    def training(self) -> TrialConfig:
+        """Its settings, validated again."""
+        return stored_config(json.dumps(self.config))
+
+
+def read_entry(phase: str, frozen: FrozenTrial, judge: Judge) -> Entry:
+    """The entry of one of Optuna's trials. Raises ValueError where it is not what was written."""
+    attrs = frozen.user_attrs
+    outcome = attrs.get(Attr.OUTCOME)
+    history = dict(frozen.intermediate_values)
+    if Attr.DIGEST in attrs and attrs[Attr.DIGEST] != digest(attrs):
+        raise ValueError(f"what {phase} {frozen.number} is to train has changed")
+    if frozen.datetime_start is None:
+        raise ValueError(f"{phase} {frozen.number} never began")
+    return Entry(
+        phase=phase,
+        number=frozen.number,
+        trial_id=frozen._trial_id,
+        group=attrs[Attr.GROUP],
+        config=attrs[Attr.CONFIG],
+        origin=attrs[Attr.ORIGIN],
+        attempts=attrs[Attr.ATTEMPTS],
+        deaths=attrs[Attr.DEATHS],
+        outcome=Outcome(outcome) if outcome else None,
+        reason=attrs.get(Attr.REASON),
+        value=judge.value([{f"val/{judge.metric}": v} for _, v in sorted(history.items())]),
+        started=frozen.datetime_start,
+        ended=frozen.datetime_complete,
+        summary=attrs.get(Attr.SUMMARY) or {},
+        history=history,
+        judged=Judged(*attrs[Attr.JUDGED]) if Attr.JUDGED in attrs else None,
+    )
+
+
+def digest(attrs: Mapping[str, Any]) -> str:
+    """Digest of a training's attributes that never change."""
+    fixed = [attrs[name] for name in (Attr.KEY, Attr.CONFIG, Attr.GROUP, Attr.ORIGIN)]
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 class Ledger:
-    """A study's ledger, opened by its one owner. `objectives`: the search's, where there are two."""
+    """The entries of a study, in memory as in its store. `objectives`: the search's, where there are two."""
 
     def __init__(
-        self, layout: Layout, url: str | None, judge: Judge, pruner: Any, objectives: Sequence[str] = ()
+        self,
+        layout: Layout,
+        url: str | None,
+        judge: Judge,
+        objectives: Sequence[str] | None = None,
     ) -> None:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.layout, self.judge = layout, judge
-        if url is None:
-            ledger_file.check(layout)
-        direction: Direction = "minimize" if judge.minimise else "maximize"
-        self.directions: list[Direction] = [direction, "minimize"] if objectives else [direction]  # of the search
-        self.storage = storage = optuna.storages.RDBStorage(
-            url or f"sqlite:///{layout.ledger}",
-            engine_kwargs={} if url else {"connect_args": {"timeout": ledger_file.BUSY_S}},
-        )
-        self.studies: dict[str, optuna.Study] = {
-            phase: optuna.create_study(
-                storage=storage,
-                study_name=f"{layout.name}/{phase}",
-                directions=self.directions if phase == "search" else [direction],
-                sampler=optuna.samplers.RandomSampler(),
-                pruner=pruner if phase == "search" and pruner is not None else optuna.pruners.NopPruner(),
-                load_if_exists=True,
-            )
-            for phase in PHASES
-        }
-        self.sqlite, self.planned = url is None, dict[str, int]()
-        nothing = pruner is None or isinstance(pruner, optuna.pruners.NopPruner)
-        self.prunes = not nothing and not objectives
-        if objectives:
-            _name_objectives(self.studies["search"], objectives)
-        self.distributions: dict[str, dict[str, Any]] = {}  # those of ended trials, one for all that are equal
-        self.trainings: dict[int, TrialConfig] = {}
+        self.store = Store(layout, url, "minimize" if judge.minimise else "maximize", objectives)
         self.entries: dict[str, list[Entry]] = {}
-        self.entered: dict[str, dict[tuple[str, int, int], Entry]] = {}
+        self.entered: dict[str, dict[Identity, Entry]] = {}
         for phase in PHASES:
-            self.entries[phase] = [read_entry(phase, frozen, judge) for frozen in self.frozen(phase)]
+            self.entries[phase] = [read_entry(phase, frozen, judge) for frozen in self.store.frozen(phase)]
             self.entered[phase] = {entry.identity: entry for entry in self.entries[phase]}
             for entry in self.entries[phase]:
                 if entry.outcome is not None and entry.ended is None:
                     self._tell(entry)
 
-    def frozen(self, phase: str) -> list[FrozenTrial]:
-        """Optuna's own view of a phase's trials, in order."""
-        return self.studies[phase].get_trials(deepcopy=False)
+    def everything(self) -> list[Entry]:
+        """The entries of all phases."""
+        return [entry for entries in self.entries.values() for entry in entries]
 
     def add(self, planned: Planned, dimensions: tuple[Dimension, ...], params: Mapping[str, Any]) -> Entry:
         """Enter a training as running. `params`: the searched settings that Optuna learns from."""
         import optuna
 
-        study = self.studies[planned.phase]
         number = len(self.entries[planned.phase])
         spaces = {d.path: d for d in dimensions if d.path in params}
         attrs = {
@@ -95,7 +153,7 @@ class Ledger:
             Attr.DEATHS: 0,
         }
         attrs[Attr.DIGEST] = digest(attrs)
-        study.add_trial(
+        self.store.studies[planned.phase].add_trial(
             optuna.trial.create_trial(
                 state=optuna.trial.TrialState.RUNNING,
                 params={path: label(params[path]) for path in spaces},
@@ -103,7 +161,7 @@ class Ledger:
                 user_attrs=attrs,
             )
         )
-        entry = read_entry(planned.phase, study.get_trials(deepcopy=False)[-1], self.judge)
+        entry = read_entry(planned.phase, self.store.frozen(planned.phase)[-1], self.judge)
         if entry.number != number:
             raise UserError(f"{self.layout.ledger}: another process writes to this ledger; end it, then --resume")
         self.entries[planned.phase].append(entry)
@@ -113,61 +171,20 @@ class Ledger:
     def start(self, entry: Entry) -> None:
         """Count an attempt."""
         entry.attempts += 1
-        self._trial(entry).set_user_attr(Attr.ATTEMPTS, entry.attempts)
+        self.store.set_trial(entry.trial_id, {Attr.ATTEMPTS: entry.attempts})
 
-    def count_death(self, entry: Entry) -> None:
-        """Count a worker that ended without a report of it."""
-        entry.deaths += 1
-        self._trial(entry).set_user_attr(Attr.DEATHS, entry.deaths)
-
-    def forgive_deaths(self, entry: Entry) -> None:
-        """Reset the count of deaths: the training has got further since."""
-        entry.deaths = 0
-        self._trial(entry).set_user_attr(Attr.DEATHS, 0)
+    def set_deaths(self, entry: Entry, deaths: int) -> None:
+        """Write how many workers have ended without a report of it since the training last got further."""
+        entry.deaths = deaths
+        self.store.set_trial(entry.trial_id, {Attr.DEATHS: deaths})
 
     def report(self, entry: Entry, images: int, value: float) -> bool:
         """Write the judged metric after so many images; False where it is known (a resumed training repeats itself)."""
         if images in entry.history:
             return False
-        self.storage.set_trial_intermediate_value(entry.trial_id, images, value)  # Trial.report refuses two objectives
+        self.store.set_value(entry.trial_id, images, value)
         entry.history[images] = value
         return True
-
-    def should_prune(self, entry: Entry) -> bool:
-        """The pruner's decision on the last report."""
-        if not self.prunes:
-            return False
-        return self._judge(entry, self._trial(entry).should_prune())
-
-    def should_have_pruned(self, entry: Entry) -> bool:
-        """What it has said of the last report. Where a kill came before the answer was written, it is asked again.
-
-        A halving pruner notes that a report is judged before it judges it, and answers no from then on. So it is asked
-        on a copy without the note, and what it notes there is noted here: others are judged by it.
-        """
-        import optuna
-
-        if not (self.prunes and entry.history):
-            return False
-        images = max(entry.history)
-        if entry.judged is not None and entry.judged[0] == images:
-            return entry.judged[1]
-        study, trials = self.studies[entry.phase], self.studies[entry.phase].get_trials()
-        own, known = trials[entry.number], dict(trials[entry.number].system_attrs)
-        noted = {n for n, value in known.items() if n.startswith(RUNG) and value == entry.history[images]}
-        own.system_attrs = {name: value for name, value in known.items() if name not in noted}
-        copy = optuna.create_study(study_name=study.study_name, directions=self.directions, pruner=study.pruner)
-        copy.add_trials(trials)
-        answer = study.pruner.prune(copy, copy.get_trials()[entry.number])
-        for name, value in copy.get_trials()[entry.number].system_attrs.items():
-            if name not in known:
-                self.storage.set_trial_system_attr(entry.trial_id, name, value)
-        return self._judge(entry, answer)
-
-    def _judge(self, entry: Entry, answer: bool) -> bool:
-        entry.judged = max(entry.history), bool(answer)
-        self._trial(entry).set_user_attr(Attr.JUDGED, entry.judged)
-        return entry.judged[1]
 
     def finish(
         self,
@@ -187,73 +204,15 @@ class Ledger:
         missing = [name for name, value in self._objectives(entry).items() if value is None]
         if outcome is Outcome.COMPLETE and missing:
             outcome, reason = Outcome.FAILED, f"it ended without a report of {missing[0]}"
-        trial = self._trial(entry)
         known = {Attr.REASON: reason, Attr.DETAIL: detail, Attr.STEP: step, Attr.SUMMARY: entry.summary or None}
-        for name, value in known.items():
-            if value is not None:
-                trial.set_user_attr(name, value)
-        trial.set_user_attr(Attr.OUTCOME, outcome.value)
+        given = {name: value for name, value in known.items() if value is not None}
+        self.store.set_trial(entry.trial_id, given | {Attr.OUTCOME: outcome.value})
         entry.outcome, entry.reason = outcome, reason
         self._tell(entry)
-
-    def release(self, *ended: Entry) -> None:
-        """Drop from memory what nobody asks of ended trainings: a study may have many thousands. Optuna's own view of
-        them, which stays as long as the ledger is open, keeps what samplers and pruners look at.
-        """
-        trials = {phase: self.frozen(phase) for phase in {entry.phase for entry in ended}}
-        for entry in ended:
-            self._release(entry, trials[entry.phase][entry.number])
-
-    def _release(self, entry: Entry, kept: FrozenTrial) -> None:
-        kept.user_attrs = NOTHING
-        kept.params = {sys.intern(name): value for name, value in kept.params.items()}
-        kept.distributions = self.distributions.setdefault(str(kept.distributions), kept.distributions)
-        entry.config, entry.summary, entry.history = NOTHING, NOTHING, kept.intermediate_values
-
-    def training(self, entry: Entry) -> TrialConfig:
-        """A training's settings, read from the storage and validated again; kept: few are asked for, but often."""
-        if entry.trial_id not in self.trainings:
-            attrs = self.storage.get_trial(entry.trial_id).user_attrs
-            self.trainings[entry.trial_id] = stored_config(json.dumps(attrs[Attr.CONFIG]))
-        return self.trainings[entry.trial_id]
 
     def rows(self, phase: str) -> list[dict[str, Any]]:
         """A phase's trainings as the judge ranks them."""
         return [{"key": e.key, "outcome": e.outcome, "value": e.value, "group": e.group} for e in self.entries[phase]]
-
-    def attribute(self, name: str) -> Any:
-        """A study attribute, or None."""
-        return self.studies[PHASES[0]].user_attrs.get(name)
-
-    def set_attributes(self, values: Mapping[str, Any]) -> None:
-        """Write study attributes to every phase."""
-        for study in self.studies.values():
-            for name, value in values.items():
-                if study.user_attrs.get(name) != value:
-                    study.set_user_attr(name, value)
-
-    def set_planned(self, counts: Mapping[str, int]) -> None:
-        """Write how many trainings each phase will hold."""
-        self.planned |= counts
-        for phase, count in counts.items():
-            if self.studies[phase].user_attrs.get(StudyAttr.PLANNED) != count:
-                self.studies[phase].set_user_attr(StudyAttr.PLANNED, count)
-
-    def backup(self) -> None:
-        """Copy a sqlite ledger, whole or not at all."""
-        if self.sqlite:
-            ledger_file.backup(self.layout)
-
-    def close(self) -> None:
-        """Let go of the storage's connections, and seal a sqlite ledger."""
-        self.storage.remove_session()
-        if self.sqlite:
-            ledger_file.seal(self.layout)
-
-    def _trial(self, entry: Entry) -> optuna.Trial:
-        import optuna
-
-        return optuna.trial.Trial(self.studies[entry.phase], entry.trial_id)
 
     def _tell(self, entry: Entry) -> None:
         import optuna
@@ -261,19 +220,58 @@ class Ledger:
         assert entry.outcome is not None
         state = optuna.trial.TrialState[OPTUNA_STATE.get(entry.outcome, "FAIL")]
         values = [value for value in self._objectives(entry).values() if value is not None]
-        self.studies[entry.phase].tell(entry.number, values if entry.outcome is Outcome.COMPLETE else None, state)
+        study = self.store.studies[entry.phase]
+        study.tell(entry.number, values if entry.outcome is Outcome.COMPLETE else None, state)
         entry.ended = datetime.now()
 
     def _objectives(self, entry: Entry) -> dict[str, float | None]:
         """The values of a complete training, for Optuna."""
         judged = {self.judge.metric: entry.value}
-        alone = len(self.studies[entry.phase].directions) == 1
+        alone = len(self.store.studies[entry.phase].directions) == 1
         return judged if alone else judged | {DEVICE_SECONDS: entry.summary.get(DEVICE_SECONDS)}
 
 
-def _name_objectives(study: optuna.Study, names: Sequence[str]) -> None:
-    """For those who open the ledger with Optuna's own tools."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # experimental
-        if study.metric_names is None and len(study.directions) == len(names):
-            study.set_metric_names(list(names))
+class Pruning:
+    """A pruner's decisions about trainings of the search, each kept in the ledger. pruner: None gives nothing up."""
+
+    def __init__(self, ledger: Ledger, pruner: BasePruner | None) -> None:
+        self.ledger, self.pruner = ledger, pruner
+
+    def gives_up(self, entry: Entry) -> bool:
+        """The decision on the last report."""
+        if self.pruner is None:
+            return False
+        own = self.ledger.store.frozen(entry.phase)[entry.number]
+        return self._keep(entry, self.pruner.prune(self.ledger.store.studies[entry.phase], own))
+
+    def gave_up(self, entry: Entry) -> bool:
+        """The decision on the last report as it was kept. Where a kill came before that, it is made again.
+
+        A halving pruner notes that a report is judged before it judges it, and answers no from then on. So it is asked
+        on a copy without the notes of this report, and what it notes there is noted here: others are judged by it.
+        """
+        import optuna
+
+        if self.pruner is None or not entry.history:
+            return False
+        if entry.judged is not None and entry.judged.images == max(entry.history):
+            return entry.judged.gave_up
+        study = self.ledger.store.studies[entry.phase]
+        trials = study.get_trials()
+        own, known = trials[entry.number], dict(trials[entry.number].system_attrs)
+        earlier = entry.judged.notes if entry.judged is not None else ()
+        own.system_attrs = {name: value for name, value in known.items() if name in earlier}
+        copy = optuna.create_study(study_name=study.study_name, directions=self.ledger.store.directions)
+        copy.add_trials(trials)
+        answer = self.pruner.prune(copy, copy.get_trials()[entry.number])
+        for name, value in copy.get_trials()[entry.number].system_attrs.items():
+            if name not in known:
+                self.ledger.store.note(entry.trial_id, name, value)
+        return self._keep(entry, answer)
+
+    def _keep(self, entry: Entry, answer: bool) -> bool:
+        """Write an answer with the names of the notes there are now: a running trial's system attributes are those."""
+        notes = sorted(self.ledger.store.frozen(entry.phase)[entry.number].system_attrs)
+        entry.judged = Judged(max(entry.history), bool(answer), notes)
+        self.ledger.store.set_trial(entry.trial_id, {Attr.JUDGED: list(entry.judged)})
+        return entry.judged.gave_up

@@ -15,8 +15,8 @@ from typing import Any
 
 from study.config import Study, StudyConfig
 from study.contract import Claim, StudyAttr, claims_hash, judge_hash
-from study.ledger import Ledger
 from study.plan import Plan
+from study.store import Store
 from trainables.runtime.errors import UserError
 from trainables.settings.config import DataConfig, Mark, flatten, mark_of
 from trainables.settings.recipe import recipe_names
@@ -72,7 +72,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def record(ledger: Ledger, plan: Plan, data: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def record(store: Store, plan: Plan, data: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Write what the study is into the ledger, or compare it with what it was; sentences about allowed changes.
 
     Raises UserError naming key, old and new value for a change that would make the trainings incomparable, or a claim
@@ -80,9 +80,9 @@ def record(ledger: Ledger, plan: Plan, data: Mapping[str, Any], now: Mapping[str
     """
     study = plan.study
     judge = study.config.judge.model_dump(mode="json")
-    before = ledger.attribute(StudyAttr.STUDY)
+    before = store.attribute(StudyAttr.STUDY)
     if before is None:
-        ledger.set_attributes(
+        store.set_attributes(
             {
                 StudyAttr.STUDY: study.resolved,
                 StudyAttr.JUDGE: judge,
@@ -94,16 +94,16 @@ def record(ledger: Ledger, plan: Plan, data: Mapping[str, Any], now: Mapping[str
             }
         )
         return []
-    _take_earlier(ledger, plan, before)
+    _take_earlier(store, plan, before)
     notes = [f"{path} is {new!r} now, was {old!r}" for path, old, new in _changes(study, before)]
-    notes += _testable(study, [Claim.of(value) for value in ledger.attribute(StudyAttr.CLAIMS) or ()], plan.stated)
-    for name, old in (ledger.attribute(StudyAttr.DATA) or {}).items():
+    notes += _testable(study, [Claim.of(value) for value in store.attribute(StudyAttr.CLAIMS) or ()], plan.stated)
+    for name, old in (store.attribute(StudyAttr.DATA) or {}).items():
         if name in data and data[name] != old:
             raise UserError(
                 f"the data have changed since the study began ({name} is {data[name]}, was {old}); "
                 "put the old data back, or give the study another name"
             )
-    past = ledger.attribute(StudyAttr.ENVIRONMENT) or {}
+    past = store.attribute(StudyAttr.ENVIRONMENT) or {}
     watched = ("python", "packages", "host", "devices", "commit")
     old_flat, new_flat = (flatten({k: e.get(k) for k in watched}) for e in (past, now))
     moved = [
@@ -113,8 +113,8 @@ def record(ledger: Ledger, plan: Plan, data: Mapping[str, Any], now: Mapping[str
     ]
     history = [*past.get("changes", []), *([{"now": dict(now), "changed": moved}] if moved else [])]
     recorded = dict(now) | {"changes": history} if moved else past
-    known = dict(data) | (ledger.attribute(StudyAttr.DATA) or {})  # a recipe that was added may have data of its own
-    ledger.set_attributes(
+    known = dict(data) | (store.attribute(StudyAttr.DATA) or {})  # a recipe that was added may have data of its own
+    store.set_attributes(
         {
             StudyAttr.STUDY: study.resolved,
             StudyAttr.ENVIRONMENT: recorded,
@@ -125,17 +125,17 @@ def record(ledger: Ledger, plan: Plan, data: Mapping[str, Any], now: Mapping[str
     return notes + moved
 
 
-def _take_earlier(ledger: Ledger, plan: Plan, before: dict[str, Any]) -> None:
+def _take_earlier(store: Store, plan: Plan, before: dict[str, Any]) -> None:
     """Refuse a study that was begun when paired trainings were the phase `ablate`; without any it continues."""
     if "ablate" not in before:
         return
     if before.pop("ablate")["settings"]:
         raise UserError(
-            f"{ledger.layout.root}: this study was begun with the phase ablate, which is claims now; finish it with "
+            f"{store.layout.root}: this study was begun with the phase ablate, which is claims now; finish it with "
             "the version that began it, or give the study another name"
         )
     before["claims"] = plan.study.resolved["claims"] | {"test": []}
-    ledger.set_attributes({StudyAttr.CLAIMS_HASH: claims_hash(())})
+    store.set_attributes({StudyAttr.CLAIMS_HASH: claims_hash(())})
 
 
 def _testable(study: Study, before: Sequence[Claim], now: Sequence[Claim]) -> list[str]:

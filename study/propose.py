@@ -20,8 +20,8 @@ import numpy as np
 
 from study.config import SAMPLERS, SearchConfig, Study
 from study.contract import RESULTS, Layout, StudyAttr
-from study.ledger_file import damage
 from study.space import STARTUP_TRIALS, Dimension
+from study.store import damage
 from trainables.runtime.errors import UserError
 from trainables.settings.config import listed
 from trainables.settings.registry import bind

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainables.runtime import cli
 from trainables.runtime.errors import UserError
+from trainables.runtime.locks import owned
 
 if TYPE_CHECKING:
     from study.config import Study
@@ -67,7 +68,6 @@ def _command(args: argparse.Namespace, worker: type | None) -> Any:
 
 def _run(plan: Plan, layout: Layout, worker: type | None, began: float) -> Any:
     from study import executor, preflight
-    from study.lock import owned
     from study.tracking import check_reachable
 
     uri = plan.study.config.tracking.uri
@@ -82,7 +82,7 @@ def _run(plan: Plan, layout: Layout, worker: type | None, began: float) -> Any:
         data = preflight.prepare(plan)
         timings["data_s"] = time.monotonic() - preparing
         ledger = _open(plan.study, layout)
-        for note in preflight.record(ledger, plan, data, preflight.environment()):
+        for note in preflight.record(ledger.store, plan, data, preflight.environment()):
             print(f"changed since the study began: {note}")
         _write_study(plan.study, layout)
         return _phases(plan, ledger, data, worker, alive, timings)
@@ -91,26 +91,26 @@ def _run(plan: Plan, layout: Layout, worker: type | None, began: float) -> Any:
 def _phases(
     plan: Plan, ledger: Ledger, data: Mapping[str, Any], worker: type | None, alive: Any, timings: dict[str, float]
 ) -> Any:
-    from study import executor
-    from study.budget import limits
+    from study import cluster, executor
     from study.display import Display
-    from study.resources import capacity_of, share_of
-    from study.session import Listener, Session
+    from study.endings import Listener
+    from study.schedule import limits
+    from study.session import Session
     from study.tracking import Mirror
 
     config = plan.study.config
     starting = time.monotonic()
     uri = config.tracking.uri
-    with executor.ray_running(config.resources.address) as resources:
-        share = share_of(plan, resources)
+    with cluster.ray_running(config.resources.address) as resources:
+        share = cluster.share_of(plan, resources)
         timings["start_s"] = time.monotonic() - starting
         mirror = None  # begun after Ray: importing both at once would take longer than one after the other
         if uri is not None:
             mirror = Mirror(uri, ledger.layout, plan.study.resolved, data)
-            for entry in (entry for entries in ledger.entries.values() for entry in entries):
+            for entry in ledger.everything():
                 mirror.reported(entry, 0, {})
         display = Display(ledger, config.confirm.images, device_share=share.gpus or 1.0)
-        capacity = capacity_of(share, growing=config.resources.address is not None)
+        capacity = cluster.capacity_of(share, growing=config.resources.address is not None)
         listeners: list[Listener] = [display, *([mirror] if mirror else [])]
         budget = limits(config.budget, ledger, share.gpus or 1.0)
         session = Session(plan, ledger, listeners, capacity, executor.memory_kills, budget, share.gpus or 1.0)
@@ -125,13 +125,13 @@ def _phases(
             timings["training_s"] = time.monotonic() - training
             document, code = _end(session, ledger, timings, display) if session.blocked is None else ({}, 2)
     if mirror is not None:
-        missing = mirror.close(MIRROR_WAIT_S, finished=not session.stopping)
+        missing = mirror.close(MIRROR_WAIT_S, finished=not session.stop.asked)
         document["mlflow"] = missing or "complete"
         if missing:
             print(missing)
     if session.blocked is not None:
         raise UserError(f"{session.blocked}; nothing is lost: continue with --resume")
-    ledger.close()
+    ledger.store.close()
     return document, code
 
 
@@ -145,14 +145,14 @@ def _end(session: Session, ledger: Ledger, timings: dict[str, float], display: A
     """Say how the run ended, and keep how long its parts took."""
     from study.contract import PHASES, Outcome, StudyAttr
 
-    past = ledger.attribute(StudyAttr.TIMINGS) or {}
+    past = ledger.store.attribute(StudyAttr.TIMINGS) or {}
     total = {name: past.get(name, 0.0) + seconds for name, seconds in timings.items()}
     for phase in PHASES:
         spans = [(e.started, e.ended) for e in ledger.entries[phase] if e.ended is not None]
         if spans:
             total[f"{phase}_s"] = (max(end for _, end in spans) - min(start for start, _ in spans)).total_seconds()
-    ledger.set_attributes({StudyAttr.TIMINGS: total})
-    ledger.backup()
+    ledger.store.set_attributes({StudyAttr.TIMINGS: total})
+    ledger.store.backup()
     counts = {
         phase: {str(o): n for o in Outcome if (n := sum(e.outcome is o for e in ledger.entries[phase]))}
         | ({"running": n} if (n := sum(e.outcome is None for e in ledger.entries[phase])) else {})
@@ -163,17 +163,17 @@ def _end(session: Session, ledger: Ledger, timings: dict[str, float], display: A
     document: dict[str, Any] = {
         "study": ledger.layout.name,
         "results": str(ledger.layout.root),
-        "ended": not session.stopping,
+        "ended": not session.stop.asked,
         "trainings": counts,
         "best": None if best is None else {"key": best.key, ledger.judge.metric: best.value},
         "timings_s": {name: round(seconds, 2) for name, seconds in total.items()},
     }
-    if session.spent:
-        document["spent"] = session.spent
-        display.say(f"{session.spent}: nothing more was begun; raise it and continue with --resume")
-    session.stop_file.unlink(missing_ok=True)
+    if session.schedule.spent:
+        document["spent"] = session.schedule.spent
+        display.say(f"{session.schedule.spent}: nothing more was begun; raise it and continue with --resume")
+    session.stop.withdraw()
     display.say(display.summary())
-    if session.stopping:
+    if session.stop.asked:
         display.say(f"stopped; nothing is lost: continue with --resume (results in {ledger.layout.root})")
         return document, INTERRUPTED
     if best is None:
@@ -201,13 +201,11 @@ def _answering(url: str | None) -> Iterator[None]:
 
 
 def _open(study: Study, layout: Layout) -> Ledger:
-    from study import ledger_file
     from study.ledger import Ledger
-    from study.space import make_pruner
+    from study.store import readable
 
-    objectives = study.config.search.objectives or ()
-    with ledger_file.readable(layout):
-        return Ledger(layout, study.config.ledger, study.judge, make_pruner(study), objectives)
+    with readable(layout):
+        return Ledger(layout, study.config.ledger, study.judge, study.config.search.objectives)
 
 
 def _write_study(study: Study, layout: Layout) -> None:
@@ -222,7 +220,6 @@ def _write_study(study: Study, layout: Layout) -> None:
 def _sync(study: Study, layout: Layout) -> Any:
     """Refill MLflow from ledger and results folder."""
     from study.contract import StudyAttr
-    from study.lock import owned
     from study.tracking import Mirror, check_reachable
 
     uri = study.config.tracking.uri
@@ -233,12 +230,12 @@ def _sync(study: Study, layout: Layout) -> Any:
     check_reachable(uri)
     with owned(layout.root / "study.lock"):
         ledger = _open(study, layout)
-        mirror = Mirror(uri, layout, study.resolved, ledger.attribute(StudyAttr.DATA) or {})
-        entries = [entry for members in ledger.entries.values() for entry in members]
+        mirror = Mirror(uri, layout, study.resolved, ledger.store.attribute(StudyAttr.DATA) or {})
+        entries = ledger.everything()
         for entry in entries:
             mirror.ended(entry)
         missing = mirror.close(MIRROR_WAIT_S + len(entries), finished=all(e.outcome is not None for e in entries))
-        ledger.close()
+        ledger.store.close()
     if missing:
         raise UserError(missing)
     print(f"{len(entries)} trainings of {layout.name} are in MLflow")

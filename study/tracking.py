@@ -32,7 +32,7 @@ from study.contract import (
     sqlite_file,
     store_lock,
 )
-from study.entry import Entry
+from study.ledger import Entry
 from trainables.runtime import locks
 from trainables.runtime.errors import UserError
 from trainables.settings.config import flatten

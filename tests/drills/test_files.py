@@ -109,7 +109,7 @@ class Halfway:
         """What a resume starts from; its files are those that it reads."""
         training = trainer.Training(self.config, self.folder, self.data)
         try:
-            now = training._snapshot()
+            now = training.snapshot()
             best = checkpoint.read_weights(self.folder / "checkpoints" / "best")
             parts = sorted((self.folder / "trace").glob("part-*.parquet"))
             return {
@@ -120,7 +120,7 @@ class Halfway:
                 "config": (self.folder / "config.json").read_bytes(),
             }
         finally:
-            training.meter.close()
+            training.reporter.meter.close()
 
     def meets(self, damage: Callable[[Path], None], name: Path) -> str:
         """What a resume does with one damaged file: refused, healed, or accepted with other values."""
@@ -205,10 +205,10 @@ class Closed:
         ledger = run._open(self.plan.study, self.layout)
         try:
             entries = [asdict(entry) for entries in ledger.entries.values() for entry in entries]
-            attributes = {phase: study.user_attrs for phase, study in ledger.studies.items()}
+            attributes = {phase: study.user_attrs for phase, study in ledger.store.studies.items()}
             return json.dumps([entries, attributes], sort_keys=True, default=str)
         finally:
-            for study in ledger.studies.values():
+            for study in ledger.store.studies.values():
                 study._storage.remove_session()
 
     def meets(self, damage: Callable[[Path], None], path: Path, *, sealed: bool) -> str:

@@ -21,9 +21,9 @@ import pytest
 import sqlalchemy
 
 from study.contract import Attr, Layout
+from study.executor import Guard, tune_classes
 from study.ledger import Ledger
 from study.session import FINISHED, Session
-from study.tune_adapter import tune_classes
 from tests.drills.table import record
 from tests.drills.test_files import come_to
 from tests.study.conftest import STUDY, Workplace
@@ -32,7 +32,7 @@ from tests.study.test_run import params, undisturbed
 from trainables.data.dataset import open_training
 from trainables.message import RESULT_KEY, Message
 from trainables.ray_trainable import _ending
-from trainables.runtime.errors import Stopped, refused_by_disk
+from trainables.runtime.errors import Stopped, UserError, refused_by_disk
 from trainables.settings.config import TrialConfig
 from trainables.training import checkpoint, trainer
 
@@ -124,12 +124,12 @@ def test_a_training_in_want_of_room_stops_the_study_and_stays_running(tmp_path: 
     plan = plan_of(tmp_path, STUDY)
     layout = Layout(tmp_path / "results" / "tiny")
     layout.root.mkdir(parents=True)
-    session = Session(plan, Ledger(layout, None, plan.study.judge, None), [], lambda: 2, lambda: 0)
+    session = Session(plan, Ledger(layout, None, plan.study.judge), [], lambda: 2, lambda: 0)
     for worker in ("one", "two"):
         assert isinstance(session.next(worker), dict)
     full = OSError(errno.ENOSPC, "No space left on device", "trials/latest")
     assert session.take("one", _ending(full)) is False
-    assert session.stopping and session.stop_file.exists() and not session.stopped()
+    assert session.stop.asked and session.stop.file.exists() and not session.stopped()
     assert session.take("two", _ending(Stopped("at a checkpoint"))) is False
     assert session.stopped()
     assert session.blocked == (
@@ -145,23 +145,24 @@ def test_a_full_ledger_ends_the_study_and_is_no_trainings_fault(tmp_path: Path) 
     plan = plan_of(tmp_path, STUDY)
     layout = Layout(tmp_path / "results" / "tiny")
     layout.root.mkdir(parents=True)
-    session = Session(plan, Ledger(layout, None, plan.study.judge, None), [], lambda: 1, lambda: 0)
+    session = Session(plan, Ledger(layout, None, plan.study.judge), [], lambda: 1, lambda: 0)
     session.next("one")
     with contextlib.closing(sqlite3.connect(layout.ledger)) as small:
         (pages,) = small.execute("PRAGMA page_count").fetchone()
-    engine = session.ledger.studies["search"]._storage._backend.engine  # type: ignore[attr-defined]
+    engine = session.ledger.store.studies["search"]._storage._backend.engine  # type: ignore[attr-defined]
     sqlalchemy.event.listen(engine, "checkout", lambda c, *rest: c.execute(f"PRAGMA max_page_count = {pages}"))
-    searcher, scheduler = tune_classes()
-    driven = scheduler(session, searcher(session))  # type: ignore[call-arg]
+    guard = Guard(session)
+    searcher, scheduler = (kind(guard) for kind in tune_classes()[:2])
     trial = types.SimpleNamespace(trial_id="one")
     failed = Message("failed", reason="a bug", detail="x" * 100_000)
-    driven.on_trial_result(None, trial, {RESULT_KEY: failed.to_json()})
-    driven.searcher.on_trial_complete("one", error=True)
-    assert session.stopped() and driven.searcher.suggest("two") == FINISHED
-    assert str(refused_by_disk(session.crash)).endswith("disk is full; make room or choose another folder")
-    session.ledger.close()
+    scheduler.on_trial_result(None, trial, {RESULT_KEY: failed.to_json()})
+    searcher.on_trial_complete("one", error=True)
+    assert guard.over() and searcher.suggest("two") == FINISHED
+    with pytest.raises(UserError, match="disk is full; make room or choose another folder; nothing is lost"):
+        guard.check()
+    session.ledger.store.close()
     engine.dispose()
-    (again,) = Ledger(layout, None, plan.study.judge, None).entries["search"]
+    (again,) = Ledger(layout, None, plan.study.judge).entries["search"]
     assert again.outcome is None
 
 

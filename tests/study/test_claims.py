@@ -98,7 +98,7 @@ def test_stages_go_on_from_the_checkpoint_that_arms_share(tmp_path: Path) -> Non
     assert [o["claim"] + o["arm"] for o in first.origin] == ["R4a", "R4b"]  # its b is a's first stage
     layout = Layout(tmp_path / "results" / "tiny")
     layout.root.mkdir(parents=True)
-    session = Session(plan, Ledger(layout, None, plan.study.judge, None), [], lambda: 9, lambda: 0)
+    session = Session(plan, Ledger(layout, None, plan.study.judge), [], lambda: 9, lambda: 0)
     assert [isinstance(session.next(str(n)), dict) for n in range(3)] == [
         True,
         True,
@@ -108,7 +108,7 @@ def test_stages_go_on_from_the_checkpoint_that_arms_share(tmp_path: Path) -> Non
     session.ledger.report(entry, 100, 0.5)
     for part in ("latest", "best"):
         (layout.trial(entry.key) / "checkpoints" / part).mkdir(parents=True)
-    session._finish(session.live.pop("0").entry, Message("complete"))
+    session.endings.finish(session.live.pop("0").entry, Message("complete"))
     assert (layout.trial(entry.key) / "checkpoints" / "best").exists()
     both = [session.next(str(n)) for n in (3, 4)]
     starts = {json.loads(spec["config"])["start_from"] for spec in both if isinstance(spec, dict)}
@@ -220,37 +220,38 @@ def test_claims_are_hashed_before_trial_1_and_a_changed_one_is_refused(
     plan = claims_of(tmp_path, text)
     layout = Layout(tmp_path / "results" / "tiny")
     layout.root.mkdir(parents=True)
-    ledger = Ledger(layout, None, plan.study.judge, None)
-    assert preflight.record(ledger, plan, {}, {}) == []
-    stated = ledger.attribute(StudyAttr.CLAIMS)
+    ledger = Ledger(layout, None, plan.study.judge)
+    assert preflight.record(ledger.store, plan, {}, {}) == []
+    stated = ledger.store.attribute(StudyAttr.CLAIMS)
     assert [Claim.of(value) for value in stated] == list(plan.stated)
-    assert ledger.attribute(StudyAttr.CLAIMS_HASH) == claims_hash(plan.stated)
-    assert preflight.record(ledger, claims_of(tmp_path, text), {}, {}) == []  # as it was
+    assert ledger.store.attribute(StudyAttr.CLAIMS_HASH) == claims_hash(plan.stated)
+    assert preflight.record(ledger.store, claims_of(tmp_path, text), {}, {}) == []  # as it was
     for changed, sentence in (
         (text.replace("seeds: 2", "seeds: 3"), "study.yaml:4: claims.seeds is 3, but the study began with 2"),
         (text.replace("R5]", "R5, P4]"), "study.yaml:4: claims.test is"),
         (text.replace("P3", "{P3: {margin: 0.5}}"), "study.yaml:4: claims.test is"),
     ):
         with pytest.raises(UserError) as refusal:
-            preflight.record(ledger, claims_of(tmp_path, changed), {}, {})
+            preflight.record(ledger.store, claims_of(tmp_path, changed), {}, {})
         assert sentence in str(refusal.value)
     library = tmp_path / "claims.yaml"  # the same study over another library
     library.write_text(LIBRARY.read_text().replace("    expected: a_not_better\n", "    expected: a_better\n"))
     with monkeypatch.context() as patch:
         patch.setattr("study.claims.LIBRARY", library)
         with pytest.raises(UserError, match="expected of R5 is 'a_better', but the study began with 'a_not_better'"):
-            preflight.record(ledger, claims_of(tmp_path, text), {}, {})
-    assert ledger.attribute(StudyAttr.CLAIMS) == stated
-    ledger.set_attributes({StudyAttr.CLAIMS: [asdict(c) | {"untestable": "no weights"} for c in plan.stated]})
-    assert preflight.record(ledger, plan, {}, {}) == ["P3 is testable now", "R5 is testable now"]
-    old = dict(ledger.attribute(StudyAttr.STUDY))
+            preflight.record(ledger.store, claims_of(tmp_path, text), {}, {})
+    assert ledger.store.attribute(StudyAttr.CLAIMS) == stated
+    ledger.store.set_attributes({StudyAttr.CLAIMS: [asdict(c) | {"untestable": "no weights"} for c in plan.stated]})
+    assert preflight.record(ledger.store, plan, {}, {}) == ["P3 is testable now", "R5 is testable now"]
+    old = dict(ledger.store.attribute(StudyAttr.STUDY))
     old.pop("claims")
-    ledger.set_attributes({StudyAttr.STUDY: old | {"ablate": {"recipe": "densedepth", "settings": [{}], "seeds": 1}}})
+    ablate = {"recipe": "densedepth", "settings": [{}], "seeds": 1}
+    ledger.store.set_attributes({StudyAttr.STUDY: old | {"ablate": ablate}})
     with pytest.raises(UserError, match="begun with the phase ablate, which is claims now"):
-        preflight.record(ledger, plan, {}, {})
-    ledger.set_attributes({StudyAttr.STUDY: old | {"ablate": {"recipe": "densedepth", "settings": [], "seeds": 1}}})
+        preflight.record(ledger.store, plan, {}, {})
+    ledger.store.set_attributes({StudyAttr.STUDY: old | {"ablate": ablate | {"settings": []}}})
     with pytest.raises(UserError, match=r"claims.test is \['P3', 'R5'\], but the study began with \[\]"):
-        preflight.record(ledger, plan, {}, {})
+        preflight.record(ledger.store, plan, {}, {})
 
 
 def test_claims_are_tested_to_their_verdicts_by_the_real_commands(

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from study.compose import seed_of
 from study.config import Study, load_study
 from study.plan import Plan, make_plan
-from study.propose import propose
-from study.space import STARTUP_TRIALS, fits, label, make_pruner, read_space
+from study.space import read_space
 from trainables.runtime.errors import UserError
 from trainables.settings.config import flat
 
@@ -44,117 +40,6 @@ def study_of(tmp_path: Path, text: str = TEXT, *assignments: str) -> Study:
 
 def plan_of(tmp_path: Path, text: str = TEXT, *assignments: str) -> Plan:
     return make_plan(study_of(tmp_path, text, *assignments))
-
-
-def test_layers_compose_in_order(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path)
-    michigan = [p.config for p in plan.reproduce if p.config.recipe == "michigan"]
-    assert [c.batch_size for c in michigan] == [2, 2] and [c.seed for c in michigan] == [0, 1]
-    assert {c.model.encoder for c in plan.configs} == {"densenet121"}
-    assert plan.search_base is not None and plan.search_base.best_metric == "rmse"
-    seeds = {name: {p.config.seed for p in getattr(plan, name)} for name in ("reproduce", "claims")}
-    seeds["search"] = {plan.search_base.seed}
-    seeds["confirm"] = {seed_of(plan.study, "confirm", index) for index in range(2)}
-    assert len(set.union(*seeds.values())) == sum(len(s) for s in seeds.values())
-    assert [p.origin for p in plan.claims] == [[{"claim": "gradient", "arm": arm}] for arm in "abab"]
-
-
-def test_relative_depth_is_validated_after_fitting_it(tmp_path: Path) -> None:
-    text = TEXT.replace("model.encoder: densenet121, ", "").replace("[densedepth, {", "[densedepth, relative_unet, {")
-    plan = plan_of(tmp_path, text)
-    found = {p.config.recipe: p.config.protocol for p in plan.reproduce}
-    assert found == {"densedepth": "densedepth", "relative_unet": "densedepth_affine", "michigan": "densedepth"}
-
-
-def test_each_dimension_moves_only_what_it_names(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path)
-    base = flat(plan.trial({}))
-    for dimension in plan.dimensions:
-        values = [flat(plan.trial({dimension.path: value})) for value in dimension.extremes()]
-        moved = {path for one in values for path in one if one[path] != base.get(path)}
-        assert moved == {dimension.path}, dimension.path
-        assert len({str(one[dimension.path]) for one in values}) == len(values)
-
-
-def test_proposals_are_valid_and_depend_on_number_and_history_alone(tmp_path: Path) -> None:
-    import optuna
-
-    for sampler in ("tpe", "random"):
-        plan = plan_of(tmp_path, TEXT, f"search.sampler={sampler}")
-        assert plan.search_base is not None
-        base, search = flat(plan.search_base), plan.study.config.search
-        history: list[optuna.trial.FrozenTrial] = []
-        conditional = set()
-        for number in range(16):
-            drawn = [propose(search, plan.dimensions, base, history, seed=3, directions=["minimize"]) for _ in range(2)]
-            assert drawn[0] == drawn[1] is not None
-            config = flat(plan.trial(drawn[0]))
-            conditional.add(("loss.sobel" in drawn[0], config["loss.gradient"] == 0.0))
-            params = fits(plan.dimensions, config)
-            spaces = {d.path: d.distribution() for d in plan.dimensions if d.path in params}
-            labels = {path: label(value) for path, value in params.items()}
-            made = optuna.trial.create_trial(params=labels, distributions=spaces, value=float(number % 5))
-            made.number = number
-            history.append(made)
-        assert propose(search, plan.dimensions, base, [], seed=3, directions=["minimize"]) == {}
-        assert (True, False) not in conditional and (True, True) in conditional
-
-
-@pytest.mark.parametrize("warm", [0, 7])
-def test_a_proposal_is_what_optuna_draws_of_a_study_that_holds_the_trials(tmp_path: Path, warm: int) -> None:
-    import optuna
-
-    plan = plan_of(tmp_path, TEXT)
-    assert plan.search_base is not None
-    base, random = flat(plan.search_base), plan.study.config.search.model_copy(update={"sampler": "random"})
-    trials: list[optuna.trial.FrozenTrial] = []
-    for number in range(40):
-        settings = propose(random, plan.dimensions, base, [None] * number, seed=5, directions=["minimize"])  # type: ignore[list-item]
-        assert settings is not None
-        params = fits(plan.dimensions, flat(plan.trial(settings)))
-        spaces = {d.path: d.distribution() for d in plan.dimensions if d.path in params}
-        state = optuna.trial.TrialState.RUNNING if number == 38 else optuna.trial.TrialState.COMPLETE
-        value = None if number == 38 else float(number * 7 % 11)
-        labels = {path: label(chosen) for path, chosen in params.items()}
-        trials.append(optuna.trial.create_trial(state=state, params=labels, distributions=spaces, value=value))
-        trials[-1].number = number if number < warm else number - warm
-    history, before = trials[warm:], copy.deepcopy(trials)
-    drawn = propose(
-        plan.study.config.search, plan.dimensions, base, history, trials[:warm], seed=3, directions=["minimize"]
-    )
-    seed = int(np.random.SeedSequence((3, len(history))).generate_state(1)[0])
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True)
-    study = optuna.create_study(direction="minimize", sampler=sampler)
-    study.add_trials(trials)
-    asked, settings = study.ask(), dict(base)
-    for dimension in plan.dimensions:
-        if dimension.active(settings):
-            settings[dimension.path] = dimension.value(asked._suggest(dimension.path, dimension.distribution()))
-    assert drawn is not None and settings == base | drawn
-    assert trials == before
-
-
-def test_grid_and_quasi_random_cover_the_space(tmp_path: Path) -> None:
-    text = TEXT.split("search:")[0] + (
-        "search:\n  trials: 9\n  sampler: grid\n"
-        "  space: {batch_size: {choices: [2, 4]}, optim.clip_norm: {choices: [null, 0.1, 1.0]}}\n"
-    )
-    plan = plan_of(tmp_path, text)
-    assert plan.search_base is not None
-    base, search = flat(plan.search_base), plan.study.config.search
-    points = [propose(search, plan.dimensions, base, [None] * n, seed=0, directions=["minimize"]) for n in range(9)]  # type: ignore[list-item]
-    assert points[0] == {} and len({str(p) for p in points[1:7]}) == 6 and points[7:] == [None, None]
-    sobol = search.model_copy(update={"sampler": "quasi_random"})
-    drawn = [propose(sobol, plan.dimensions, base, [None] * n, seed=0, directions=["minimize"]) for n in range(1, 9)]  # type: ignore[list-item]
-    assert [sum(p["batch_size"] == b for p in drawn if p) for b in (2, 4)] == [4, 4]
-
-
-def test_pruner_counts_images(tmp_path: Path) -> None:
-    import optuna
-
-    study = study_of(tmp_path, TEXT, "search.pruner.kind=successive_halving", "search.pruner.min_images=30")
-    pruner = make_pruner(study)
-    assert isinstance(pruner, optuna.pruners.SuccessiveHalvingPruner) and pruner._min_resource == 30
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from study.display import Display
 from study.ledger import Ledger
 from study.propose import propose
 from study.session import FINISHED, Session
-from study.space import make_pruner
 from tests.study.test_config import plan_of
 from trainables.message import Message
 from trainables.runtime.errors import UserError
@@ -50,9 +49,8 @@ def begun(root: Path, text: str, devices: float = 1.0) -> Session:
     plan = plan_of(root, text)
     layout = Layout(root / "results" / "tiny")
     layout.root.mkdir(parents=True, exist_ok=True)
-    objectives = plan.study.config.search.objectives or ()
-    ledger = Ledger(layout, None, plan.study.judge, make_pruner(plan.study), objectives)
-    preflight.record(ledger, plan, {}, {})
+    ledger = Ledger(layout, None, plan.study.judge, plan.study.config.search.objectives)
+    preflight.record(ledger.store, plan, {}, {})
     return Session(plan, ledger, [], lambda: 1, lambda: 0, devices=devices)
 
 
@@ -87,8 +85,8 @@ def go(root: Path, text: str, *, killed: Collection[int] = (), torn: int = 0) ->
             last = Message("complete", summary={"seconds": took(config)})
             session.ended("one", error=False, detail="", last=last)
         if moment in (*killed, torn):
-            assert session.ledger.frozen("search")[-1].state.name == "RUNNING"
-            session.ledger.close()
+            assert session.ledger.store.frozen("search")[-1].state.name == "RUNNING"
+            session.ledger.store.close()
             session = begun(root, text, devices=2.0)
             left.remove(moment)
     assert not left, f"trainings do not end at {left}"
@@ -96,7 +94,7 @@ def go(root: Path, text: str, *, killed: Collection[int] = (), torn: int = 0) ->
 
 
 def kept(ledger: Ledger) -> list[Any]:
-    return [(t.params, t.values, t.state, t.intermediate_values) for t in ledger.frozen("search")]
+    return [(t.params, t.values, t.state, t.intermediate_values) for t in ledger.store.frozen("search")]
 
 
 def test_two_objectives_are_kept_as_optuna_expects_killed_or_not(tmp_path: Path) -> None:
@@ -106,14 +104,14 @@ def test_two_objectives_are_kept_as_optuna_expects_killed_or_not(tmp_path: Path)
     ledger = go(calm, TEXT)
     moments = {1, 5, 8, 34, 35, 40}  # before a report, before an end, twice in one training, in the modelled trials
     assert kept(go(disturbed, TEXT, killed=moments, torn=14)) == kept(ledger)
-    plan, known = plan_of(calm, TEXT), ledger.frozen("search")[:10]
+    plan, known = plan_of(calm, TEXT), ledger.store.frozen("search")[:10]
     assert plan.search_base is not None
     cheap = [copy.deepcopy(trial) for trial in known]
     for trial in cheap:
         trial.values = [trial.values[0], 1 / trial.values[1]]
     base, search = flat(plan.search_base), plan.study.config.search
     drawn = [
-        propose(search, plan.dimensions, base, history, seed=0, directions=ledger.directions)
+        propose(search, plan.dimensions, base, history, seed=0, directions=ledger.store.directions)
         for history in (known, cheap)
     ]
     assert drawn[0] == kept(ledger)[10][0] != drawn[1]  # what a training takes is learned from
@@ -122,7 +120,7 @@ def test_two_objectives_are_kept_as_optuna_expects_killed_or_not(tmp_path: Path)
     assert [d.name for d in study.directions] == ["MINIMIZE", "MINIMIZE"]
     assert study.metric_names == ["rmse", "device_seconds"]
     for trial, entry in zip(study.trials, ledger.entries["search"], strict=True):
-        config = as_dict(ledger.training(entry))
+        config = as_dict(entry.training())
         assert trial.values == [judged(config, 40), 2.0 * took(config)]
         assert sorted(trial.intermediate_values) == [20, 40]
     section = overview.history(runs.load(calm / "results/tiny"))
@@ -142,7 +140,7 @@ def test_two_objectives_are_kept_as_optuna_expects_killed_or_not(tmp_path: Path)
 
 def test_a_training_without_its_seconds_is_no_complete_one_of_two_objectives(tmp_path: Path) -> None:
     session = begun(tmp_path, TEXT.replace("rmse", "delta1") + "judge: {metric: delta1}\n")
-    assert session.ledger.directions == ["maximize", "minimize"]
+    assert session.ledger.store.directions == ["maximize", "minimize"]
     assert isinstance(session.next("one"), dict)
     report = {"images": 40, "metrics": {"val/delta1": 0.5}, "final": True}
     assert session.take("one", Message("report", report=report))
@@ -156,21 +154,21 @@ def test_a_finished_study_is_extended_by_longer_confirmations(tmp_path: Path) ->
     before = go(tmp_path, CONFIRMED)
     first = [entry.key for entry in before.entries["confirm"]]
     begun_before = selection.analyse(runs.load(tmp_path / "results/tiny"))
-    before.close()
+    before.store.close()
     longer = CONFIRMED.replace("seeds: 2", "seeds: 2, images: 80")
     session = begun(tmp_path, longer)
-    assert session.ledger.planned == {"reproduce": 0, "claims": 0, "search": 3, "confirm": 8}
+    assert session.ledger.store.planned == {"reproduce": 0, "claims": 0, "search": 3, "confirm": 8}
     display = Display(session.ledger, 80, device_share=1.0)
     assert display._images_planned() == 7 * 40 + 4 * 80
     assert isinstance(session.next("one"), dict)  # and is killed
-    session.ledger.close()
+    session.ledger.store.close()
     assert runs.load(tmp_path / "results/tiny").unfinished() == ["confirm has ended 4 of 8 trainings"]
     ledger = go(tmp_path, longer)
     entries = ledger.entries["confirm"]
     assert [entry.key for entry in entries[:4]] == first and len(entries) == 8
     assert Counter(entry.group.partition("@")[2] for entry in entries) == {"": 4, "80": 4}
     for old, new in zip(entries[:4], entries[4:], strict=True):
-        assert ledger.training(new) == ledger.training(old).model_copy(update={"budget_images": 80})
+        assert new.training() == old.training().model_copy(update={"budget_images": 80})
         assert (new.group, new.origin) == (f"{old.group}@80", old.origin)
     for text in (longer, CONFIRMED, CONFIRMED.replace("seeds: 2", "seeds: 2, images: 40")):
         assert begun(tmp_path, text).next("one") == FINISHED

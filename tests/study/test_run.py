@@ -15,7 +15,6 @@ from study import plan, preflight, run
 from study.contract import Attr, Layout
 from study.ledger import Ledger
 from study.session import Session
-from study.space import make_pruner
 from tests.study import standin
 from tests.study.conftest import STUDY, Workplace, wait_until
 from tests.study.standin import report_of, value_of
@@ -153,9 +152,7 @@ def undisturbed(place: Workplace, text: str) -> None:
     planned = plan_of(place.root, text)
     layout = Layout(place.root / "results" / "tiny")
     layout.root.mkdir(parents=True)
-    session = Session(
-        planned, Ledger(layout, None, planned.study.judge, make_pruner(planned.study)), [], lambda: 1, lambda: 0
-    )
+    session = Session(planned, Ledger(layout, None, planned.study.judge), [], lambda: 1, lambda: 0)
     while isinstance(session.next("only"), dict):
         settings = session.live["only"].entry.config
         for images in range(20, 101, 20):
@@ -163,7 +160,7 @@ def undisturbed(place: Workplace, text: str) -> None:
             if not session.take("only", Message("report", report=report)):
                 break
         session.ended("only", error=False, detail="")
-    session.ledger.close()
+    session.ledger.store.close()
 
 
 def most_at_once(lines: str, restarted: set[str]) -> int:

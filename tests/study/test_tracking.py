@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from study.contract import Layout, Outcome, masked
-from study.entry import Entry
+from study.ledger import Entry
 from study.tracking import Mirror, check_reachable
 from trainables.runtime.durable import write_json
 from trainables.runtime.errors import UserError

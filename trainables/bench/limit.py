@@ -38,11 +38,12 @@ def step_flops(training: Any, batch: Any) -> float:
 
     from trainables.data.loader import augment
 
-    images, _, _ = augment(batch, training.device)
-    autocast = torch.autocast(training.device.type, training.dtype, enabled=training.dtype != torch.float32)
+    learner = training.learner
+    images, _, _ = augment(batch, learner.device)
+    autocast = torch.autocast(learner.device.type, learner.dtype, enabled=learner.dtype != torch.float32)
     with FlopCounterMode(display=False) as counter, autocast:
-        torch.autograd.backward(training.model(images).sum())
-    training.optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(learner.model(images).sum())
+    learner.optimiser.zero_grad(set_to_none=True)
     return float(counter.get_total_flops())
 
 

@@ -79,15 +79,15 @@ def bench_step(config: Any, pairs: int, steps: int) -> dict[str, Any]:
     """The step on batches already in memory: this trainer's against the plain loop's."""
     with contextlib.closing(Elsewhere(plain_loop, config)) as plain, training_of(config) as training:
         batches = resident_batches(training)
-        before = matrix_rate(training.device, training.dtype)
+        before = matrix_rate(training.learner.device, training.learner.dtype)
 
         def ours() -> None:
             for _ in range(steps):
                 training.train_step(batches)
             training.flush()
 
-        timings = interleave({"ours": ours, "plain": lambda: plain.run(steps)}, pairs, training.device)
-        rate = max(before, matrix_rate(training.device, training.dtype))
+        timings = interleave({"ours": ours, "plain": lambda: plain.run(steps)}, pairs, training.learner.device)
+        rate = max(before, matrix_rate(training.learner.device, training.learner.dtype))
         flops = step_flops(training, next(batches))
     images = steps * config.batch_size
     return _compare(timings, images) | share_of_limit(timings["ours"], flops * steps, rate) | _where(training)
@@ -153,7 +153,7 @@ def bench_end_to_end(config: Any, pairs: int, steps: int) -> dict[str, Any]:
 
             return body
 
-        timings = interleave({"loaded": run(loaded), "resident": run(resident)}, pairs, training.device)
+        timings = interleave({"loaded": run(loaded), "resident": run(resident)}, pairs, training.learner.device)
     images = steps * config.batch_size
     return {
         "loaded_images_per_s": spread([images / t for t in timings["loaded"]]),
@@ -194,9 +194,11 @@ def bench_evaluation(config: Any, pairs: int, steps: int) -> dict[str, Any]:
         frames = training.data.validation
 
         def body() -> None:
-            evaluate(training.model, frames, config, list(PROTOCOLS), training.device, config.batch_size)
+            evaluate(
+                training.learner.model, frames, config, list(PROTOCOLS), training.learner.device, config.batch_size
+            )
 
-        timings = interleave({"ours": body}, pairs, training.device)
+        timings = interleave({"ours": body}, pairs, training.learner.device)
     per_frame = [t / len(frames) for t in timings["ours"]]
     return {
         "frames": len(frames),
@@ -216,7 +218,7 @@ def bench_profile(config: Any, pairs: int, steps: int) -> dict[str, Any]:
             training.flush()
 
         body()
-        return profile(body, training.device) | _where(training)
+        return profile(body, training.learner.device) | _where(training)
 
 
 def bench_compile(config: Any, pairs: int, steps: int) -> dict[str, Any]:
@@ -311,9 +313,9 @@ def _where(training: Any) -> dict[str, Any]:
     from trainables.runtime import device
 
     return {
-        "device": device.describe(training.device),
-        "precision": str(training.dtype).removeprefix("torch."),
-        "peak_memory_mib": device.peak_memory_mib(training.device),
+        "device": device.describe(training.learner.device),
+        "precision": str(training.learner.dtype).removeprefix("torch."),
+        "peak_memory_mib": device.peak_memory_mib(training.learner.device),
     }
 
 

@@ -57,7 +57,7 @@ def resident_batches(training: Any) -> Iterator[Any]:
     from trainables.data.loader import TrainLoader
 
     loader = iter(TrainLoader(training.data.train, training.config, 0))
-    batches = [next(loader).to(training.device) for _ in range(RESIDENT)]
+    batches = [next(loader).to(training.learner.device) for _ in range(RESIDENT)]
     return itertools.cycle(batches)
 
 

@@ -1,4 +1,4 @@
-"""Exclusive locks on files (flock), which end with the process that holds them, however it ends.
+"""Exclusive locks on files (flock), which end with the process that holds them, however it ends, and owners' files.
 
 Every lock of the project is taken here. Between hosts they hold where the file system carries them (local disks, NFS 4,
 Lustre with flock); one that cannot lock at all is refused in one sentence.
@@ -9,19 +9,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import math
 import os
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from trainables.runtime.errors import Blocked
+from trainables.runtime.errors import Blocked, UserError
 
 UNABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 POLL_S = 0.1
 OWNER_S = 0.5  # how often a folder's owner looks whether it still is
+ALIVE_S = 30.0  # how often an owner that names itself shows that it lives
+DEAD_S = 180.0  # an owner on another host that has been silent for so long is gone
 
 
 def take(file: IO[Any], wait_s: float = 0.0) -> bool:
@@ -109,3 +114,51 @@ def confirm() -> None:
     """End this process where it has lost a folder; asked right before anything durable is put in its place."""
     for lock in tuple(_OWNED):
         lock.confirm()
+
+
+@contextlib.contextmanager
+def owned(path: Path) -> Iterator[Callable[[], None]]:
+    """Own a study while the block runs; yields what is to be called now and then as a sign of life.
+
+    Raises UserError naming the owner where it has one that lives.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        if not take(file):
+            raise UserError(_refusal(path, _read(path)))
+        owner, silent_s = _read(path), time.time() - path.stat().st_mtime
+        if owner and owner["host"] != socket.gethostname() and silent_s < DEAD_S:
+            raise UserError(f"{_refusal(path, owner)}; it was alive {max(silent_s, 0):.0f} s ago")
+        file.truncate(0)
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+        file.flush()
+        os.fsync(file.fileno())
+        shown = time.monotonic()
+
+        def alive() -> None:
+            nonlocal shown
+            if time.monotonic() - shown > ALIVE_S:
+                shown = time.monotonic()
+                os.utime(file.fileno())
+
+        try:
+            yield alive
+        finally:
+            file.truncate(0)
+
+
+def _read(path: Path) -> dict[str, object]:
+    """The owner that the file names; nothing where it is empty or torn."""
+    try:
+        owner = json.loads(path.read_text())
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) and {"pid", "host", "since"} <= owner.keys() else {}
+
+
+def _refusal(path: Path, owner: dict[str, object]) -> str:
+    if not owner:
+        return f"{path}: another process owns this study; wait until it has ended"
+    who = f"process {owner['pid']} on {owner['host']}"
+    return f"{path}: {who} has run this study since {owner['since']}; wait for it or end it"

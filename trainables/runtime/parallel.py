@@ -44,8 +44,13 @@ def joined(store: Any, rank: int, size: int, device: torch.device) -> Iterator[N
 
 
 def rank() -> int:
-    """This process's number; 0 leads: it alone validates and writes."""
+    """This process's number; 0 leads."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def leads() -> bool:
+    """Whether this process validates and writes."""
+    return rank() == 0
 
 
 def size() -> int:

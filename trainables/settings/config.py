@@ -254,6 +254,11 @@ class TrialConfig(Section):
     loss: dict[LossTermName, NonNegative]
     optim: OptimConfig
 
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The loss terms that count."""
+        return tuple(name for name, weight in self.loss.items() if weight > 0)
+
     @field_validator("protocol")
     @classmethod
     def _fits(cls, value: str, info: ValidationInfo) -> str:

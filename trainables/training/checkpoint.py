@@ -197,9 +197,8 @@ MOST_SNAPSHOTS = 3  # per training: they are as large as a checkpoint
 class SpikeRecorder:
     """Takes a snapshot every `snapshot_every_steps` steps and writes the last one before each of the first spikes."""
 
-    def __init__(self, config: TrialConfig, checkpoints: Path) -> None:
-        self._config = config
-        self._folder = checkpoints / SPIKES
+    def __init__(self, config: TrialConfig, folder: Path) -> None:
+        self._config, self._folder = config, folder
         self._every = config.snapshot_every_steps
         self._recent: deque[tuple[int, Snapshot]] = deque(maxlen=2)  # a flush looks back less than one interval
         self._logs: deque[float] = deque(maxlen=WINDOW_STEPS)

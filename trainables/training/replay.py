@@ -131,5 +131,5 @@ def _look(
     """A training frame: colour, depth and what the network makes of it now."""
     frames = training.data.train
     frames = frames.subset([frames.ids.index(name)])
-    _, pred, truth = next(predictions(training.model, frames, training.config, training.device, 1))
+    _, pred, truth = next(predictions(training.learner.model, frames, training.config, training.learner.device, 1))
     return frames.read(0).rgb, truth[0].float().cpu().numpy(), pred[0].float().cpu().numpy()

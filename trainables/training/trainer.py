@@ -17,11 +17,9 @@ step and yield every report, the leading one alone validates and writes.
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,22 +30,19 @@ from torch import Tensor
 from trainables.data.dataset import TrainingData, open_training, prepare_data
 from trainables.data.loader import Batch, TrainLoader, augment
 from trainables.data.target import DATA_RANGE
-from trainables.models.depth_model import build_model, parameter_counts
 from trainables.models.losses import Pool, composite
 from trainables.runtime import device, parallel
-from trainables.runtime.device import GraphedForward, chain_concatenations
-from trainables.runtime.durable import remove_unfinished, write_bytes, write_json
-from trainables.runtime.errors import Blocked, Diverged, OutOfMemory, Stopped, UserError
+from trainables.runtime.durable import remove_unfinished, write_json
+from trainables.runtime.errors import Blocked, OutOfMemory, Stopped
 from trainables.settings.config import TrialConfig, as_dict
 from trainables.training import checkpoint
 from trainables.training.checkpoint import SpikeRecorder
-from trainables.training.optim import GuardedStep, build_optimiser, scheduled_lr
+from trainables.training.learner import Learner
+from trainables.training.optim import scheduled_lr
 from trainables.training.progress import Progress, Report
+from trainables.training.report import PREVIEW, REPORTS, SUMMARY, Reporter, write_preview
 from trainables.training.telemetry import StepLog, TraceWriter, target_extremes
-from trainables.training.validation import validate, write_preview
 
-PREVIEW, SUMMARY = "preview.png", "summary.json"
-NAMED_FRAMES = 200  # skipped frames that the summary names; all are counted
 FLUSH_STEPS = 50  # steps between two looks at the device: how late a divergence is noticed
 POOL = Pool(parallel.total, parallel.largest)
 
@@ -141,43 +136,30 @@ def _training(
 
 
 class Training:
+    """One training: its order of steps, reports and checkpoints."""
+
     def __init__(self, config: TrialConfig, folder: Path, data: TrainingData | None, *, replay: bool = False) -> None:
         """`replay`: the folder has a checkpoint and nothing of what came before it, and no trace is written."""
-        self.config, self.folder, self.checkpoints = config, folder, folder / "checkpoints"
-        self.leads, processes = parallel.rank() == 0, parallel.size()
+        self.config, self.folder, processes = config, folder, parallel.size()
         parallel.check_parts(config.batch_size, processes)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.device = device.choose_device(config)
-        self.dtype = device.choose_dtype(config, self.device)
-        self.meter = device.Meter(self.device)
+        self.reporter = Reporter(config, folder)
         self.data = data or open_training(config)
-        self.terms = tuple(name for name, weight in config.loss.items() if weight > 0)
-        torch.manual_seed(config.seed)
-        model = build_model(config.model, config.target.kind)
-        if config.start_from is not None:
-            checkpoint.start_from(model, Path(config.start_from))
-        self.taps = dict(model.taps)
-        if self.device.type == "cuda":
-            chain_concatenations(model)  # a CPU's numbers stay as they were, to the bit
-        self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.optimiser = build_optimiser(config.optim, self.model.parameters())
-        self.guarded = GuardedStep(self.optimiser, config.optim.clip_norm, self.device)
-        if self.leads:
+        self.learner = Learner(config)
+        if parallel.leads():
             remove_unfinished(folder)
         self.progress = self._resume(replay)
-        parallel.start_alike(self.model)
-        self.forward = self._forward()
-        self.skipped = dict(self.data.skipped)  # bad frames met so far, id -> reason
+        parallel.start_alike(self.learner.model)
+        self.learner.prepare()
         self.loader = TrainLoader(self.data.train, config, self.progress.images, rank=parallel.rank(), size=processes)
-        self.log = StepLog(self.terms)
-        self.recorder = SpikeRecorder(config, self.checkpoints)
+        self.log, self.recorder = StepLog(config.terms), SpikeRecorder(config, self._checkpoint(checkpoint.SPIKES))
         self.trace: TraceWriter | None = None
-        if self.leads:
-            self.trace = TraceWriter(folder, self.terms, self.progress.step) if config.trace and not replay else None
+        if parallel.leads():
+            if config.trace and not replay:
+                self.trace = TraceWriter(folder, config.terms, self.progress.step)
             write_json(folder / "config.json", as_dict(config))
-            self._write_reports()
-        self.wait_s, self.reported = 0.0, time.perf_counter()
+            self.reporter.write_reports(self.progress.history)
 
     def run(self, stop: Callable[[], bool]) -> Iterator[Report]:
         """The reports of before a resume, then the training."""
@@ -201,66 +183,58 @@ class Training:
             elif save:
                 self._save_latest()
         self._close_trace()
-        if self.leads and not (self.folder / PREVIEW).exists():
-            write_preview(self.folder / PREVIEW, self.model, self.data.validation, config, self.device)
-
-    def _forward(self) -> Callable[[Tensor], Tensor]:
-        """The model as the steps call it."""
-        forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if self.config.compile else self.model
-        # Where a step adds up several batches, the next replay would overwrite gradients that are still to be added to.
-        if self.device.type != "cuda" or self.config.accumulate > 1:
-            return forward
-        shape = (self.config.batch_size // parallel.size(), 3, *self.config.input)
-        return GraphedForward(self.model, forward, shape, self.device, self.dtype)
+        preview = self.folder / PREVIEW
+        if parallel.leads() and not preview.exists():
+            write_preview(preview, self.learner.model, self.data.validation, config, self.learner.device)
 
     def close(self) -> None:
         """Stop sampling, compact the trace of the steps that were looked at, and let a captured graph go."""
-        self.meter.close()
+        self.reporter.meter.close()
         self._close_trace()
-        if isinstance(self.forward, GraphedForward):  # it refers to itself: its memory is free after a collection alone
-            self.forward = self.model
-            gc.collect()
+        self.learner.close()
 
     def train_step(self, batches: Iterator[Batch]) -> None:
-        """One optimiser step over `accumulate` batches; nothing is read back from the device."""
-        config, progress, waiting = self.config, self.progress, time.perf_counter()
-        group = [next(batches) for _ in range(config.accumulate)]
-        self.wait_s += time.perf_counter() - waiting
-        if self.leads:
-            self.recorder.before_step(progress.step, self._snapshot)
-        self._set_mode()
+        """One optimizer step over `accumulate` batches; nothing is read back from the device."""
+        config, learner, progress = self.config, self.learner, self.progress
+        group = self.reporter.batches(batches, config.accumulate)
+        if parallel.leads():
+            self.recorder.before_step(progress.step, self.snapshot)
+        first_of_epoch = progress.images % len(self.data.train) < config.batch_size * config.accumulate
+        learner.set_mode(first_of_epoch=first_of_epoch)
         count = sum(batch.whole for batch in group)
-        scalars: dict[str, Tensor] = {name: torch.zeros((), device=self.device) for name in ("loss", *self.terms)}
+        scalars: dict[str, Tensor] = {name: torch.zeros((), device=learner.device) for name in ("loss", *config.terms)}
         sample_losses, targets = [], []
         for batch in group:
-            images, target, valid = augment(batch, self.device)
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                pred = self.forward(images)
-            result = composite(pred, target, valid, config.loss, DATA_RANGE[config.target.kind], POOL)
+            images, target, valid = augment(batch, learner.device)
+            result = composite(learner(images), target, valid, config.loss, DATA_RANGE[config.target.kind], POOL)
             share = batch.whole / count
             torch.autograd.backward(result.total * share)
             for name, value in {"loss": result.total, **result.terms}.items():
                 scalars[name] = scalars[name] + share * value.detach()
             sample_losses.append(result.per_sample.detach()[: len(batch.ids)])
             targets.append((target, valid, len(batch.ids)))
-        parallel.sum_step(self.model, list(scalars.values()))
+        parallel.sum_step(learner.model, list(scalars.values()))
         lr = scheduled_lr(config.optim, progress.images / config.budget_images) * progress.plateau.scale
-        norm, clipped = self.guarded(scalars["loss"], lr)
-        scalars |= {"grad_norm": norm, "clipped": clipped, "failed": self.guarded.failed}
+        norm, clipped = learner.update(scalars["loss"], lr)
+        scalars |= {"grad_norm": norm, "clipped": clipped, "failed": learner.update.failed}
         if config.trace:
             scalars |= target_extremes(targets)
-        row: dict[str, Any] = {
+        self.log.add(self._row(group, count, lr), scalars, sample_losses)
+        progress.step += 1
+        progress.images += count
+
+    def _row(self, group: Sequence[Batch], count: int, lr: float) -> dict[str, Any]:
+        """A step's row of the trace, as far as this process knows it without the device."""
+        progress = self.progress
+        return {
             "step": progress.step,
             "images": progress.images + count,
             "lr": lr,
             "seconds": progress.seconds,
+            "epoch": progress.images // len(self.data.train),
+            "samples": [name for batch in group for name in batch.ids],
+            "places": [batch.position + batch.first + k for batch in group for k in range(len(batch.ids))],
         }
-        row |= {"epoch": progress.images // len(self.data.train)}
-        row |= {"samples": [name for batch in group for name in batch.ids]}
-        row |= {"places": [batch.position + batch.first + k for batch in group for k in range(len(batch.ids))]}
-        self.log.add(row, scalars, sample_losses)
-        progress.step += 1
-        progress.images += count
 
     def flush(self) -> None:
         """Look at the steps since the last flush: one transfer. Raises Diverged for the first that was not finite."""
@@ -270,113 +244,57 @@ class Training:
                 self.trace.append(row)
         if divergence is not None:
             raise divergence
-        self.progress.add(rows, self.terms)
-        if self.leads:
+        self.progress.add(rows, self.config.terms)
+        if parallel.leads():
             self.recorder.observe(rows)
 
     def _report(self) -> Report:
         """Validate, checkpoint, then report: a checkpoint is written before its report is given out."""
         config, progress = self.config, self.progress
-        metrics = progress.training_metrics(self.terms) | self._device_metrics()
-        validating = time.perf_counter()
-        if self.leads:
-            metrics |= validate(self.model, self.data.validation, config, self.device, self.dtype, self.skipped)
-        metrics = parallel.from_first(metrics)
-        metrics |= {"time/validation_s": time.perf_counter() - validating, "time/seconds": progress.seconds}
-        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if broken:
-            raise Diverged(progress.step - 1, f"the validation is not finite ({', '.join(broken)})")
+        metrics = self.reporter.metrics(self.learner, self.data, progress)
         if config.optim.schedule == "plateau":
             progress.plateau.update(config.optim.plateau, config.optim.lr, metrics["val/loss"])
         epoch, final = progress.images / len(self.data.train), progress.images >= config.budget_images
         report = Report(progress.step, progress.images, epoch, time.time(), metrics, final)
         progress.history.append(report)
-        progress.sums, self.wait_s = {}, 0.0
-        if progress.is_best(config.best_metric, metrics[f"val/{config.best_metric}"]) and self.leads:
-            best = checkpoint.take_snapshot(self.model, None, {"report": asdict(report)})
-            checkpoint.write_checkpoint(self.checkpoints / checkpoint.BEST, best, config)
+        progress.sums = {}
+        if progress.is_best(config.best_metric, metrics[f"val/{config.best_metric}"]) and parallel.leads():
+            best = checkpoint.take_snapshot(self.learner.model, None, {"report": asdict(report)})
+            checkpoint.write_checkpoint(self._checkpoint(checkpoint.BEST), best, config)
         self._save_latest()
-        for skipped in parallel.gather(self.loader.skipped):
-            self.skipped |= skipped
-        if self.leads:
-            self._write_reports()
-            write_json(self.folder / SUMMARY, self._summary())
-        self.reported = time.perf_counter()
+        self.reporter.write(self.learner, self.data, progress, self.loader.skipped)
         return report
 
-    def _device_metrics(self) -> dict[str, float]:
-        busy_s = time.perf_counter() - self.reported
-        return {
-            "speed/images_per_s": self.progress.sums["images"] / busy_s,
-            "speed/data_wait_share": self.wait_s / busy_s,
-            "memory/peak_mib": device.peak_memory_mib(self.device),
-            "device/utilisation": self.meter.read(),
-        }
-
-    def _snapshot(self) -> checkpoint.Snapshot:
-        state = self.progress.to_state() | {"threads": torch.get_num_threads()}
-        return checkpoint.take_snapshot(self.model, self.optimiser, state)
+    def snapshot(self) -> checkpoint.Snapshot:
+        """A copy of all that a resumed training needs."""
+        return self.learner.snapshot(self.progress.to_state())
 
     def _save_latest(self) -> None:
-        if not self.leads:
+        if not parallel.leads():
             return
         if self.trace is not None:
             self.trace.flush()
-        checkpoint.write_checkpoint(self.checkpoints / checkpoint.LATEST, self._snapshot(), self.config)
+        checkpoint.write_checkpoint(self._checkpoint(checkpoint.LATEST), self.snapshot(), self.config)
 
     def _resume(self, replay: bool) -> Progress:
-        latest = self.checkpoints / checkpoint.LATEST
-        if self.leads:
-            for folder in (latest, self.checkpoints / checkpoint.BEST):
+        """The position of the folder's checkpoint, from which the learner then continues, or the beginning."""
+        latest, best = self._checkpoint(checkpoint.LATEST), self._checkpoint(checkpoint.BEST)
+        if parallel.leads():
+            for folder in (latest, best):
                 checkpoint.heal(folder)
-            reports = self.folder / "reports.jsonl"
+            reports = self.folder / REPORTS
             if not latest.exists() and reports.exists() and reports.stat().st_size:
                 raise Blocked(f"{latest}: is missing, but there are reports beside it; {checkpoint.ADVICE}")
         if not parallel.from_first(latest.exists()):
             return Progress()
         checkpoint.check_settings(latest, self.config)
-        state = checkpoint.restore(latest, self.model, self.optimiser)
+        state = self.learner.restore(latest)
         if state["best"] is not None and not replay:
-            checkpoint.verify(self.checkpoints / checkpoint.BEST)
-        if state["threads"] != torch.get_num_threads() and self.device.type == "cpu":
-            raise UserError(
-                f"{latest}: was trained with {state['threads']} threads and this process has "
-                f"{torch.get_num_threads()}, which changes the numbers; set threads: {state['threads']}"
-            )
+            checkpoint.verify(best)
         return Progress.from_state(state)
 
-    def _write_reports(self) -> None:
-        lines = "".join(json.dumps(asdict(report), allow_nan=False) + "\n" for report in self.progress.history)
-        write_bytes(self.folder / "reports.jsonl", lines.encode())
-
-    def _summary(self) -> dict[str, Any]:
-        progress, seconds = self.progress, self.progress.seconds
-        skipped = sorted(self.skipped.items())
-        return {
-            **{f"parameters_{name}": count for name, count in parameter_counts(self.model).items()},
-            "taps": self.taps,
-            "device": device.describe(self.device),
-            "precision": str(self.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-            "processes": parallel.size(),
-            "steps": progress.step,
-            "images": progress.images,
-            "epochs": progress.images / len(self.data.train),
-            "train_frames": len(self.data.train),
-            "validation_frames": len(self.data.validation),
-            "data_fingerprint": self.data.fingerprint,
-            "skipped_frames": len(skipped),
-            "skipped": [list(pair) for pair in skipped[:NAMED_FRAMES]],
-            "seconds": seconds,
-            "images_per_s": progress.images / seconds,
-            "clipped_share": progress.clipped / progress.step,
-            "peak_memory_mib": device.peak_memory_mib(self.device),
-        }
-
-    def _set_mode(self) -> None:
-        group = self.config.batch_size * self.config.accumulate
-        first_of_epoch = self.progress.images % len(self.data.train) < group
-        self.model.train(self.config.train_mode == "train" or first_of_epoch)
+    def _checkpoint(self, name: str) -> Path:
+        return self.folder / "checkpoints" / name
 
     def _close_trace(self) -> None:
         if self.trace is not None:

@@ -64,7 +64,7 @@ def test_families_train(name: str, tiny_config: Callable[..., TrialConfig], tmp_
         **{"model.family": "densedepth", "model.encoder": name, "model.width": 0.1, "model.skips": published}
     )
     training = Training(config, tmp_path, None)
-    stem = next(training.model.encoder.parameters())
+    stem = next(training.learner.model.encoder.parameters())
     before = stem.detach().clone()
     batches = iter(TrainLoader(training.data.train, config, 0))
     for _ in range(3):
@@ -73,8 +73,8 @@ def test_families_train(name: str, tiny_config: Callable[..., TrialConfig], tmp_
     training.close()
     assert divergence is None and len(rows) == 3 and all(math.isfinite(row["loss"]) for row in rows)
     assert not torch.equal(stem, before)
-    training.model(torch.rand(2, 3, 64, 64)).square().mean().backward()
-    assert [key for key, p in training.model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    training.learner.model(torch.rand(2, 3, 64, 64)).square().mean().backward()
+    assert [key for key, p in training.learner.model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
-"""Locks on files: exclusive, with and without a deadline, and on file systems that have none."""
+"""Locks on files: exclusive, with and without a deadline, on file systems that have none; and owners' files."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from trainables.runtime import locks
-from trainables.runtime.errors import Blocked
+from trainables.runtime.errors import Blocked, UserError
 
 
 def test_a_lock_is_held_until_its_file_is_closed(tmp_path: Path) -> None:
@@ -72,3 +74,20 @@ def test_a_folder_that_is_owned_is_confirmed_before_anything_durable(
     ended.clear()
     locks.confirm()
     assert not ended
+
+
+def test_a_dead_owners_lock_is_taken_over_a_living_ones_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "study.lock"
+    path.write_text(json.dumps({"pid": 1, "host": socket.gethostname(), "since": "2026"}))
+    with locks.owned(path) as alive:
+        alive()
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* wait for it or end it"), locks.owned(path):
+            pass
+    assert path.read_text() == ""
+    path.write_text(json.dumps({"pid": 1, "host": "elsewhere", "since": "2026"}))
+    with pytest.raises(UserError, match=r"alive [0-9]+ s ago"), locks.owned(path):
+        pass
+    os.utime(path, (0, 0))
+    with locks.owned(path):
+        pass

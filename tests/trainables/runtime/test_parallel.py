@@ -24,6 +24,7 @@ from trainables.runtime import parallel
 from trainables.runtime.errors import Diverged, PeerLost, Stopped, UserError
 from trainables.settings.config import TrialConfig, as_dict
 from trainables.training import checkpoint, trainer
+from trainables.training.learner import Learner
 
 SIZE = 2
 TOLERANCE = 5e-6  # relative: sums of float32 in another order over eight steps; 6e-7 was found
@@ -32,7 +33,7 @@ POISONED_STEP = 2
 
 def freeze(change: Callable[[Any, str, Any], None]) -> None:
     """BatchNorm in eval mode: each process would normalise its part of a batch by its own statistics."""
-    change(trainer.Training, "_set_mode", lambda self: self.model.eval())
+    change(Learner, "set_mode", lambda self, **_: self.model.eval())
     change(trainer, "write_preview", lambda *_: None)
     change(parallel, "LONGEST_WAIT", timedelta(seconds=240))
 

@@ -359,7 +359,7 @@ def test_first_loss(key: tuple[str, int], root: Path, tmp_path: Path) -> None:
     config = small(*key, root)
     data = open_training(config)
     training = Training(config, tmp_path, data)
-    model = copy.deepcopy(training.model)
+    model = copy.deepcopy(training.learner.model)
     training.train_step(iter(TrainLoader(data.train, config, 0)))
     rows, divergence = training.log.flush()
     training.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -16,17 +15,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
 
 from tests.conftest import write_tiny
 from trainables import train as train_command
 from trainables.runtime.errors import Diverged, UserError
 from trainables.settings.config import TrialConfig, as_dict, flat
 from trainables.training import checkpoint, trainer
-from trainables.training.optim import GuardedStep, Plateau, scheduled_lr
-from trainables.training.validation import write_preview
+from trainables.training.learner import Learner
+from trainables.training.report import write_preview
 
 pytestmark = pytest.mark.usefixtures("unpictured")
 Make = Callable[..., TrialConfig]
@@ -179,10 +175,10 @@ def test_divergence_names_its_step_and_never_reaches_the_weights(
     batches = iter(trainer.TrainLoader(training.data.train, training.config, 0))
     for _ in range(4):
         training.train_step(batches)
-    before = [p.detach().clone() for p in training.model.parameters()]
+    before = [p.detach().clone() for p in training.learner.model.parameters()]
     for _ in range(3):
         training.train_step(batches)
-    assert all(torch.equal(a, b) for a, b in zip(before, training.model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, training.learner.model.parameters(), strict=True))
     with pytest.raises(Diverged) as caught:
         training.flush()
     assert caught.value.step == 4
@@ -226,39 +222,17 @@ def test_the_search_dimensions_move_what_they_name(tiny_config: Make, tmp_path: 
             assert after[0]["loss"] == pytest.approx(before[0]["loss"] + gain, rel=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
-@given(clip=st.sampled_from([None, 0.01, 1.0, 1e6]), seed=st.integers(0, 99), amsgrad=st.booleans())
-def test_guarded_step_equals_clip_then_step(clip: float | None, seed: int, amsgrad: bool) -> None:
-    torch.manual_seed(seed)
-    left = nn.Linear(5, 3)
-    right = nn.Linear(5, 3)
-    right.load_state_dict(left.state_dict())
-    ours = torch.optim.Adam(left.parameters(), 0.1, amsgrad=amsgrad, fused=True)
-    plain = torch.optim.Adam(right.parameters(), 0.1, amsgrad=amsgrad)
-    guarded = GuardedStep(ours, clip, torch.device("cpu"))
-    for _ in range(3):
-        x = torch.randn(4, 5)
-        loss = left(x).square().sum()
-        loss.backward()
-        norm, clipped = guarded(loss.detach(), 0.1)
-        right(x).square().sum().backward()
-        expected = nn.utils.clip_grad_norm_(right.parameters(), math.inf if clip is None else clip)
-        plain.step()
-        plain.zero_grad()
-        assert float(norm) == pytest.approx(float(expected), rel=1e-5)
-        assert bool(clipped) == (clip is not None and float(expected) + 1e-6 > clip)
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(left.parameters(), right.parameters(), strict=True))
-
-
-def test_accumulation_equals_the_big_batch_without_batch_norm(tiny_config: Make, tmp_path: Path) -> None:
+def test_accumulation_equals_the_big_batch_without_batch_norm(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """4 x 2 and 2 x 4; batch statistics would differ by nature, so the training runs in eval mode."""
+    monkeypatch.setattr(Learner, "set_mode", lambda self, **_: self.model.eval())
     rows = {}
     for batch, accumulate in ((4, 2), (8, 1)):
         config = tiny_config(batch_size=batch, accumulate=accumulate, train_mode="eval_after_first_step")
         folder = tmp_path / f"{batch}x{accumulate}"
         training = trainer.Training(config, folder, None)
         batches = iter(trainer.TrainLoader(training.data.train, config, 0))
-        training._set_mode = training.model.eval  # type: ignore[method-assign]
         for _ in range(3):
             training.train_step(batches)
         training.flush()
@@ -268,34 +242,6 @@ def test_accumulation_equals_the_big_batch_without_batch_norm(tiny_config: Make,
         assert one["samples"] == other["samples"]
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
-
-
-def test_schedules(tiny_config: Make) -> None:
-    def rate(schedule: str, share: float) -> float:
-        return scheduled_lr(tiny_config(**{"optim.schedule": schedule, "optim.lr": 1.0}).optim, share)
-
-    optimiser = torch.optim.SGD(nn.Linear(1, 1).parameters(), 1.0)
-    oracle = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1.0, total_steps=1001)
-    for step in range(0, 1001):
-        if step % 100 == 0 and step != 300:
-            assert rate("one_cycle", step / 1000) == pytest.approx(oracle.get_last_lr()[0], rel=0.02, abs=1e-5)
-        optimiser.step()
-        if step < 1000:
-            oracle.step()
-    assert [rate("cosine", s) for s in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
-    assert [rate("step", s) for s in (0.49, 0.5)] == pytest.approx([1.0, 0.1])
-    assert rate("constant", 0.9) == 1.0
-
-
-def test_plateau_equals_torch(tiny_config: Make) -> None:
-    config = tiny_config(**{"optim.plateau": {"factor": 0.7, "patience": 2, "min_lr": 0.3}, "optim.lr": 1.0}).optim
-    optimiser = torch.optim.SGD(nn.Linear(1, 1).parameters(), 1.0)
-    oracle = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.7, patience=2, min_lr=0.3)
-    ours = Plateau()
-    for value in (5.0, 4.0, 4.1, 4.2, 4.3, 4.0, 3.0, 3.1, 3.2, 3.3, 3.4, 3.5, 3.6, 3.7, 3.8, 3.9, 4.0, 4.1):
-        oracle.step(value)
-        ours.update(config.plateau, config.lr, value)
-        assert ours.scale == pytest.approx(optimiser.param_groups[0]["lr"])
 
 
 def test_a_spike_leaves_the_snapshot_before_it(
@@ -322,49 +268,6 @@ def test_a_spike_leaves_the_snapshot_before_it(
     assert state["spike_samples"] == trace(tmp_path)[45]["samples"]
 
 
-def test_kill_at_every_durable_operation_of_a_checkpoint(tiny_config: Make, tmp_path: Path) -> None:
-    """A process that dies at any fsync or rename of writing a checkpoint leaves the old one or the new one, whole."""
-    config = tiny_config(budget_images=8, validate_every_images=8)
-    model = nn.Linear(3, 2)
-    old = checkpoint.take_snapshot(model, None, {"step": 1})
-    new = checkpoint.take_snapshot(nn.Linear(3, 2), None, {"step": 2})
-    seen = set()
-    for deadly in range(200):
-        folder = tmp_path / str(deadly) / "latest"
-        checkpoint.write_checkpoint(folder, old, config)
-        pid = os.fork()
-        if pid == 0:
-            count = {"n": 0}
-
-            def deadly_call(function: Any, count: dict[str, int] = count, deadly: int = deadly) -> Any:
-                def call(*args: Any, **kwargs: Any) -> Any:
-                    if count["n"] == deadly:
-                        os._exit(9)
-                    count["n"] += 1
-                    return function(*args, **kwargs)
-
-                return call
-
-            os.fsync = deadly_call(os.fsync)
-            Path.rename = deadly_call(Path.rename)  # type: ignore[method-assign]
-            Path.replace = deadly_call(Path.replace)  # type: ignore[method-assign]
-            checkpoint.write_checkpoint(folder, new, config)
-            os._exit(0)
-        _, status = os.waitpid(pid, 0)
-        assert checkpoint.heal(folder)
-        state = checkpoint.read_state(folder)
-        assert state["step"] in (1, 2)
-        seen.add(state["step"])
-        weights = checkpoint.read_weights(folder)
-        assert torch.equal(weights["weight"], (old if state["step"] == 1 else new).weights["weight"])
-        if os.waitstatus_to_exitcode(status) == 0:
-            break
-    else:
-        pytest.fail("the write never finished")
-    assert deadly >= 5
-    assert seen == {1, 2}
-
-
 def test_a_searched_skip_moves_its_own_tap_alone(tiny_config: Make, tmp_path: Path) -> None:
     """As the summary names them (test_a_training_leaves_what_it_promises)."""
     paper = dict.fromkeys(("s2", "s4", "s8", "s16"), "post_pool") | {"s1": "none", "s32": "none"}
@@ -380,7 +283,7 @@ def test_a_searched_skip_moves_its_own_tap_alone(tiny_config: Make, tmp_path: Pa
             }
         )
         with contextlib.closing(trainer.Training(config, tmp_path, None)) as training:
-            return training.taps
+            return training.learner.taps
 
     base = taps()
     for scale, node in (("s4", "denseblock1"), ("s8", "denseblock2"), ("s16", "denseblock3")):

@@ -1,24 +1,116 @@
-"""Validation during a training: loss on prepared targets, metrics of the judge's protocol, preview of some frames."""
+"""Reports of a training: validation and means since the last report, summary.json, reports.jsonl and preview.png."""
 
 from __future__ import annotations
 
 import io
+import json
 import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainables.data.dataset import TrainingData
 from trainables.data.frames import FrameList
-from trainables.data.loader import TrainLoader, augment
+from trainables.data.loader import Batch, TrainLoader, augment
 from trainables.data.target import DATA_RANGE
 from trainables.evaluation.evaluate import evaluate, evaluation_mode, predictions
 from trainables.evaluation.metrics import checkerboard
+from trainables.models.depth_model import parameter_counts
 from trainables.models.losses import composite
-from trainables.runtime.durable import write_bytes
+from trainables.runtime import device, parallel
+from trainables.runtime.durable import write_bytes, write_json
+from trainables.runtime.errors import Diverged
 from trainables.settings.config import AugmentConfig, TrialConfig
 from trainables.settings.registry import STRUCTURE_METRICS
+from trainables.training.learner import Learner
+from trainables.training.progress import Progress, Report
+
+REPORTS, SUMMARY, PREVIEW = "reports.jsonl", "summary.json", "preview.png"
+NAMED_FRAMES = 200  # skipped frames that the summary names; all are counted
+
+
+class Reporter:
+    """What a reader of a training's folder sees. Made before the model, whose memory counts as the training's."""
+
+    def __init__(self, config: TrialConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.meter = device.Meter(device.choose_device(config))
+        self.skipped: dict[str, str] = {}  # bad frames met so far, id -> reason
+        self.wait_s, self.since = 0.0, time.perf_counter()  # waited for data, since the last report
+
+    def batches(self, source: Iterator[Batch], count: int) -> list[Batch]:
+        """The next batches; what they are waited for is counted."""
+        waiting = time.perf_counter()
+        group = [next(source) for _ in range(count)]
+        self.wait_s += time.perf_counter() - waiting
+        return group
+
+    def metrics(self, learner: Learner, data: TrainingData, progress: Progress) -> dict[str, float]:
+        """A report's metrics: of the steps since the last one, of the device, and of the validation frames.
+
+        Raises Diverged where one is not finite.
+        """
+        busy_s = time.perf_counter() - self.since
+        metrics = progress.training_metrics(self.config.terms) | {
+            "speed/images_per_s": progress.sums["images"] / busy_s,
+            "speed/data_wait_share": self.wait_s / busy_s,
+            "memory/peak_mib": device.peak_memory_mib(learner.device),
+            "device/utilisation": self.meter.read(),
+        }
+        validating = time.perf_counter()
+        if parallel.leads():
+            metrics |= validate(
+                learner.model, data.validation, self.config, learner.device, learner.dtype, self.skipped
+            )
+        metrics = parallel.from_first(metrics)
+        metrics |= {"time/validation_s": time.perf_counter() - validating, "time/seconds": progress.seconds}
+        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if broken:
+            raise Diverged(progress.step - 1, f"the validation is not finite ({', '.join(broken)})")
+        return metrics
+
+    def write(self, learner: Learner, data: TrainingData, progress: Progress, skipped: dict[str, str]) -> None:
+        """Write reports and summary after a report; skipped: the frames that this process's loader left out."""
+        for frames in parallel.gather(skipped):
+            self.skipped |= frames
+        if parallel.leads():
+            self.write_reports(progress.history)
+            write_json(self.folder / SUMMARY, self._summary(learner, data, progress))
+        self.wait_s, self.since = 0.0, time.perf_counter()
+
+    def write_reports(self, history: list[Report]) -> None:
+        """Write all reports so far, one a line."""
+        lines = "".join(json.dumps(asdict(report), allow_nan=False) + "\n" for report in history)
+        write_bytes(self.folder / REPORTS, lines.encode())
+
+    def _summary(self, learner: Learner, data: TrainingData, progress: Progress) -> dict[str, Any]:
+        seconds, skipped = progress.seconds, sorted((dict(data.skipped) | self.skipped).items())
+        return {
+            **{f"parameters_{name}": count for name, count in parameter_counts(learner.model).items()},
+            "taps": learner.taps,
+            "device": device.describe(learner.device),
+            "precision": str(learner.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "processes": parallel.size(),
+            "steps": progress.step,
+            "images": progress.images,
+            "epochs": progress.images / len(data.train),
+            "train_frames": len(data.train),
+            "validation_frames": len(data.validation),
+            "data_fingerprint": data.fingerprint,
+            "skipped_frames": len(skipped),
+            "skipped": [list(pair) for pair in skipped[:NAMED_FRAMES]],
+            "seconds": seconds,
+            "images_per_s": progress.images / seconds,
+            "clipped_share": progress.clipped / progress.step,
+            "peak_memory_mib": device.peak_memory_mib(learner.device),
+        }
 
 
 def validate(

@@ -1,16 +1,19 @@
-"""What a training gets of a machine, and what cannot be shared."""
+"""What a training gets of a machine, what cannot be shared, and public settings of Ray alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from ray.tune.constants import TUNE_ENV_VARS
 
-from study.resources import Share, share_of
+from study.cluster import ENVIRONMENT, Share, share_of
 from tests.study.test_config import TEXT, plan_of
 from trainables.runtime.errors import UserError
 
 EVEN = TEXT.replace("{low: 2, high: 16, scale: log}", "{choices: [4, 8]}")
+# Named by Ray's documentation, but in no list that can be imported.
+DOCUMENTED = {"RAY_CHDIR_TO_TRIAL_DIR", "RAY_USAGE_STATS_ENABLED"}
 FIRST = EVEN.replace("  trials: 8\n", "  trials: 8\n  first: [{batch_size: 5}]\n")
 
 
@@ -56,3 +59,7 @@ def test_a_share_has_one_worker_per_whole_gpu_or_as_many_as_are_asked_for(tmp_pa
 def test_what_workers_cannot_share_is_refused(tmp_path: Path, text: str, settings: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         share_of(plan_of(tmp_path, text, *(f"resources.{s}" for s in settings)), {"CPU": 8.0, "GPU": 4.0})
+
+
+def test_ray_is_set_by_documented_variables_alone() -> None:
+    assert ENVIRONMENT.keys() <= TUNE_ENV_VARS | DOCUMENTED

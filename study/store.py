@@ -1,4 +1,4 @@
-"""File of a sqlite ledger: damage check before it is opened, seal, backup.
+"""Storage of a ledger: Optuna's storage with its studies, and of a sqlite file damage check, seal and backup.
 
 SQLite keeps no checksums. A study that ends by itself seals the file with its SHA-256, which finds any change; of one
 that was killed SQLite's own check finds what breaks the structure, and reading finds what no ledger can hold.
@@ -7,17 +7,117 @@ that was killed SQLite's own check finds what breaks the structure, and reading 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from study.contract import Layout
+from study.contract import PHASES, Layout, StudyAttr
 from trainables.runtime.durable import sha256, sync_file, sync_folder, write_bytes
 from trainables.runtime.errors import UserError, refused_by_disk
 
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+Direction = Literal["minimize", "maximize"]
 EMPTY = "it is empty"
 BUSY_S = 30.0  # how long a write waits for a reader of the same sqlite file
+
+
+class Store:
+    """Optuna's storage of one study, opened by its one owner: an Optuna study for each phase.
+
+    url: None for the sqlite file in the study's folder. objectives: the search's, where there are two.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        url: str | None,
+        direction: Direction,
+        objectives: Sequence[str] | None = None,
+    ) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.layout, self.sqlite, self.planned = layout, url is None, dict[str, int]()
+        if url is None:
+            check(layout)
+        self.directions: list[Direction] = [direction, "minimize"] if objectives else [direction]  # of the search
+        self.storage = optuna.storages.RDBStorage(
+            url or f"sqlite:///{layout.ledger}",
+            engine_kwargs={} if url else {"connect_args": {"timeout": BUSY_S}},
+        )
+        self.studies: dict[str, optuna.Study] = {
+            phase: optuna.create_study(
+                storage=self.storage,
+                study_name=f"{layout.name}/{phase}",
+                directions=self.directions if phase == "search" else [direction],
+                sampler=optuna.samplers.RandomSampler(),
+                pruner=optuna.pruners.NopPruner(),  # see study.ledger.Pruning
+                load_if_exists=True,
+            )
+            for phase in PHASES
+        }
+        if objectives:
+            _name_objectives(self.studies["search"], objectives)
+
+    def frozen(self, phase: str) -> list[FrozenTrial]:
+        """Optuna's own view of a phase's trials, in order; not to be changed."""
+        return self.studies[phase].get_trials(deepcopy=False)
+
+    def set_trial(self, trial_id: int, values: Mapping[str, Any]) -> None:
+        """Write user attributes of a trial, in their order."""
+        for name, value in values.items():
+            self.storage.set_trial_user_attr(trial_id, name, value)
+
+    def set_value(self, trial_id: int, images: int, value: float) -> None:
+        """Write a trial's judged metric after so many images."""
+        self.storage.set_trial_intermediate_value(trial_id, images, value)  # Trial.report refuses two objectives
+
+    def note(self, trial_id: int, name: str, value: Any) -> None:
+        """Write what a pruner noted of a trial."""
+        self.storage.set_trial_system_attr(trial_id, name, value)
+
+    def attribute(self, name: str) -> Any:
+        """An attribute of the study, or None."""
+        return self.studies[PHASES[0]].user_attrs.get(name)
+
+    def set_attributes(self, values: Mapping[str, Any]) -> None:
+        """Write attributes of the study, to every phase."""
+        for study in self.studies.values():
+            for name, value in values.items():
+                if study.user_attrs.get(name) != value:
+                    study.set_user_attr(name, value)
+
+    def set_planned(self, counts: Mapping[str, int]) -> None:
+        """Write how many trainings some phases will hold."""
+        self.planned |= counts
+        for phase, count in counts.items():
+            if self.studies[phase].user_attrs.get(StudyAttr.PLANNED) != count:
+                self.studies[phase].set_user_attr(StudyAttr.PLANNED, count)
+
+    def backup(self) -> None:
+        """Copy a sqlite file, whole or not at all."""
+        if self.sqlite:
+            backup(self.layout)
+
+    def close(self) -> None:
+        """Let go of the storage's connections, and seal a sqlite file."""
+        self.storage.remove_session()
+        if self.sqlite:
+            seal(self.layout)
+
+
+def _name_objectives(study: optuna.Study, names: Sequence[str]) -> None:
+    """For those who open the ledger with Optuna's own tools."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # experimental
+        if study.metric_names is None and len(study.directions) == len(names):
+            study.set_metric_names(list(names))
 
 
 def backup(layout: Layout) -> None:

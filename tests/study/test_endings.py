@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import cast
 
 from study.contract import Layout, Outcome
+from study.endings import sweep
 from study.ledger import Ledger
-from study.retention import sweep
 from study.session import Session
 from tests.study.test_config import plan_of
 from trainables.message import Kind, Message
@@ -26,7 +26,7 @@ def test_what_judge_stages_and_replay_need_stays_and_nothing_else(tmp_path: Path
     plan = plan_of(tmp_path, TEXT)
     layout = Layout(tmp_path / "results" / "tiny")
     layout.root.mkdir(parents=True)
-    ledger = Ledger(layout, None, plan.study.judge, None)
+    ledger = Ledger(layout, None, plan.study.judge)
     session = Session(plan, ledger, [], lambda: 99, lambda: 0)
     values = {"reproduce-0000": 1.0, "reproduce-0001": 1.0, "search-0000": 3.0, "search-0001": 1.0, "search-0002": 2.0,
               "search-0003": 0.5, "search-0004": 0.1}  # fmt: skip
@@ -41,7 +41,7 @@ def test_what_judge_stages_and_replay_need_stays_and_nothing_else(tmp_path: Path
         ledger.report(entry, 100, values[key])
         outcome = ends.get(key, Outcome.COMPLETE)
         if outcome is not None:
-            session._finish(entry, Message(cast(Kind, outcome.value)))
+            session.endings.finish(entry, Message(cast(Kind, outcome.value)))
     sweep(ledger, plan)
     left = {p.parent.parent.name + " " + p.name for p in layout.trials.glob("*/checkpoints/*") if p.name != "spikes"}
     assert left == {
