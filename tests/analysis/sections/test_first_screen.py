@@ -67,9 +67,9 @@ def test_a_section_with_nothing_to_show_is_one_line(tmp_path: Path) -> None:
 
 def test_an_empty_table_and_an_empty_figure_are_left_out() -> None:
     bare = Figure("f", "F", "", "", lambda canvas, data: None, pd.DataFrame({"x": []}))
-    part = html.part(Section("k", "K", ["said"], [bare], [Table("t", "T", pd.DataFrame(columns=["x"]))]), {})
+    part = html.part(Section("k", "K", ["said"], [bare], [Table("t", "T", pd.DataFrame(columns=["x"]))]), {}, {})
     assert part.brief and not part.figures and not part.tables
-    assert not html.part(Section("k", "K", ["said"], (), [Table("t", "T", pd.DataFrame({"x": [1]}))]), {}).brief
+    assert not html.part(Section("k", "K", ["said"], (), [Table("t", "T", pd.DataFrame({"x": [1]}))]), {}, {}).brief
 
 
 @pytest.mark.usefixtures("undrawn")
