@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(args: argparse.Namespace) -> Any:
     from trainables.data.dataset import prepare_data
-    from trainables.settings.recipe import load_recipe, parse_assignments
+    from trainables.settings.assignments import parse_assignments
+    from trainables.settings.recipe import load_recipe
     from trainables.training.trainer import iter_fit
 
     out = args.out or Path("results/trainings") / args.recipe

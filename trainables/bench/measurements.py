@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _bench(args: argparse.Namespace) -> Any:
     from trainables.data.dataset import prepare_data
-    from trainables.settings.recipe import load_recipe, parse_assignments
+    from trainables.settings.assignments import parse_assignments
+    from trainables.settings.recipe import load_recipe
 
     if args.pairs < 1 or args.steps < 1:
         raise UserError("--pairs and --steps must be at least 1")
