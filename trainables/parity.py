@@ -155,7 +155,9 @@ def main(argv: list[str] | None = None) -> int:
         "Agreement with the reference code: its golden numbers computed by this project's own code.",
         "python -m trainables.parity tests/golden/densedepth_reference.npz",
     )
-    parser.add_argument("reference", metavar="REF.npz", type=Path, help="arrays named as those of tests/golden/*.npz")
+    parser.add_argument(
+        "reference", metavar="REF.npz", type=cli.path, help="arrays named as those of tests/golden/*.npz"
+    )
 
     def body(args: argparse.Namespace) -> dict[str, Any]:
         numbers = parity(args.reference)

@@ -99,6 +99,8 @@ def write_rooms(config: RoomsConfig, root: Path) -> dict[str, Any]:
     Safe against kills (a finished folder appears by one rename) and against other processes (one writes, others wait).
     Raises UserError where `root` holds something else.
     """
+    if not root.exists():
+        durable.check_folder(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     with locks.exclusive(root.with_name(f".{root.name}.lock")):  # one writer at a time
         if root.exists():
@@ -266,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
 
     parser = cli.parser("trainables.data.rooms", "Write the embedded data set, rooms, and print its hash.",
                         "python -m trainables.data.rooms --set train_scenes=100 --out data/rooms-100")  # fmt: skip
-    parser.add_argument("--out", type=Path, help="folder to write (data/rooms-HASH unless given)")
+    parser.add_argument("--out", type=cli.path, help="folder to write (data/rooms-HASH unless given)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of data.rooms")
 
     def body(args: argparse.Namespace) -> dict[str, Any]:
