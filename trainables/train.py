@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = (
     "python -m trainables.train densedepth --set data.source=rooms --set model.weights=null "
-    "--set input=[96,128] --set budget_images=480 --set validate_every_images=240 --out results/alone"
+    "--set 'input=[96,128]' --set budget_images=480 --set validate_every_images=240 --out results/alone"
 )
 
 

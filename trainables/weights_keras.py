@@ -176,8 +176,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.parser(
         "trainables.weights_keras",
         "Convert the released Keras weights of DenseDepth (nyu.h5) to a checkpoint folder of this project.",
-        "python -m trainables.weights_keras nyu.h5 --out released && "
-        "python -m trainables.predict kitchen.jpg --checkpoint released",
+        "python -m trainables.weights_keras nyu.h5 --out results/released && "
+        "python -m trainables.predict docs/report.png --checkpoint results/released --out results/released-depth",
     )
     parser.add_argument("file", metavar="nyu.h5", type=cli.path)
     parser.add_argument("--out", type=cli.path, required=True, help="checkpoint folder to write; must not exist")

@@ -36,7 +36,7 @@ from trainables.runtime import cli
 from trainables.runtime.errors import UserError
 
 EXAMPLE = (
-    "python -m trainables.bench step --set data.source=rooms --set model.weights=null --set input=[240,320] "
+    "python -m trainables.bench step --set data.source=rooms --set model.weights=null --set 'input=[240,320]' "
     "--set batch_size=4 --set threads=2"
 )
 

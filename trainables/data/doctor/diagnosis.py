@@ -258,8 +258,13 @@ def table(document: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; exit code 1 when training would be harmed."""
-    parser = cli.parser("trainables.data.doctor", "What is wrong with a data set, before anything trains.",
-                        "python -m trainables.data.doctor data/nyu_data.zip --out results/doctor")  # fmt: skip
+    parser = cli.parser(
+        "trainables.data.doctor",
+        "What is wrong with a data set, before anything trains.\n"
+        "Exit code 0: healthy; 1: a training would be harmed; 2: the command or the data cannot be used.",
+        "python -m trainables.data.rooms --set train_scenes=20 --set test_scenes=4 --out data/rooms-small && "
+        "python -m trainables.data.doctor data/rooms-small --out results/doctor",
+    )
     parser.add_argument("root", type=cli.path, metavar="ROOT", help="folder, zip archive or .mat file of the data")
     parser.add_argument(
         "--out", type=cli.path, help="folder for doctor.json and doctor.png (results/doctor-NAME unless given)"

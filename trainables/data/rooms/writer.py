@@ -266,8 +266,11 @@ def main(argv: list[str] | None = None) -> int:
     from trainables.settings.assignments import annotation_of, parse_assignments
     from trainables.settings.recipe import load_recipe
 
-    parser = cli.parser("trainables.data.rooms", "Write the embedded data set, rooms, and print its hash.",
-                        "python -m trainables.data.rooms --set train_scenes=100 --out data/rooms-100")  # fmt: skip
+    parser = cli.parser(
+        "trainables.data.rooms",
+        "Write the embedded data set, rooms, and print its hash.",
+        "python -m trainables.data.rooms --set train_scenes=20 --set test_scenes=4 --out data/rooms-small",
+    )
     parser.add_argument("--out", type=cli.path, help="folder to write (data/rooms-HASH unless given)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of data.rooms")
 
