@@ -57,9 +57,9 @@ def parse_assignments(pairs: Sequence[str], annotation: Callable[[str], Any] = o
 
 def _value(text: str, path: str, annotation: Any) -> Any:
     name, kinds = f"--set {path}", _alternatives(annotation)
-    if str in kinds and kinds <= {str, type(None)}:
+    if str in kinds and all(kind in (str, type(None)) for kind in kinds):
         return _text(text, name, nullable=type(None) in kinds)
-    if any(get_origin(kind) is tuple and _alternatives(get_args(kind)[0]) == {str} for kind in kinds):
+    if any(get_origin(kind) is tuple and _alternatives(get_args(kind)[0]) == [str] for kind in kinds):
         return parse_texts(text, name)
     return parse_value(text, name)
 
@@ -76,13 +76,13 @@ def _text(text: str, name: str, *, nullable: bool) -> str | None:
     return text
 
 
-def _alternatives(annotation: Any) -> set[Any]:
+def _alternatives(annotation: Any) -> list[Any]:
     """The types of which a value has one; a literal text is text."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _alternatives(get_args(annotation)[0])
     if origin is Literal:
-        return {type(value) for value in get_args(annotation)}
+        return [type(value) for value in get_args(annotation)]
     if origin is None or origin in (tuple, list, dict):
-        return {annotation}
-    return set().union(*map(_alternatives, get_args(annotation)))
+        return [annotation]
+    return [one for part in get_args(annotation) for one in _alternatives(part)]

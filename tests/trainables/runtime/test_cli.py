@@ -155,6 +155,16 @@ def test_a_file_of_the_doctors_name_is_not_replaced(tmp_path: Path, capsys: pyte
         (tmp_path / name).unlink()
 
 
+def test_rooms_are_not_written_over_a_folder_named_by_a_dot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (".", "..", "/"):
+        assert writer.main(["--out", name]) == 2
+        assert "is there without a readable" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_name_of_any_allowed_length_is_written(tmp_path: Path) -> None:
     check_folder(tmp_path, "x" * 255)
     write_bytes(tmp_path / ("x" * 255), b"1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from study.config import load_study
 from trainables.runtime.errors import UserError
 from trainables.settings.assignments import QUOTED, annotation_of, parse_assignments
-from trainables.settings.config import RoomsConfig
+from trainables.settings.config import RoomsConfig, as_dict, flat
 from trainables.settings.recipe import load_recipe
 
 TEXT = ("data.root", "data.cache", "model.weights", "start_from", "data.overfit")
@@ -28,6 +29,17 @@ def test_values_have_the_type_of_their_setting() -> None:
     }
     assert parse_assignments(["data.exclude=[2018, no, 'a, b']"]) == {"data.exclude": ["2018", "no", "a, b"]}
     assert parse_assignments(["size=[96, 128]"], partial(annotation_of, RoomsConfig)) == {"size": [96, 128]}
+
+
+def test_every_setting_can_be_assigned_the_value_it_has() -> None:
+    """As JSON, which is YAML: alone, and its whole section."""
+    config = load_recipe("densedepth")[0]
+    sections = {name: value for name, value in as_dict(config).items() if isinstance(value, dict)}
+    for path, value in (flat(config) | sections).items():
+        word = value if isinstance(value, str) else json.dumps(value)
+        assert parse_assignments([f"{path}={word}"]) == {path: value}
+        if value is not None:
+            assert parse_assignments([f"{path}={json.dumps(value)}"]) == {path: value}
 
 
 @settings(max_examples=200, deadline=None)

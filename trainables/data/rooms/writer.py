@@ -99,8 +99,9 @@ def write_rooms(config: RoomsConfig, root: Path) -> dict[str, Any]:
     Safe against kills (a finished folder appears by one rename) and against other processes (one writes, others wait).
     Raises UserError where `root` holds something else.
     """
-    if not root.exists():
-        durable.check_folder(root)
+    if root.exists():  # whole, for it appears by one rename
+        return _existing(config, root)
+    durable.check_folder(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     with locks.exclusive(root.with_name(f".{root.name}.lock")):  # one writer at a time
         if root.exists():
