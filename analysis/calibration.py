@@ -24,6 +24,7 @@ from analysis import final_evaluation, mlflow_store
 from analysis.page.section import Section, Table, number, plain
 from analysis.tables.published import ROWS
 from analysis.tables.tidy import StudyTables, report_frame, trial_frame
+from study.contract import sqlite_file
 from trainables.runtime import cli
 from trainables.runtime.durable import sha256
 from trainables.runtime.errors import UserError
@@ -40,9 +41,11 @@ def calibrate(folder: Path, root: str, source: str, tracking: str) -> Section:
 
     Raises UserError for a checkpoint or data that cannot be used, and where the opening cannot be recorded.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no checkpoint folder; name one, for example {checkpoint.BEST} of a training")
-    trained = checkpoint.read_config(folder)
+    checkpoint.check_named(folder)
+    store = sqlite_file(tracking)
+    if store is not None and not store.parent.is_dir():
+        raise UserError(f"{tracking}: there is no folder {store.parent} for the store; make it, or name another store")
+    trained = checkpoint.read_config(folder, checkpoint.NAMED_ADVICE)
     data = trained.data.model_copy(update={"source": source, "root": root})
     config = trained.model_copy(update={"data": data})
     entry: dict[str, Any] = {
@@ -95,17 +98,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(
         "analysis.calibration",
         "Score one checkpoint on a test split under every protocol; the opening is recorded.",
-        "python -m analysis.calibration released --data-root nyu_test.zip --source eigen",
+        "python -m trainables.data.rooms --set train_scenes=20 --set test_scenes=4 --out data/rooms-small && "
+        "python -m analysis.calibration results/rooms/trials/confirm-0000/checkpoints/best "
+        "--data-root data/rooms-small --source kaggle",
     )
-    parser.add_argument("checkpoint", type=Path, help="checkpoint folder, for example of trainables.weights_keras")
-    parser.add_argument("--data-root", required=True, metavar="ROOT", help="what data.root is in a study")
+    parser.add_argument("checkpoint", type=cli.path, help="checkpoint folder, for example of trainables.weights_keras")
+    parser.add_argument(
+        "--data-root", type=cli.path, required=True, metavar="ROOT", help="what data.root is in a study"
+    )
     parser.add_argument("--source", choices=FORMS, default="eigen", help="form of the data (eigen)")
     parser.add_argument(
         "--tracking", metavar="URI", default="sqlite:///mlflow.db", help="store that counts openings (%(default)s)"
     )
 
     def body(args: argparse.Namespace) -> Any:
-        section = calibrate(args.checkpoint, args.data_root, args.source, args.tracking)
+        section = calibrate(args.checkpoint, str(args.data_root), args.source, args.tracking)
         print(section.text())
         return {"answers": list(section.answers), "data": section.data}
 

@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments.add_argument("second", nargs="?", metavar="STUDY2", help="a second study to set beside it")
     arguments.add_argument(
-        "--from-table", type=Path, metavar="FILE", help="a released table instead of a results folder"
+        "--from-table", type=cli.path, metavar="FILE", help="a released table instead of a results folder"
     )
     arguments.add_argument(
         "--markdown", action="store_true", help="also write the answers and tables as report/study.md"

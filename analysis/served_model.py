@@ -5,14 +5,19 @@ MLflow runs this file itself to load the model, so its top imports only MLflow a
     python -m analysis.served_model STUDY          registers the champion with alias `champion`
     mlflow models serve -m models:/NAME@champion --env-manager local
     {"dataframe_records": [{"image": "<base64 of a PNG or JPEG>"}]}   ->   {"predictions": [{"depth_m": [[...]]}]}
+
+`dataframe_split`, `inputs` and `instances` are understood, too. A picture is a file's content as base64 text (URL-safe,
+or as a data URL, or {"b64": ...}, as well), as bytes from Python, or pixels: rows of [r, g, b], 0 to 255. Anything else
+is answered with status 400 and one sentence that names its row.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import contextlib
 import io
 import sys
-import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,22 +26,28 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
+from numpy.typing import NDArray
 from PIL import Image
 
 import trainables
-from trainables.predict import read_picture
+from trainables.data.photos import MAX_PIXELS, decode_picture
+from trainables.runtime.errors import UserError
 from trainables.trained import load_model
 from trainables.training import checkpoint
 
 NEEDS = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "safetensors", "pydantic", "pyyaml", "h5py",
          "kornia", "timm", "psutil")  # fmt: skip
 SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec(DataType.binary, "image")]),
+    inputs=Schema([ColSpec(DataType.string, "image")]),  # as binary, MLflow would drop what is no base64 and decode on
     outputs=Schema([ColSpec(Array(Array(DataType.double)), "depth_m")]),
 )
+
+
+FORMS = "send a PNG or JPEG file's content as base64 text, or pixels as rows of [r, g, b] from 0 to 255"
 
 
 class DepthOfPicture(mlflow.pyfunc.PythonModel):
@@ -47,16 +58,54 @@ class DepthOfPicture(mlflow.pyfunc.PythonModel):
         self.model = load_model(context.artifacts["checkpoint"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
-        """Depth in metres, rows of columns, for each encoded picture in column `image`."""
-        return pd.DataFrame({"depth_m": [self._depth(content) for content in model_input["image"]]})
+        """Depth in metres, rows of columns, for each picture in column `image`. Raises MlflowException (400)."""
+        pictures = []
+        for row, value in enumerate(model_input["image"]):  # all, before one is predicted
+            try:
+                pictures.append(picture_of(value, f"row {row}"))
+            except UserError as error:
+                raise MlflowException.invalid_parameter_value(str(error)) from None
+        depths = [self.model.predict(rgb).astype(np.float64).tolist() for rgb in pictures]
+        return pd.DataFrame({"depth_m": depths})
 
-    def _depth(self, content: bytes) -> list[list[float]]:
-        with tempfile.NamedTemporaryFile(prefix="picture-") as file:
-            file.write(content)
-            file.flush()
-            rgb = read_picture(Path(file.name))
-        depth: list[list[float]] = self.model.predict(rgb).astype(np.float64).tolist()
-        return depth
+
+def picture_of(value: Any, name: str) -> NDArray[np.uint8]:
+    """The RGB picture, uint8 (H, W, 3), of a request's value; `name` stands in messages. Raises UserError."""
+    if isinstance(value, dict) and value.keys() == {"b64"}:  # how TensorFlow Serving writes bytes
+        value = value["b64"]
+    if isinstance(value, str):
+        value = _from_base64(value, name)
+    if isinstance(value, bytes):
+        return decode_picture(value, name)
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        raise UserError(f"{name}: a {type(value).__name__} is no picture; {FORMS}")
+    try:
+        pixels = np.array(value.tolist() if isinstance(value, np.ndarray) else value)
+    except ValueError:
+        raise UserError(f"{name}: the pixels are no rectangle; {FORMS}") from None
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise UserError(f"{name}: pixels of shape {pixels.shape} are no picture; {FORMS}")
+    if pixels.shape[0] * pixels.shape[1] > MAX_PIXELS:
+        raise UserError(f"{name}: more than {MAX_PIXELS:,} pixels; give a smaller picture")
+    if pixels.dtype.kind == "U":  # MLflow makes text of the numbers under `inputs`
+        with contextlib.suppress(ValueError, OverflowError):
+            pixels = pixels.astype(np.int64)
+    if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
+        raise UserError(f"{name}: pixels must be whole numbers from 0 to 255; {FORMS}")
+    return pixels.astype(np.uint8)
+
+
+def _from_base64(text: str, name: str) -> bytes:
+    """The content of base64 text in either alphabet, with or without padding and line breaks, or of a data URL."""
+    if text.startswith("data:"):
+        head, _, text = text.partition(",")
+        if not head.endswith(";base64"):
+            raise UserError(f"{name}: the data URL is not base64; {FORMS}")
+    plain = "".join(text.split()).rstrip("=").translate(str.maketrans("-_", "+/"))
+    try:
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except ValueError:
+        raise UserError(f"{name}: the text is not base64; {FORMS}") from None
 
 
 def log(folder: Path, run_id: str, name: str, tags: dict[str, str]) -> str:
@@ -69,7 +118,7 @@ def log(folder: Path, run_id: str, name: str, tags: dict[str, str]) -> str:
             artifacts={"checkpoint": str(folder)},
             code_paths=[str(Path(trainables.__file__).parent)],  # the package as it is installed here
             signature=SIGNATURE,
-            input_example=pd.DataFrame({"image": [_example()]}),
+            input_example=pd.DataFrame({"image": [base64.b64encode(_example()).decode()]}),
             pip_requirements=requirements,
         )
     return str(mlflow.register_model(logged.model_uri, name, tags=tags).version)
@@ -84,7 +133,6 @@ def publish(tables: Any) -> str | None:
     from analysis.tables import sealed
     from study.contract import Tag
     from trainables.runtime.durable import sha256
-    from trainables.runtime.errors import UserError
 
     if not (tables.layout.evaluation / sealed.DONE).exists():
         raise UserError(

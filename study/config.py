@@ -16,18 +16,20 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from study.contract import Judge
 from trainables.runtime.errors import UserError
+from trainables.settings.assignments import annotation_of, of_training, parse_assignments
 from trainables.settings.config import (
     Count,
     Mark,
     MetricName,
     NameOf,
+    PathText,
     ProtocolName,
     Section,
     TrialConfig,
     mark_of,
     yields,
 )
-from trainables.settings.recipe import parse_assignments, validate
+from trainables.settings.recipe import validate
 from trainables.settings.yamlfile import Document, nearest, read_yaml
 
 DEFAULTS = Path(__file__).parent / "defaults.yaml"
@@ -123,7 +125,7 @@ class SearchConfig(Section):
     objectives: tuple[str, ...] | None  # null: the judge's metric alone
     pruner: PrunerConfig
     space: dict[str, dict[str, Any]]
-    warm_start: str | None
+    warm_start: PathText | None
     first: tuple[dict[str, Any], ...]
 
 
@@ -183,6 +185,8 @@ class TrackingConfig(Section):
             r"(sqlite:///.|https?://.|postgresql(\+\w+)?://.|mysql(\+\w+)?://.)", value
         ):
             raise ValueError(f"write sqlite:///FILE, http://HOST:PORT or null, not {value}")
+        if value is not None and value.startswith("sqlite:///~"):
+            return f"sqlite:///{Path(value.removeprefix('sqlite:///')).expanduser()}"
         return value
 
 
@@ -286,7 +290,7 @@ def load_study(path: Path, assignments: list[str]) -> Study:
         )
     value = _fill(document.value, read_yaml(DEFAULTS).value, "")
     names = []
-    for dotted, given in parse_assignments(assignments).items():
+    for dotted, given in parse_assignments(assignments, _annotation).items():
         _assign(value, dotted, given)
         names.append(dotted)
     whole = Assigned(document.name, value, document.lines, tuple(names))
@@ -295,6 +299,14 @@ def load_study(path: Path, assignments: list[str]) -> Study:
     study = Study(validate(StudyConfig, value, whole), whole)
     refuse_decided(study.config.trial, study.within("trial"))
     return study
+
+
+def _annotation(path: str) -> Any:
+    """The type of a study's setting by its dotted path: `data` and `trial` hold settings of a training."""
+    block, _, inner = path.partition(".")
+    if block in ("data", "trial"):
+        return of_training(path if block == "data" else inner)
+    return annotation_of(StudyConfig, path)
 
 
 def refuse_decided(settings: Mapping[str, Any], document: Document) -> None:

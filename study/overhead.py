@@ -31,6 +31,7 @@ import psutil
 
 from trainables.runtime import cli
 from trainables.runtime.errors import UserError
+from trainables.settings.assignments import parse_assignments
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = "python -m study.overhead --pairs 5 --set budget_images=960 --set validate_every_images=240"
@@ -146,6 +147,7 @@ def _measure(args: argparse.Namespace) -> Any:
 
     if args.pairs < 1:
         raise UserError("--pairs must be at least 1")
+    parse_assignments(args.assignments)  # refuses here what both commands would refuse
     settings = SETTINGS | dict(pair.split("=", 1) for pair in args.assignments)
     rounds: list[dict[str, Contender]] = []
     with terminable(), tempfile.TemporaryDirectory() as folder:

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None, worker: type | None = None) -> int:
         "Plan a study and train it: reproduce, claims, search, confirm. Results lie in results/NAME.",
         "python -m study.run study.yaml --set search.trials=20 --resume",
     )
-    arguments.add_argument("study", nargs="?", type=Path, default=Path("study.yaml"), help="the study (study.yaml)")
+    arguments.add_argument("study", nargs="?", type=cli.path, default=Path("study.yaml"), help="the study (study.yaml)")
     arguments.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override one setting")
     arguments.add_argument("--plan", action="store_true", help="print trainings, time, disk and memory; start nothing")
     arguments.add_argument("--measure", action="store_true", help="with --plan: time a few steps first")

@@ -17,6 +17,7 @@ from trainables import __main__ as densedepth
 from trainables.runtime import cli
 
 ROOT = Path(__file__).resolve().parent.parent
+AFTER_STUDY = Path("results/rooms/trials/confirm-0000")  # what `make study` leaves
 MODULES = [module for module, _ in densedepth.COMMANDS.values()]
 
 
@@ -42,15 +43,22 @@ def parser_of(module: str, monkeypatch: pytest.MonkeyPatch) -> argparse.Argument
 def test_the_example_of_every_help_is_taken_by_its_parser(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     parser = parser_of(module, monkeypatch)
     example = (parser.epilog or "").removeprefix("example: ")
-    for number, command in enumerate(example.split(" && ")):
-        python, option, name, *arguments = shlex.split(command)
+    commands = [shlex.split(command) for command in example.split(" && ")]
+    assert module in [name for _, _, name, *_ in commands]
+    made: set[str] = set()
+    for python, option, name, *arguments in commands:
         assert (python, option) == ("python", "-m") and name in MODULES
-        assert number or name == module
         mine = parser if name == module else parser_of(name, monkeypatch)
         args = mine.parse_args(arguments)
         named = getattr(args, "study", None)
         if module.startswith("analysis.") and isinstance(named, str):  # as it stands after `make study`
             assert named == yaml.safe_load((ROOT / "study.yaml").read_text())["name"]
+        read = [value for key, value in vars(args).items() if isinstance(value, Path) and key != "out"]
+        for path in [*read, *getattr(args, "pictures", [])]:
+            there = (ROOT / path).exists() or str(path) in made or path.is_relative_to(AFTER_STUDY)
+            assert there or path == Path("nyu.h5"), path  # the authors' own file, which is not given away here
+        made.add(str(getattr(args, "out", None)))
+    assert " [" not in example, "a shell may read it as a pattern of file names"
 
 
 def test_every_module_that_is_a_command_is_listed() -> None:

@@ -55,6 +55,12 @@ def listed() -> str:
 
 def main() -> int:
     """The command; exit code 2 for a command that there is not."""
+    from trainables.runtime import cli
+
+    return cli.guarded("densedepth", _run)
+
+
+def _run() -> int:
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help"):
         print(listed())

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +45,9 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
             raise UserError(f"{path}: a single array, no .npz archive; give a file like densedepth_reference.npz")
         with archive:
             found = {name: archive[name] for name in (*EVALUATION_ARRAYS, *LOSS_ARRAYS) if name in archive}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UserError:
+        raise
+    except Exception as error:  # NumPy promises no list of what a damaged header or archive raises
         raise UserError(
             f"{path} cannot be read as .npz ({error}); give a file like densedepth_reference.npz"
         ) from error
@@ -155,16 +155,23 @@ def main(argv: list[str] | None = None) -> int:
         "Agreement with the reference code: its golden numbers computed by this project's own code.",
         "python -m trainables.parity tests/golden/densedepth_reference.npz",
     )
-    parser.add_argument("reference", metavar="REF.npz", type=Path, help="arrays named as those of tests/golden/*.npz")
+    parser.add_argument(
+        "reference", metavar="REF.npz", type=cli.path, help="arrays named as those of tests/golden/*.npz"
+    )
 
     def body(args: argparse.Namespace) -> dict[str, Any]:
         numbers = parity(args.reference)
         golden = args.reference.with_suffix(".json")
         if golden.is_file():
-            for part, theirs in json.loads(golden.read_text()).items():
-                if part in numbers:
-                    difference, key = largest_difference(numbers[part], theirs)
-                    print(f"{part}: largest relative difference {difference:.2e} at {key}", file=sys.stderr)
+            try:
+                parts = json.loads(golden.read_bytes()).items()
+                found = [(part, largest_difference(numbers[part], theirs)) for part, theirs in parts if part in numbers]
+            except (OSError, ValueError, AttributeError, TypeError, ZeroDivisionError) as error:
+                raise UserError(
+                    f"{golden} beside it holds no golden numbers ({error}); move it, or give it another name"
+                ) from error
+            for part, (difference, key) in found:
+                print(f"{part}: largest relative difference {difference:.2e} at {key}", file=sys.stderr)
         if not args.json:
             print(json.dumps(numbers, indent=1, allow_nan=False))
         return numbers

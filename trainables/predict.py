@@ -1,91 +1,133 @@
 """`python -m trainables.predict IMAGE... --checkpoint FOLDER`: depth of a user's pictures, of any size.
 
 Per picture: NAME_depth.png (16-bit, millimetres), NAME_depth.npy (float32, metres) and NAME_coloured.png with a scale.
+The two PNG files carry a mark by which a later call knows them: it replaces what it made of the same picture, nothing
+else, and takes none of them for a picture.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
+import json
 import sys
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from trainables.data.photos import MAX_PIXELS, read_picture
 from trainables.runtime import cli
-from trainables.runtime.durable import write_bytes
+from trainables.runtime.durable import check_folder, sha256, write_bytes
 from trainables.runtime.errors import UserError
 
-MAX_PIXELS = 80_000_000  # beyond it a picture is refused: a small file can unpack to more memory than there is
 DRAWN_PX = 1600  # the coloured picture shows every n-th pixel of anything larger
 MM_PER_M = 1000
 # A model of relative depth has no scale: its 0 to 1 is spread over the range of depth, and metres are only its units.
 LEGENDS = {True: "depth (m)", False: "relative depth, near to far (scale in metres is arbitrary)"}
 COLOURS = "cividis"  # readable for colour-blind eyes, and in grey
+ENDINGS = {"depth_png_mm": "_depth.png", "depth_npy_m": "_depth.npy", "coloured": "_coloured.png"}
+SOFTWARE = "trainables.predict of the DenseDepth study"
+# Texts of a PNG: who wrote it, SHA-256 of its pixels, the picture's name, SHA-256 of the .npy beside it.
+WRITER, PIXELS, PICTURE, ARRAYS = "Software", "Pixels-SHA256", "Picture", "NPY-SHA256"
 
 
-def read_picture(path: Path) -> NDArray[np.uint8]:
-    """An upright RGB picture, uint8 (H, W, 3): EXIF rotation applied, transparency laid on white, 16 bits scaled to 8.
+class Mark(NamedTuple):
+    """What an output says about itself: the name of its picture, and SHA-256 of the .npy files that belong to it."""
 
-    Raises UserError for a file that is missing, damaged, no picture, or too large.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; check the name")
+    picture: str
+    arrays: tuple[str, ...]
+
+
+def mark_of(path: Path) -> Mark | None:
+    """The mark of a PNG that this command wrote and nobody changed; None for any other file."""
     try:
-        with Image.open(path) as file:
-            if file.width * file.height > MAX_PIXELS:
+        with Image.open(path, formats=["PNG"]) as image:
+            texts = image.info
+            if texts.get(WRITER) != SOFTWARE or image.width * image.height > MAX_PIXELS:
+                return None
+            if texts.get(PIXELS) != _digest(image):
+                return None
+            return Mark(json.loads(texts[PICTURE]), tuple(texts[ARRAYS].split()))
+    except Exception:  # Pillow promises no list of what its decoders raise; what cannot be read is not ours
+        return None
+
+
+def _digest(image: Image.Image) -> str:
+    return hashlib.sha256(np.asarray(image).tobytes()).hexdigest()
+
+
+def _marked(image: Image.Image, mark: Mark) -> bytes:
+    texts = PngInfo()
+    values = {PIXELS: _digest(image), PICTURE: json.dumps(mark.picture), ARRAYS: " ".join(mark.arrays)}
+    for key, value in ({WRITER: SOFTWARE} | values).items():
+        texts.add_text(key, value)
+    result = io.BytesIO()
+    image.save(result, format="PNG", pnginfo=texts)
+    return result.getvalue()
+
+
+def output_paths(picture: Path, out: Path | None) -> dict[str, Path]:
+    """The files of a picture by kind: beside it, or in `out`."""
+    folder = picture.parent if out is None else out
+    return {kind: folder / f"{picture.stem}{ending}" for kind, ending in ENDINGS.items()}
+
+
+def check_outputs(pictures: Sequence[Path], out: Path | None) -> None:
+    """Raise UserError where a file could not be written, or would replace one that was not made of the same picture."""
+    taken: dict[Path, Path] = {}
+    for picture in pictures:
+        paths = output_paths(picture, out)
+        folder = paths["coloured"].parent
+        other = taken.setdefault(folder / picture.stem, picture)
+        if other is not picture:
+            same = other.resolve() == picture.resolve()
+            cure = "is named twice; name it once" if same else f"its files would replace those of {other}; rename one"
+            raise UserError(f"{picture}: {cure}")
+        try:
+            check_folder(folder, *(path.name for path in paths.values()))
+        except UserError as error:
+            raise UserError(f"{picture}: its depth cannot be written: {error}") from None
+        mark = mark_of(paths["depth_png_mm"])
+        for kind, path in paths.items():
+            if not path.exists() and not path.is_symlink():
+                continue
+            found = mark if kind != "coloured" else mark_of(path)
+            if found is None or (kind == "depth_npy_m" and sha256(path) not in found.arrays):
                 raise UserError(
-                    f"{path}: {file.width} x {file.height} pixels are more than {MAX_PIXELS:,}; give a smaller picture"
+                    f"{path} is not a file of this command, or was changed, and would be replaced; "
+                    "move it, or give another folder with --out"
                 )
-            file.load()
-            upright = ImageOps.exif_transpose(file)
-    except UnidentifiedImageError as error:
-        raise UserError(f"{path}: this is not a readable picture; give a PNG, JPEG, TIFF or WebP file") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: {error}; give a smaller picture") from error
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:  # what Pillow raises for damaged files
-        raise UserError(f"{path}: the picture cannot be read ({error}); check the file") from error
-    return _to_rgb(upright, path)
+            if found.picture != picture.name:
+                raise UserError(f"{path} was made of {found.picture}; move it, or give another folder with --out")
 
 
-def _to_rgb(picture: Image.Image, path: Path) -> NDArray[np.uint8]:
-    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):  # Pillow's convert would clip these
-        values = np.asarray(picture, dtype=np.float64)
-        if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise UserError(f"{path}: {picture.mode} pixels have no known white; save the picture with 8 or 16 bits")
-        grey = np.round(values * (255 / 65535)).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.array(picture.convert("RGB"))
-
-
-def write_depth(depth_m: NDArray[np.float32], rgb: NDArray[np.uint8], stem: Path, legend: str) -> dict[str, str]:
-    """Write the three files STEM_depth.png, STEM_depth.npy, STEM_coloured.png; their paths by kind."""
-    paths = {
-        "depth_png_mm": stem.with_name(f"{stem.name}_depth.png"),
-        "depth_npy_m": stem.with_name(f"{stem.name}_depth.npy"),
-        "coloured": stem.with_name(f"{stem.name}_coloured.png"),
-    }
-    png, npy = io.BytesIO(), io.BytesIO()
+def write_depth(
+    depth_m: NDArray[np.float32], rgb: NDArray[np.uint8], picture: Path, out: Path | None, legend: str
+) -> dict[str, str]:
+    """Write a picture's three files; their paths by kind."""
+    paths = output_paths(picture, out)
+    array = io.BytesIO()
+    np.save(array, depth_m)
+    # Whichever of the two files a kill leaves behind, they belong together.
+    arrays = [hashlib.sha256(array.getvalue()).hexdigest()]
+    if paths["depth_npy_m"].exists() and (old := sha256(paths["depth_npy_m"])) not in arrays:
+        arrays.append(old)
     millimetres = np.clip(np.round(depth_m.astype(np.float64) * MM_PER_M), 0, 65535).astype(np.uint16)
-    Image.fromarray(millimetres).save(png, format="PNG")
-    np.save(npy, depth_m)
-    for path, content in zip(
-        paths.values(), (png.getvalue(), npy.getvalue(), coloured(depth_m, rgb, legend)), strict=True
-    ):
-        write_bytes(path, content)
+    mark = Mark(picture.name, tuple(arrays))
+    write_bytes(paths["depth_png_mm"], _marked(Image.fromarray(millimetres), mark))
+    write_bytes(paths["depth_npy_m"], array.getvalue())
+    write_bytes(paths["coloured"], _marked(coloured(depth_m, rgb, legend), mark))
     return {kind: str(path) for kind, path in paths.items()}
 
 
-def coloured(depth_m: NDArray[np.float32], rgb: NDArray[np.uint8], legend: str) -> bytes:
-    """A PNG: the picture beside its depth in colours, with a scale whose legend says what it measures."""
+def coloured(depth_m: NDArray[np.float32], rgb: NDArray[np.uint8], legend: str) -> Image.Image:
+    """The picture beside its depth in colours, with a scale whose legend says what it measures."""
     from matplotlib.figure import Figure  # slow to import, and a wrong file name should answer at once
 
     height, width = depth_m.shape
@@ -102,31 +144,19 @@ def coloured(depth_m: NDArray[np.float32], rgb: NDArray[np.uint8], legend: str) 
         axes.set_yticks([])
     result = io.BytesIO()
     figure.savefig(result, format="png", dpi=110)
-    return result.getvalue()
-
-
-def output_stems(pictures: Sequence[Path], out: Path | None) -> list[Path]:
-    """Where each picture's files go: beside it, or in `out`. UserError when two would write the same files."""
-    if out is not None and out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file, and --out must name a folder; choose another name")
-    stems = [(out if out is not None else path.parent) / path.stem for path in pictures]
-    for index, stem in enumerate(stems):
-        if stem in stems[:index]:
-            other = pictures[stems.index(stem)]
-            raise UserError(f"{pictures[index]}: its files would replace those of {other}; rename one of the two")
-    return stems
+    return Image.open(result, formats=["PNG"])
 
 
 def predict(pictures: Sequence[Path], checkpoint: Path, out: Path | None, device: Any) -> list[dict[str, Any]]:
-    """Predict and write every picture; all are read before anything is written. One entry per picture."""
+    """Predict and write every picture; all are read, and their outputs checked, before. One entry per picture."""
     from trainables.trained import load_model  # here, so that --help need not wait for torch
 
-    stems = output_stems(pictures, out)
+    check_outputs(pictures, out)
     for path in pictures:
         read_picture(path)
     model = load_model(checkpoint, device)
     results = []
-    for path, stem in zip(pictures, stems, strict=True):
+    for path in pictures:
         rgb = read_picture(path)
         depth_m = model.predict(rgb)
         if not np.isfinite(depth_m).all():
@@ -139,7 +169,7 @@ def predict(pictures: Sequence[Path], checkpoint: Path, out: Path | None, device
                 "min_m": float(depth_m.min()),
                 "median_m": float(np.median(depth_m)),
                 "max_m": float(depth_m.max()),
-                **write_depth(depth_m, rgb, stem, LEGENDS[model.metric]),
+                **write_depth(depth_m, rgb, path, out, LEGENDS[model.metric]),
             }
         )
     return results
@@ -153,20 +183,28 @@ def main(argv: list[str] | None = None) -> int:
         "python -m trainables.predict results/rooms/trials/confirm-0000/preview.png "
         "--checkpoint results/rooms/trials/confirm-0000/checkpoints/best --out depth",
     )
-    parser.add_argument("pictures", metavar="IMAGE", nargs="+", type=Path)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint folder that a training wrote")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the results (default: beside each picture)")
+    parser.add_argument("pictures", metavar="IMAGE", nargs="+", type=cli.path)
+    parser.add_argument("--checkpoint", type=cli.path, required=True, help="a checkpoint folder that a training wrote")
+    parser.add_argument(
+        "--out", type=cli.path, default=None, help="folder for the results (default: beside each picture)"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
     def body(args: argparse.Namespace) -> dict[str, Any]:
-        results = predict(args.pictures, args.checkpoint, args.out, args.device)
+        own = [path for path in args.pictures if mark_of(path) is not None]
+        for path in own:
+            print(f"{path}: left out, this command made it")
+        pictures = [path for path in args.pictures if path not in own]
+        if not pictures:
+            raise UserError("every picture named is one that this command made; name a photo")
+        results = predict(pictures, args.checkpoint, args.out, args.device)
         for entry in results:
             print(
                 f"{entry['picture']}: {entry['min_m']:.2f} to {entry['max_m']:.2f} m, median {entry['median_m']:.2f} m"
                 f"{'' if entry['metric'] else ' (relative depth: the scale is arbitrary)'}"
                 f"; {entry['depth_png_mm']}, {entry['depth_npy_m']}, {entry['coloured']}"
             )
-        return {"checkpoint": str(args.checkpoint), "pictures": results}
+        return {"checkpoint": str(args.checkpoint), "pictures": results, "left_out": list(map(str, own))}
 
     return cli.run(parser, body, argv)
 

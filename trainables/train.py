@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import signal
 import sys
 import threading
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainables.runtime import cli
-from trainables.runtime.errors import Diverged, OutOfMemory, Stopped
+from trainables.runtime.durable import check_folder
+from trainables.runtime.errors import Diverged, OutOfMemory, Stopped, UserError
 from trainables.settings.registry import METRICS
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = (
     "python -m trainables.train densedepth --set data.source=rooms --set model.weights=null "
-    "--set input=[96,128] --set budget_images=480 --set validate_every_images=240 --out results/alone"
+    "--set 'input=[96,128]' --set budget_images=480 --set validate_every_images=240 --out results/alone"
 )
 
 
@@ -30,21 +32,24 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.parser("trainables.train", __doc__ or "", EXAMPLE)
     parser.add_argument("recipe", metavar="RECIPE", help="a published system, or RECIPE+VARIANT")
     parser.add_argument("--set", metavar="PATH=VALUE", action="append", default=[], dest="assignments")
-    parser.add_argument("--out", type=Path, help="folder of the training (default: results/trainings/RECIPE)")
+    parser.add_argument("--out", type=cli.path, help="folder of the training (default: results/trainings/RECIPE)")
     return cli.run(parser, _train, argv)
 
 
 def _train(args: argparse.Namespace) -> Any:
     from trainables.data.dataset import prepare_data
-    from trainables.settings.recipe import load_recipe, parse_assignments
+    from trainables.settings.assignments import parse_assignments
+    from trainables.settings.recipe import load_recipe
     from trainables.training.trainer import iter_fit
 
     out = args.out or Path("results/trainings") / args.recipe
     stages = load_recipe(args.recipe, parse_assignments(args.assignments))
+    folders = [out / f"stage-{config.stage}" if len(stages) > 1 else out for config in stages]
+    for folder in folders:
+        _check_out(folder)
     results: list[dict[str, Any]] = []
     previous: Path | None = None
-    for config in stages:
-        folder = out / f"stage-{config.stage}" if len(stages) > 1 else out
+    for config, folder in zip(stages, folders, strict=True):
         if config.start_from == "previous_stage" and previous is not None:
             config = config.model_copy(update={"start_from": str(previous / "checkpoints" / "best")})
         prepare_data(config.data)
@@ -64,6 +69,22 @@ def _train(args: argparse.Namespace) -> Any:
         )
         previous = folder
     return {"stages": results}
+
+
+def _check_out(folder: Path) -> None:
+    """Raise UserError unless a folder is new, empty or a training's: a training replaces files and clears leftovers."""
+    check_folder(folder)
+    if not folder.is_dir():
+        return
+    settings = folder / "config.json"
+    try:
+        ours = {"recipe", "budget_images"} <= json.loads(settings.read_bytes()).keys()
+    except FileNotFoundError:  # a training that was killed before it wrote its settings left no other file, either
+        ours = all(entry.is_dir() or entry.name.startswith(".") for entry in folder.iterdir())
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise UserError(f"{folder} holds files of something other than a training; name a new folder with --out")
 
 
 def _say(config: TrialConfig, report: Report) -> None:

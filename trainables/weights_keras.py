@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from trainables.models.depth_model import DepthModel, build_model
 from trainables.runtime import cli
+from trainables.runtime.durable import check_folder
 from trainables.runtime.errors import UserError
 from trainables.settings.config import TrialConfig
 from trainables.settings.recipe import load_recipe
@@ -175,15 +176,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.parser(
         "trainables.weights_keras",
         "Convert the released Keras weights of DenseDepth (nyu.h5) to a checkpoint folder of this project.",
-        "python -m trainables.weights_keras nyu.h5 --out released && "
-        "python -m trainables.predict kitchen.jpg --checkpoint released",
+        "python -m trainables.weights_keras nyu.h5 --out results/released && "
+        "python -m trainables.predict docs/report.png --checkpoint results/released --out results/released-depth",
     )
-    parser.add_argument("file", metavar="nyu.h5", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write; must not exist")
+    parser.add_argument("file", metavar="nyu.h5", type=cli.path)
+    parser.add_argument("--out", type=cli.path, required=True, help="checkpoint folder to write; must not exist")
 
     def body(args: argparse.Namespace) -> dict[str, Any]:
         if args.out.exists():
             raise UserError(f"{args.out} already exists; name a new folder")
+        check_folder(args.out)
         model, config = convert(args.file)
         write_checkpoint(args.out, snapshot_of(model, args.file), config)
         parameters = sum(p.numel() for p in model.parameters())

@@ -17,11 +17,14 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from analysis import final_evaluation, mlflow_store, report, runs, selection
@@ -77,12 +80,95 @@ def expected(layout: Layout) -> np.ndarray:
     return load_model(layout.trial(CHAMPION) / "checkpoints" / "best", "cpu").predict(rgb)
 
 
+def answers_every_form(model: Any, depth: np.ndarray) -> None:
+    """MLflow's four forms of a request, and every way to write a picture."""
+    plain, pixels = base64.b64encode(picture()).decode(), np.asarray(Image.open(io.BytesIO(picture()))).tolist()
+    ways = {
+        "base64": plain,
+        "URL-safe": base64.urlsafe_b64encode(picture()).decode().rstrip("="),
+        "lines": base64.encodebytes(picture()).decode(),
+        "data URL": f"data:image/png;base64,{plain}",
+        "TensorFlow's": {"b64": plain},
+        "pixels": pixels,
+    }
+    for value in ways.values():
+        check(model, {"dataframe_records": [{"image": value}]}, [depth])
+    for value in (ways["URL-safe"], pixels):
+        for request in (
+            {"dataframe_split": {"columns": ["image"], "data": [[value], [value]]}},
+            {"inputs": [value, value]},
+            {"inputs": [{"image": value}, {"image": value}]},
+            {"inputs": {"image": [value, value]}},
+            {"instances": [value, value]},
+            {"instances": [{"image": value}, {"image": value}]},
+        ):
+            check(model, request, [depth, depth])
+
+
+def check(model: Any, request: dict[str, Any], depths: list[np.ndarray]) -> None:
+    from mlflow.pyfunc import scoring_server
+
+    schema = model.metadata.get_input_schema()
+    answer = scoring_server.invocations(json.dumps(request), "application/json", model, schema)
+    assert answer.status == 200
+    for row, depth in zip(json.loads(answer.response)["predictions"], depths, strict=True):
+        np.testing.assert_allclose(np.asarray(row["depth_m"]), depth, rtol=1e-6)
+
+
+def refuses_in_one_sentence(model: Any) -> None:
+    """Status 400, the row by its number, and nothing of the server."""
+    from mlflow.exceptions import MlflowException
+
+    good = base64.b64encode(picture()).decode()
+    for value, says in (
+        ("not base64!", "the text is not base64"),
+        (base64.b64encode(b"no picture").decode(), "this is not a readable picture"),
+        (base64.b64encode(picture()[:200]).decode(), "the picture cannot be read"),
+        (base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n{ } loop\n").decode(), "this is not a readable picture"),
+        ("data:image/svg+xml,<svg/>", "the data URL is not base64"),
+        ("http://127.0.0.1/kitchen.jpg", "the text is not base64"),
+        ("/etc/passwd.jpg", "the text is not base64"),
+        ("", "this is not a readable picture"),
+        (None, "is no picture"),
+        (3, "is no picture"),
+        ([[[0, 0, 300]]], "whole numbers from 0 to 255"),
+        ([[[0.5, 0, 0]]], "whole numbers from 0 to 255"),
+        ([[[0, 0, 0]], [[0, 0]]], "no rectangle"),
+        ([[1, 2], [3, 4]], "pixels of shape (2, 2)"),
+        ([], "pixels of shape (0,)"),
+        ({"path": "/etc/passwd"}, "a dict is no picture"),
+    ):
+        with pytest.raises(MlflowException) as caught:
+            check(model, {"dataframe_records": [{"image": good}, {"image": value}]}, [])
+        body = caught.value.serialize_as_json()
+        assert caught.value.get_http_status_code() == 400
+        assert f"row 1: {says}" in json.loads(body)["message"] or ("row 1: " in body and says in body), body
+        assert not any(word in body for word in ("Traceback", "stack_trace", ".py", "site-packages", "/tmp"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+                    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.just("b64") | st.text(), inner),
+                    max_leaves=12))  # fmt: skip
+def test_any_value_is_a_picture_or_one_sentence(value: Any) -> None:
+    from analysis.served_model import picture_of
+
+    try:
+        rgb = picture_of(value, "row 7")
+    except UserError as error:
+        assert str(error).startswith("row 7: ") and "\n" not in str(error)
+    else:
+        assert rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3
+
+
 def test_the_registered_champion_predicts_as_the_command_does(registered: tuple[Layout, str]) -> None:
     import mlflow
 
     layout, uri = registered
     mlflow.set_tracking_uri(uri)
     model = mlflow.pyfunc.load_model("models:/s@champion")
+    answers_every_form(model, expected(layout))
+    refuses_in_one_sentence(model)
     depth = np.asarray(model.predict(pd.DataFrame({"image": [picture()]}))["depth_m"].iloc[0])
     np.testing.assert_allclose(depth, expected(layout), rtol=1e-6)
     folder = Path(mlflow.artifacts.download_artifacts("models:/s@champion"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from trainables.data.photos import read_picture
 from trainables.evaluation.evaluate import predict_depth_m
 from trainables.models.depth_model import build_model
-from trainables.predict import main, read_picture
+from trainables.predict import main, mark_of
 from trainables.runtime.errors import UserError
 from trainables.settings.config import TrialConfig
 from trainables.trained import load_model
@@ -143,4 +146,131 @@ def test_names_that_would_collide_and_a_missing_checkpoint(
     assert main([both[0], "--checkpoint", str(tmp_path / "none")]) == 2
     assert str(tmp_path / "none") in capsys.readouterr().err
     assert main([both[0], "--checkpoint", str(checkpoint), "--out", both[1]]) == 2
-    assert "must name a folder" in capsys.readouterr().err
+    assert "is a file where a folder must be" in capsys.readouterr().err
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("ending", ["_depth.png", "_depth.npy", "_coloured.png"])
+def test_a_users_own_file_is_never_replaced(
+    ending: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither another's of the same name nor one of ours that was changed since; and nothing is written then."""
+    Image.fromarray(gradient(40, 50)).save(tmp_path / "kitchen.png")
+    command = [str(tmp_path / "kitchen.png"), "--checkpoint", str(checkpoint)]
+    own = tmp_path / f"kitchen{ending}"
+    own.write_bytes(b"") if ending.endswith("npy") else Image.new("I;16", (50, 40), 1234).save(own)
+    before = contents(tmp_path)
+    assert main(command) == 2
+    assert f"{own} is not a file of this command" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    own.unlink()
+    own.mkdir()
+    assert main(command) == 2
+    own.rmdir()
+    assert main(command) == 0
+    if ending.endswith("npy"):
+        np.save(own, np.load(own) + 1)
+    else:  # an editor keeps a PNG's texts
+        picture = Image.open(own)
+        picture.load()
+        texts = PngInfo()
+        for key, value in picture.info.items():
+            if isinstance(value, str):
+                texts.add_text(key, value)
+        assert picture.info["Picture"] == '"kitchen.png"'
+        picture.putpixel((0, 0), 1 if picture.mode.startswith("I") else (1, 2, 3, 4))
+        picture.save(own, pnginfo=texts)
+    before = contents(tmp_path)
+    assert main(command) == 2
+    assert contents(tmp_path) == before
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+
+
+def test_a_second_call_replaces_its_own_files_and_predicts_none_of_them(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(gradient(40, 50)).save(tmp_path / "a.png")
+    options = ["--checkpoint", str(checkpoint), "--json"]
+    assert main([str(tmp_path / "a.png"), *options]) == 0
+    before = contents(tmp_path)
+    assert list(before) == ["a.png", "a_coloured.png", "a_depth.npy", "a_depth.png"]
+    capsys.readouterr()
+    assert main([*map(str, sorted(tmp_path.glob("*.png"))), *options]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [Path(entry["picture"]).name for entry in document["pictures"]] == ["a.png"]
+    assert [Path(name).name for name in document["left_out"]] == ["a_coloured.png", "a_depth.png"]
+    assert contents(tmp_path) == before
+    (tmp_path / "a_depth.npy").unlink()  # as a kill between two writes leaves it
+    assert main([str(tmp_path / "a.png"), *options]) == 0
+    assert contents(tmp_path) == before
+    assert main([str(tmp_path / "a_depth.png"), *options]) == 2
+    assert "every picture named is one that this command made" in capsys.readouterr().err
+    Image.fromarray(gradient(40, 50)).save(tmp_path / "a.jpg")
+    assert main([str(tmp_path / "a.jpg"), *options]) == 2
+    assert "a_depth.png was made of a.png" in capsys.readouterr().err
+    assert main([str(tmp_path / "a.png"), f"{tmp_path}/./a.png", *options]) == 2
+    assert "is named twice" in capsys.readouterr().err
+
+
+def test_outputs_are_checked_before_anything_is_predicted(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
+    longest = "k" * (255 - len("_coloured.png"))
+    for stem in (longest, longest + "k", "é" * 122, "a"):
+        Image.fromarray(gradient(40, 50)).save(tmp_path / f"{stem}.png")
+    cases = [
+        (longest + "k", "out", "is longer than 255 bytes; choose a shorter one"),
+        ("é" * 122, "out", "is longer than 255 bytes"),
+        ("a", "file/below", "file is a file where a folder must be"),
+        ("a", "nowhere", "is a link to nothing"),
+        ("a", "x" * 300, "name too long"),
+        ("a", f"new/{'x' * 300}", "is longer than 255 bytes"),
+    ]
+    for stem, out, says in cases:
+        command = [str(tmp_path / f"{stem}.png"), "--checkpoint", str(tmp_path / "none"), "--out", str(tmp_path / out)]
+        assert main(command) == 2, stem
+        error = capsys.readouterr().err
+        assert says.lower() in error.lower() and error.count("\n") == 1
+    command = [str(tmp_path / f"{longest}.png"), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert len(contents(tmp_path / "out")) == 3
+    mark = mark_of(tmp_path / "out" / f"{longest}_coloured.png")
+    assert mark is not None and mark.picture == f"{longest}.png"
+
+
+def test_a_checkpoint_that_is_nearly_named_is_named(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file, its training, a stage's, a study, a folder of trainings; nothing tells to remove anything."""
+    Image.fromarray(gradient(40, 50)).save(tmp_path / "a.png")
+    for place in ("training", "staged/stage-0", "staged/stage-1", "study/trials/search-0001", "many/x"):
+        shutil.copytree(checkpoint, tmp_path / place / "checkpoints" / "best")
+        (tmp_path / place / "config.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    cases = {
+        "training": "training/checkpoints/best",
+        "training/checkpoints": "training/checkpoints/best",
+        "training/checkpoints/best/weights.safetensors": "training/checkpoints/best",
+        "training/config.json": "training/checkpoints/best",
+        "training/checkpoints/bset": "training/checkpoints/best",
+        "staged": "staged/stage-1/checkpoints/best, one of 2",
+        "study": "study/trials/search-0001/checkpoints/best",
+        "many": "many/x/checkpoints/best",
+    }
+    for name, meant in cases.items():
+        assert main([str(tmp_path / "a.png"), "--checkpoint", str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert error.endswith(f"; name {tmp_path / meant}\n"), error
+        assert "remove" not in error
+    for name in ("empty", "absent", "a.png"):
+        assert main([str(tmp_path / "a.png"), "--checkpoint", str(tmp_path / name)]) == 2
+        assert ".../checkpoints/best" in capsys.readouterr().err
+    (tmp_path / "training/checkpoints/best/weights.safetensors").write_bytes(b"x")
+    assert main([str(tmp_path / "a.png"), "--checkpoint", str(tmp_path / "training/checkpoints/best")]) == 2
+    error = capsys.readouterr().err
+    assert "has changed since it was written" in error and "name another checkpoint" in error

@@ -36,7 +36,7 @@ from trainables.runtime import cli
 from trainables.runtime.errors import UserError
 
 EXAMPLE = (
-    "python -m trainables.bench step --set data.source=rooms --set model.weights=null --set input=[240,320] "
+    "python -m trainables.bench step --set data.source=rooms --set model.weights=null --set 'input=[240,320]' "
     "--set batch_size=4 --set threads=2"
 )
 
@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _bench(args: argparse.Namespace) -> Any:
     from trainables.data.dataset import prepare_data
-    from trainables.settings.recipe import load_recipe, parse_assignments
+    from trainables.settings.assignments import parse_assignments
+    from trainables.settings.recipe import load_recipe
 
     if args.pairs < 1 or args.steps < 1:
         raise UserError("--pairs and --steps must be at least 1")

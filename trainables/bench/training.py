@@ -183,8 +183,8 @@ def port_loader(config: Any) -> Callable[[int], Any]:
 
     def read(index: int) -> Any:
         name = frames.ids[index]
-        image: Image.Image = Image.open(root / name)
-        depth: Image.Image = Image.open((root / name).with_suffix(".png"))
+        image: Image.Image = Image.open(root / name, formats=["JPEG", "PNG"])
+        depth: Image.Image = Image.open((root / name).with_suffix(".png"), formats=["PNG"])
         if draw.random() < config.augment.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             depth = depth.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -31,7 +31,7 @@ class Files(Protocol):
     """Named files; names are relative, with forward slashes."""
 
     def read(self, name: str) -> bytes:
-        """The whole file. Raises BadFrame."""
+        """The whole file. Raises BadFrame, and UserError for a name that leads outside."""
 
     def has(self, name: str) -> bool:
         """Whether it is there. Raises UserError for a name that leads outside."""
@@ -96,6 +96,7 @@ class FolderFiles:
             raise UserError(f"{path} is a link that leads outside the data root {self.root}; replace it by the files")
 
     def read(self, name: str) -> bytes:
+        self._names(name.rpartition("/")[0])  # refuses links that lead outside, whoever reads
         try:
             return (self.root / name).read_bytes()
         except OSError as error:

@@ -6,7 +6,9 @@ Depth is a greyscale PNG whose bit depth decides the unit: 8 bits are value / 25
 from __future__ import annotations
 
 import io
+import warnings
 import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -18,6 +20,7 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from trainables.data.frames import BadFrame, Depth, Rgb
+from trainables.data.photos import MAX_SCANS, orientation
 
 MAX_PIXELS: Final = 1 << 25  # a header that promises more is taken for a decompression bomb
 MAX_DEPTH_M: Final = 10.0  # Kinect v1's reach, and what value 255 of the 8-bit form stands for
@@ -25,34 +28,39 @@ STEPS_PER_METRE: Final = {8: 255 / MAX_DEPTH_M, 16: 1000.0}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _CHANNELS: Final = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "F": 1, "LA": 2, "P": 1, "RGBA": 4, "CMYK": 4}
-_ORIENTATION: Final = 0x0112  # EXIF tag
-_EXIF_WITHIN: Final = 4096  # bytes within which its mark is looked for: it leads the file
+_ROTATED: Final = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")  # parts of a PNG that may state a rotation
 _INTERLACED: Final = 28  # offset in a PNG
 _TRAILER: Final = 64  # bytes within which a JPEG's end marker is looked for
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an image file says about itself: pixels, channels, bits per channel."""
+    """What an image file says about itself: pixels, channels, bits per channel, EXIF orientation (1 to 8)."""
 
     width: int
     height: int
     channels: int
     bits: int
     kind: Literal["PNG", "JPEG"]
+    orientation: int
 
 
 def read_header(content: bytes, name: str) -> Header:
-    """The header of a PNG or JPEG, of which `content` is the whole or the first part. Raises BadFrame."""
+    """The header of a PNG or JPEG file. Raises BadFrame."""
     if content.startswith(_PNG) and len(content) >= 26:
         width, height = int.from_bytes(content[16:20]), int.from_bytes(content[20:24])
         channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(content[25], 0)
-        header = Header(width, height, channels, 0 if content[25] == 3 else content[24], "PNG")  # a palette has no bits
+        bits = 0 if content[25] == 3 else content[24]  # a palette has none
+        header = Header(width, height, channels, bits, "PNG", _png_orientation(content))
     elif content.startswith(_JPEG):
+        if content.count(b"\xff\xda") > MAX_SCANS:
+            raise BadFrame(f"{name} is a JPEG of more than {MAX_SCANS} scans, which takes too long; save it again")
         try:
-            with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
-                header = Header(*image.size, _CHANNELS.get(image.mode, 3), 8, "JPEG")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            unwarned = warnings.catch_warnings(action="ignore") if b"Exif\0\0" in content else nullcontext()
+            with unwarned, Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+                turned = orientation(image) if image.info.keys() & {"exif", "xmp"} else 1
+                header = Header(*image.size, _CHANNELS.get(image.mode, 3), 8, "JPEG", turned)
+        except Exception as error:  # Pillow promises no list of what its decoders raise for a damaged file
             raise BadFrame(f"{name} is not a complete JPEG ({_first_line(error)}); replace it") from None
     else:
         what = "is empty" if not content else "is truncated, or neither a PNG nor a JPEG"
@@ -62,19 +70,15 @@ def read_header(content: bytes, name: str) -> Header:
     return header
 
 
-def check_rgb(header: Header, content: bytes, name: str) -> None:
+def check_rgb(header: Header, name: str) -> None:
     """Raise BadFrame unless an image is upright 8-bit RGB."""
     if header.channels != 3 or header.bits != 8:
         form = f"{header.channels} channel(s) of {header.bits or 'palette'} bits"
         raise BadFrame(f"{name} has {form} where colour must be 8-bit RGB; convert it")
-    if any(mark in content[:_EXIF_WITHIN] for mark in (b"Exif\0\0", b"eXIf")):
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                orientation = image.getexif().get(_ORIENTATION, 1)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise BadFrame(f"{name} has damaged EXIF data ({_first_line(error)}); replace it") from None
-        if orientation != 1:
-            raise BadFrame(f"{name} is stored rotated (EXIF orientation {orientation}), its depth not; turn it upright")
+    if header.orientation != 1:
+        raise BadFrame(
+            f"{name} is stored rotated (EXIF orientation {header.orientation}), its depth not; turn it upright"
+        )
 
 
 def check_depth(header: Header, name: str) -> None:
@@ -101,7 +105,7 @@ def check_complete(header: Header, content: bytes, name: str) -> None:
 def decode_rgb(content: bytes, name: str) -> Rgb:
     """Colour (H, W, 3) uint8 of a whole PNG or JPEG file. Raises BadFrame."""
     header = read_header(content, name)
-    check_rgb(header, content, name)
+    check_rgb(header, name)
     if header.kind == "PNG":
         return _decode_png(header, content, name)
     return _decode_jpeg(content, name)
@@ -113,6 +117,17 @@ def decode_depth(content: bytes, name: str) -> Depth:
     check_depth(header, name)
     depth: Depth = np.divide(_decode_png(header, content, name), STEPS_PER_METRE[header.bits], dtype=np.float32)
     return depth
+
+
+def _png_orientation(content: bytes) -> int:
+    """Pillow's reading, for the few files that may state one."""
+    if not any(mark in content for mark in _ROTATED):
+        return 1
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            return orientation(image)
+    except Exception:  # a damaged file, which the checks that follow describe
+        return 1
 
 
 def _decode_jpeg(content: bytes, name: str) -> Rgb:

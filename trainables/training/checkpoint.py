@@ -34,7 +34,7 @@ from trainables.runtime.durable import naming, replace_folder, sha256
 from trainables.runtime.errors import Blocked, UserError
 from trainables.settings.config import TrialConfig, as_dict, flat, stored_config
 
-LATEST, BEST, SPIKES = "latest", "best", "spikes"
+CHECKPOINTS, LATEST, BEST, SPIKES = "checkpoints", "latest", "best", "spikes"
 WEIGHTS, OPTIMISER, STATE, CONFIG, HASHES = (
     "weights.safetensors",
     "optimizer.safetensors",
@@ -42,7 +42,8 @@ WEIGHTS, OPTIMISER, STATE, CONFIG, HASHES = (
     "config.json",
     "SHA256.json",
 )
-ADVICE = "restore it from a copy, or remove the training's folder to train it again"
+ADVICE = "restore it from a copy, or remove the training's folder to train it again"  # to a training that resumes
+NAMED_ADVICE = "restore it from a copy, or name another checkpoint"  # to whoever named a checkpoint to use
 
 
 @dataclass(frozen=True)
@@ -99,20 +100,45 @@ def heal(folder: Path) -> bool:
     return folder.exists()
 
 
-def verify(folder: Path) -> None:
+def check_named(folder: Path) -> None:
+    """Raise UserError unless what a user named is a checkpoint's folder; a near miss is answered with the one meant."""
+    if (folder / HASHES).is_file() or (folder / WEIGHTS).is_file():
+        return
+    near = [place for place in dict.fromkeys(_near(folder)) if (place / HASHES).is_file()]
+    if folder.is_dir():
+        what = "this folder holds no checkpoint itself" if near else "this folder holds no checkpoint"
+    else:
+        what = "this is a file, not a checkpoint's folder" if folder.exists() else "no such checkpoint folder"
+    count = f", one of {len(near)}" if len(near) > 1 else ""
+    raise UserError(
+        f"{folder}: {what}; name {near[0]}{count}" if near
+        else f"{folder}: {what}; name one that a training wrote, such as .../{CHECKPOINTS}/{BEST}"
+    )  # fmt: skip
+
+
+def _near(folder: Path) -> list[Path]:
+    """Where the checkpoint lies whose file, training or study was named instead; the likeliest first."""
+    parent = folder.parent
+    one = [folder / BEST, folder / CHECKPOINTS / BEST, parent, parent / BEST, parent / CHECKPOINTS / BEST]
+    stages = sorted(folder.glob(f"stage-*/{CHECKPOINTS}/{BEST}"), reverse=True)
+    trials = sorted(folder.glob(f"trials/*/{CHECKPOINTS}/{BEST}")) + sorted(folder.glob(f"*/{CHECKPOINTS}/{BEST}"))
+    return [*one, *stages, *trials]
+
+
+def verify(folder: Path, advice: str = ADVICE) -> None:
     """Raise Blocked unless every file of a checkpoint is there and unchanged."""
     try:
         hashes = json.loads((folder / HASHES).read_text())
     except (OSError, ValueError) as error:
-        raise Blocked(f"{folder / HASHES}: the checkpoint's hashes cannot be read ({error}); {ADVICE}") from error
+        raise Blocked(f"{folder / HASHES}: the checkpoint's hashes cannot be read ({error}); {advice}") from error
     if not isinstance(hashes, dict) or not {WEIGHTS, STATE, CONFIG} <= hashes.keys():
-        raise Blocked(f"{folder / HASHES} does not list the checkpoint's files; {ADVICE}")
+        raise Blocked(f"{folder / HASHES} does not list the checkpoint's files; {advice}")
     for name, expected in hashes.items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
-            raise Blocked(f"{path} is missing from the checkpoint; {ADVICE}")
+            raise Blocked(f"{path} is missing from the checkpoint; {advice}")
         if sha256(path) != expected:
-            raise Blocked(f"{path} has changed since it was written (SHA-256 differs); {ADVICE}")
+            raise Blocked(f"{path} has changed since it was written (SHA-256 differs); {advice}")
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -139,23 +165,24 @@ def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) ->
     return state
 
 
-def read_config(folder: Path) -> TrialConfig:
+def read_config(folder: Path, advice: str = ADVICE) -> TrialConfig:
     """The verified settings a checkpoint was trained with."""
-    verify(folder)
+    verify(folder, advice)
     return stored_config((folder / CONFIG).read_bytes())
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path, advice: str = ADVICE) -> dict[str, Tensor]:
     """The verified weights of a checkpoint, on the CPU."""
-    verify(folder)
+    verify(folder, advice)
     weights: dict[str, Tensor] = load_safetensors((folder / WEIGHTS).read_bytes())
     return weights
 
 
 def start_from(model: nn.Module, folder: Path) -> None:
     """Load the verified weights of a checkpoint into a model to be trained. Raises UserError for a misfit."""
+    check_named(folder)
     try:
-        model.load_state_dict(read_weights(folder))
+        model.load_state_dict(read_weights(folder, NAMED_ADVICE))
     except RuntimeError as error:
         problem = str(error).splitlines()[1].strip()
         raise UserError(f"start_from: the weights of {folder} do not fit this model ({problem})") from error
@@ -174,11 +201,10 @@ def check_settings(folder: Path, config: TrialConfig) -> None:
 
 def read_model(folder: Path) -> tuple[DepthModel, TrialConfig]:
     """The trained model in eval mode, and its settings. Raises UserError for a damaged or missing checkpoint."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no checkpoint folder; name one that a training wrote (checkpoints/best)")
-    config = read_config(folder)
+    check_named(folder)
+    config = read_config(folder, NAMED_ADVICE)
     model = build_model(config.model, config.target.kind, pretrained=False)
-    model.load_state_dict(read_weights(folder))
+    model.load_state_dict(read_weights(folder, NAMED_ADVICE))
     return model.eval(), config
 
 

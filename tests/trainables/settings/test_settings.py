@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trainables.runtime.errors import UserError
 from trainables.settings.config import YOUNGER, TrialConfig, as_dict, flat, stored_config
-from trainables.settings.recipe import load_recipe, parse_assignments
+from trainables.settings.recipe import load_recipe
 from trainables.settings.yamlfile import parse_value, parse_yaml, read_yaml
 
 
@@ -105,17 +105,6 @@ def test_a_config_survives_json() -> None:
     (config,) = load_recipe("densedepth")
     assert TrialConfig.model_validate(config.model_dump()) == config
     assert as_dict(config)["input"] == [480, 640]
-
-
-def test_assignments() -> None:
-    assert parse_assignments(["optim.lr=1e-3", "input=[96, 128]", "data.root=null"]) == {
-        "optim.lr": 1e-3,
-        "input": [96, 128],
-        "data.root": None,
-    }
-    for wrong in (["optim.lr"], ["=3"], ["a=1", "a=2"], ["a=[1"]):
-        with pytest.raises(UserError, match="--set"):
-            parse_assignments(wrong)
 
 
 def test_settings_that_were_stored_before_the_youngest_ones_are_read() -> None:

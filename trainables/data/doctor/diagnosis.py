@@ -9,6 +9,7 @@ there. Nothing is trained or scored.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import sys
@@ -37,6 +38,8 @@ from trainables.settings.config import DataConfig
 REFERENCES: Final = 48  # frames that say what fit chance gives
 PARALLEL_FROM: Final = 2000  # frames from which starting processes pays
 CHUNK: Final = 64
+REPORT: Final = "doctor.json"
+SHEET: Final = "doctor.png"
 LISTED: Final = 20  # rows of the table of the worst
 ManifestUse = Literal["check", "renew", "ignore"]
 SPLITS: Final[tuple[Literal["train", "test"], ...]] = ("train", "test")
@@ -175,6 +178,7 @@ def diagnose(
     root: Path, form: str | None, overrides: dict[str, Any], use: ManifestUse, workers: int, out: Path
 ) -> dict[str, Any]:
     """The whole examination; writes doctor.json and doctor.png into `out` and returns the JSON document."""
+    _check_outputs(out)
     name, splits, closed = open_splits(root, form, overrides)
     bar = Progress("frames", sum(len(frames) for frames in splits.values()))
     seen = records(splits, bar.step, workers)
@@ -186,12 +190,24 @@ def diagnose(
         "splits": {split: _summary([r for r in seen if r.split == split]) for split in splits},
         "findings": {k: [_row(f) for f in found if f.kind == k] for k in KINDS if any(f.kind == k for f in found)},
         "exclude": sorted({f.id for f in harmful if f.split == "train"}),
-        "manifest": manifest, "sheet": str(out / "doctor.png"),
+        "manifest": manifest, "sheet": str(out / SHEET),
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    draw_sheet(out / "doctor.png", splits, seen, found)
-    durable.write_json(out / "doctor.json", document)
+    durable.write_json(out / REPORT, document)
+    draw_sheet(out / SHEET, splits, seen, found)
     return document
+
+
+def _check_outputs(out: Path) -> None:
+    """Raise UserError where the outputs could not be written, or would replace files that no doctor wrote."""
+    durable.check_folder(out, REPORT, SHEET)
+    for name in (REPORT, SHEET):
+        try:
+            ours = {"root", "form", "findings"} <= json.loads((out / REPORT).read_text()).keys()
+        except (OSError, ValueError, AttributeError):
+            ours = False
+        if (out / name).exists() and not ours:
+            raise UserError(f"{out / name} is not a doctor's and would be replaced; move it, or choose another --out")
 
 
 def _row(finding: Finding) -> dict[str, Any]:
@@ -242,11 +258,16 @@ def table(document: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; exit code 1 when training would be harmed."""
-    parser = cli.parser("trainables.data.doctor", "What is wrong with a data set, before anything trains.",
-                        "python -m trainables.data.doctor data/nyu_data.zip --out results/doctor")  # fmt: skip
-    parser.add_argument("root", type=Path, metavar="ROOT", help="folder, zip archive or .mat file of the data")
+    parser = cli.parser(
+        "trainables.data.doctor",
+        "What is wrong with a data set, before anything trains.\n"
+        "Exit code 0: healthy; 1: a training would be harmed; 2: the command or the data cannot be used.",
+        "python -m trainables.data.rooms --set train_scenes=20 --set test_scenes=4 --out data/rooms-small && "
+        "python -m trainables.data.doctor data/rooms-small --out results/doctor",
+    )
+    parser.add_argument("root", type=cli.path, metavar="ROOT", help="folder, zip archive or .mat file of the data")
     parser.add_argument(
-        "--out", type=Path, help="folder for doctor.json and doctor.png (results/doctor-NAME unless given)"
+        "--out", type=cli.path, help="folder for doctor.json and doctor.png (results/doctor-NAME unless given)"
     )
     parser.add_argument(
         "--form", choices=sorted(set(forms()) - {"rooms"}), help="the published form (found out unless given)"

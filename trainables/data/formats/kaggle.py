@@ -118,7 +118,7 @@ class KaggleReader:
             content, where = self.files.read(name), self.files.where(name)
             header = read_header(content, where)
             if is_rgb:
-                check_rgb(header, content, where)
+                check_rgb(header, where)
             else:
                 check_depth(header, where)
             check_complete(header, content, where)

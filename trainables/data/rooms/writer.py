@@ -27,6 +27,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,9 @@ def write_rooms(config: RoomsConfig, root: Path) -> dict[str, Any]:
     Safe against kills (a finished folder appears by one rename) and against other processes (one writes, others wait).
     Raises UserError where `root` holds something else.
     """
+    if root.exists():  # whole, for it appears by one rename
+        return _existing(config, root)
+    durable.check_folder(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     with locks.exclusive(root.with_name(f".{root.name}.lock")):  # one writer at a time
         if root.exists():
@@ -260,15 +264,20 @@ def _write_rows(path: Path, rows: list[tuple[str, str]]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """`python -m trainables.data.rooms`: write the embedded data set and print its hash."""
-    from trainables.settings.recipe import load_recipe, parse_assignments
+    from trainables.settings.assignments import annotation_of, parse_assignments
+    from trainables.settings.recipe import load_recipe
 
-    parser = cli.parser("trainables.data.rooms", "Write the embedded data set, rooms, and print its hash.",
-                        "python -m trainables.data.rooms --set train_scenes=100 --out data/rooms-100")  # fmt: skip
-    parser.add_argument("--out", type=Path, help="folder to write (data/rooms-HASH unless given)")
+    parser = cli.parser(
+        "trainables.data.rooms",
+        "Write the embedded data set, rooms, and print its hash.",
+        "python -m trainables.data.rooms --set train_scenes=20 --set test_scenes=4 --out data/rooms-small",
+    )
+    parser.add_argument("--out", type=cli.path, help="folder to write (data/rooms-HASH unless given)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of data.rooms")
 
     def body(args: argparse.Namespace) -> dict[str, Any]:
-        settings = {f"data.rooms.{key}": value for key, value in parse_assignments(args.set).items()}
+        given = parse_assignments(args.set, partial(annotation_of, RoomsConfig))
+        settings = {f"data.rooms.{key}": value for key, value in given.items()}
         config = load_recipe("densedepth", settings)[0].data.rooms
         root = args.out or rooms_root(config)
         manifest = write_rooms(config, root)
