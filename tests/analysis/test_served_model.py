@@ -184,7 +184,7 @@ def test_a_report_registers_what_the_sealed_test_has_seen_and_links_its_run(regi
     table = Table("t", "T", pd.DataFrame({"key": [CHAMPION, "search-0000"], "n": [1, 2]}))
     cells = [row[0].href for row in html.grid(table, {CHAMPION: address}).rows]
     assert cells == [address, None]
-    text = html.render("t", [], [html.part(Section("k", "K", ["a"], (), [table]), {CHAMPION: '"><script>'})], "")
+    text = html.render("t", [], [html.part(Section("k", "K", ["a"], (), [table]), {CHAMPION: '"><script>'}, {})], "")
     assert 'href="&#34;&gt;&lt;script&gt;"' in text
 
 
