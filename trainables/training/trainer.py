@@ -31,7 +31,7 @@ from torch import Tensor
 
 from trainables.data.dataset import TrainingData, open_training, prepare_data
 from trainables.data.loader import Batch, TrainLoader, augment
-from trainables.data.target import DATA_RANGE
+from trainables.data.target import data_range
 from trainables.models.depth_model import build_model, parameter_counts
 from trainables.models.losses import Pool, composite
 from trainables.runtime import device, parallel
@@ -236,7 +236,7 @@ class Training:
             images, target, valid = augment(batch, self.device)
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 pred = self.forward(images)
-            result = composite(pred, target, valid, config.loss, DATA_RANGE[config.target.kind], POOL)
+            result = composite(pred, target, valid, config.loss, data_range(config.target), POOL)
             share = batch.whole / count
             torch.autograd.backward(result.total * share)
             for name, value in {"loss": result.total, **result.terms}.items():
