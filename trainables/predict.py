@@ -1,6 +1,7 @@
 """`python -m trainables.predict IMAGE... --checkpoint FOLDER`: depth of a user's pictures, of any size.
 
-Per picture: NAME_depth.png (16-bit, millimetres), NAME_depth.npy (float32, metres) and NAME_coloured.png with a scale.
+Per picture: NAME_depth.png (16-bit, millimetres; metres times 256 where these would not reach), NAME_depth.npy
+(float32, metres) and NAME_coloured.png with a scale.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from trainables.runtime.errors import UserError
 
 MAX_PIXELS = 80_000_000  # beyond it a picture is refused: a small file can unpack to more memory than there is
 DRAWN_PX = 1600  # the coloured picture shows every n-th pixel of anything larger
-MM_PER_M = 1000
+# Steps per metre of the 16-bit picture by its key in the results: millimetres, or KITTI's where depth goes beyond 65 m.
+PNG_STEPS = {"depth_png_mm": 1000, "depth_png_m256": 256}
 # A model of relative depth has no scale: its 0 to 1 is spread over the range of depth, and metres are only its units.
 LEGENDS = {True: "depth (m)", False: "relative depth, near to far (scale in metres is arbitrary)"}
 COLOURS = "cividis"  # readable for colour-blind eyes, and in grey
@@ -66,16 +68,24 @@ def _to_rgb(picture: Image.Image, path: Path) -> NDArray[np.uint8]:
     return np.array(picture.convert("RGB"))
 
 
-def write_depth(depth_m: NDArray[np.float32], rgb: NDArray[np.uint8], stem: Path, legend: str) -> dict[str, str]:
+def png_key(max_depth_m: float) -> str:
+    """The key of the finest steps that reach a largest depth."""
+    return next(key for key, steps in PNG_STEPS.items() if max_depth_m * steps <= 65535 or steps == 256)
+
+
+def write_depth(
+    depth_m: NDArray[np.float32], rgb: NDArray[np.uint8], stem: Path, legend: str, max_depth_m: float
+) -> dict[str, str]:
     """Write the three files STEM_depth.png, STEM_depth.npy, STEM_coloured.png; their paths by kind."""
+    key = png_key(max_depth_m)
     paths = {
-        "depth_png_mm": stem.with_name(f"{stem.name}_depth.png"),
+        key: stem.with_name(f"{stem.name}_depth.png"),
         "depth_npy_m": stem.with_name(f"{stem.name}_depth.npy"),
         "coloured": stem.with_name(f"{stem.name}_coloured.png"),
     }
     png, npy = io.BytesIO(), io.BytesIO()
-    millimetres = np.clip(np.round(depth_m.astype(np.float64) * MM_PER_M), 0, 65535).astype(np.uint16)
-    Image.fromarray(millimetres).save(png, format="PNG")
+    steps = np.clip(np.round(depth_m.astype(np.float64) * PNG_STEPS[key]), 0, 65535).astype(np.uint16)
+    Image.fromarray(steps).save(png, format="PNG")
     np.save(npy, depth_m)
     for path, content in zip(
         paths.values(), (png.getvalue(), npy.getvalue(), coloured(depth_m, rgb, legend)), strict=True
@@ -139,7 +149,7 @@ def predict(pictures: Sequence[Path], checkpoint: Path, out: Path | None, device
                 "min_m": float(depth_m.min()),
                 "median_m": float(np.median(depth_m)),
                 "max_m": float(depth_m.max()),
-                **write_depth(depth_m, rgb, stem, LEGENDS[model.metric]),
+                **write_depth(depth_m, rgb, stem, LEGENDS[model.metric], model.config.target.max_depth_m),
             }
         )
     return results
@@ -161,10 +171,11 @@ def main(argv: list[str] | None = None) -> int:
     def body(args: argparse.Namespace) -> dict[str, Any]:
         results = predict(args.pictures, args.checkpoint, args.out, args.device)
         for entry in results:
+            png = next(entry[key] for key in PNG_STEPS if key in entry)
             print(
                 f"{entry['picture']}: {entry['min_m']:.2f} to {entry['max_m']:.2f} m, median {entry['median_m']:.2f} m"
                 f"{'' if entry['metric'] else ' (relative depth: the scale is arbitrary)'}"
-                f"; {entry['depth_png_mm']}, {entry['depth_npy_m']}, {entry['coloured']}"
+                f"; {png}, {entry['depth_npy_m']}, {entry['coloured']}"
             )
         return {"checkpoint": str(args.checkpoint), "pictures": results}
 

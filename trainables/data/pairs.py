@@ -62,7 +62,7 @@ def open_files(root: Path, data: DataConfig) -> Files:
         if start == _ZIP:
             return ZipFiles.open(root)
         if tarfile.is_tarfile(root):
-            return TarFiles.open([root])
+            return TarFiles.open(root)
     except OSError as error:
         raise UserError(f"{root} cannot be read ({error.strerror}); correct data.root") from None
     raise Absent(f"{root} is no folder, zip or tar archive; correct data.root")

@@ -27,15 +27,23 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class TarFiles:
-    """Members of tar archives; their index is read once and travels with the value."""
+    """Members of tar archives; their index is read once and travels with the value. place: the archive, or the folder
+    of the shards.
+    """
 
+    place: Path
     paths: tuple[Path, ...]
     members: dict[str, Member] = field(repr=False, hash=False)
 
     @classmethod
-    def open(cls, paths: Sequence[Path]) -> TarFiles:
-        """Read the index. Raises UserError for a compressed or damaged archive, and for links or names that lead
-        outside.
+    def open(cls, path: Path) -> TarFiles:
+        """One archive. Raises UserError as `shards` does."""
+        return cls.shards(path, [path])
+
+    @classmethod
+    def shards(cls, place: Path, paths: Sequence[Path]) -> TarFiles:
+        """Archives in a folder as one set of files; their index is read. Raises UserError for a compressed or damaged
+        archive, and for links or names that lead outside.
         """
         members: dict[str, Member] = {}
         for number, path in enumerate(paths):
@@ -48,7 +56,7 @@ class TarFiles:
                     other = paths[members[name].archive]
                     raise UserError(f"{path} holds {name}, which {other} holds, too; remove one of them")
                 members[name] = Member(number, offset, size)
-        return cls(tuple(paths), members)
+        return cls(place, tuple(paths), members)
 
     def has(self, name: str) -> bool:
         return name in self.members
@@ -86,9 +94,8 @@ class TarFiles:
         return digest.hexdigest(), "content" if content else "names and sizes in the archive"
 
     def kept(self, names: Iterable[str], *, pixels: bool) -> Kept:
-        place = self.paths[0] if len(self.paths) == 1 else self.paths[0].parent
         files = tuple(path.name for path in self.paths)
-        return Kept(place, files, () if pixels else tuple(names), self.read, pixels)
+        return Kept(self.place, files, () if pixels else tuple(names), self.read, pixels)
 
 
 @lru_cache(maxsize=64)

@@ -34,7 +34,7 @@ from trainables.data.doctor.pairing import References, depth_edges, picture_edge
 from trainables.data.doctor.record import Record, examine
 from trainables.data.doctor.units import doubts
 from trainables.data.formats import forms
-from trainables.data.frames import BadFrame, FrameList
+from trainables.data.frames import FrameList
 from trainables.data.pairs import Absent
 from trainables.runtime import cli, durable
 from trainables.runtime.errors import UserError
@@ -74,8 +74,8 @@ def open_splits(root: Path, form: str | None, overrides: Mapping[str, Any]) -> O
     if not root.exists():
         raise UserError(f"{root} does not exist; name the data's folder, archive or file")
     names = [form] if form else sorted(set(forms()) - {"rooms"}, key=lambda name: name == "list")  # list takes any
-    kinds = [overrides["data.depth"]] if "data.depth" in overrides else ["filled", "raw"]
-    tried = [_open(name, root, {**overrides, "data.depth": kind}) for name in names for kind in kinds]
+    kinds = {n: [overrides["data.depth"]] if "data.depth" in overrides else forms()[n].DEPTHS for n in names}
+    tried = [_open(name, root, {**overrides, "data.depth": kind}) for name in names for kind in kinds[name]]
     best = max(tried, key=lambda opened: (len(opened.splits), -len(opened.closed.keys() - opened.absent)))
     if best.splits:
         return best
@@ -142,7 +142,7 @@ def references(frames: FrameList) -> References | None:
     for i in np.unique(np.linspace(0, len(frames) - 1, REFERENCES).astype(int)).tolist():
         try:
             frame = frames.read(i)
-        except BadFrame:
+        except UserError:
             continue  # reported when its turn comes
         if (frame.depth_m > 0).mean() > 0.2:
             pictures.append(picture_edges(reduced(frame.rgb)))
@@ -401,7 +401,7 @@ def draw_sheet(path: Path, splits: dict[str, FrameList], records: Sequence[Recor
         x, y = k % ACROSS * wide, CAPTION_PX + k // ACROSS * high
         try:
             frame = splits[finding.split].read(place[finding.split, finding.id])
-        except BadFrame as error:
+        except UserError as error:
             pen.text((x + 2, y), str(error)[:50], fill="black")
             continue
         size = (columns, rows)

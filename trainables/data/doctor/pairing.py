@@ -110,7 +110,8 @@ def small_depth(depth_m: Floats) -> Small:
     known = depth > 0
     inverse = torch.where(known, depth.clamp_min(0.1).reciprocal(), 0.0)
     seen = shrink(known.float().numpy(), ROWS, COLUMNS)
-    return Small(shrink(inverse.numpy(), ROWS, COLUMNS) / np.maximum(seen, 1e-6), seen)
+    mean: Floats = shrink(inverse.numpy(), ROWS, COLUMNS) / np.maximum(seen, np.float32(1e-6))
+    return Small(mean, seen)
 
 
 def depth_edges(small: Small) -> Edges:
@@ -122,7 +123,8 @@ def depth_edges(small: Small) -> Edges:
     yy[inner] = inverse[2 * k :] + inverse[: -2 * k] - 2 * inverse[inner]
     diagonal = inverse[2 * k :, 2 * k :] + inverse[: -2 * k, : -2 * k]
     xy[inner, inner] = (diagonal - inverse[2 * k :, : -2 * k] - inverse[: -2 * k, 2 * k :]) / 4
-    xx, yy, xy = (d / np.maximum(inverse, 1e-3) for d in (xx, yy, xy))
+    scale = np.maximum(inverse, np.float32(1e-3))
+    xx, yy, xy = xx / scale, yy / scale, xy / scale
     strength = np.sqrt(np.clip(np.sqrt(xx**2 + yy**2 + 2 * xy**2), 0.02, 0.4) - 0.02)
     sign = np.sign(xx + yy)
     cos, sin = (xx - yy) * sign, 2 * xy * sign
@@ -228,12 +230,11 @@ def moved_fits(picture: Edges, depth: Edges, axis: int) -> Floats:
         return sums
 
     joint = fft.irfft((a[:3] * b[:3]).sum((0, across)), length)[list(steps)]
-    count, sum_a, power_a = along(a[4], b[4]), along(a[0], b[4]), along(a[3], b[4])
-    sum_b, power_b = along(a[4], b[0]), along(a[4], b[3])
+    count, sum_a, sum_b = along(a[4], b[4]), along(a[0], b[4]), along(a[4], b[0])
     enough = np.maximum(count, 1)
-    joint = joint - sum_a * sum_b / enough
-    power_a, power_b = power_a - sum_a**2 / enough, power_b - sum_b**2 / enough
-    fits = joint / np.sqrt(np.maximum(power_a, 1e-9) * np.maximum(power_b, 1e-9))
+    power_a = np.maximum(along(a[3], b[4]) - sum_a**2 / enough, 1e-9)
+    power_b = np.maximum(along(a[4], b[3]) - sum_b**2 / enough, 1e-9)
+    fits = (joint - sum_a * sum_b / enough) / np.sqrt(power_a * power_b)
     result: Floats = np.where(count >= FEWEST - 0.5, fits, 0).astype(np.float32)
     return result
 
@@ -328,7 +329,9 @@ def shrink(values: NDArray[Any], rows: int, columns: int) -> Floats:
     """Means over equal boxes."""
     high, wide = values.shape[0] // rows, values.shape[1] // columns
     if values.shape == (high * rows, wide * columns):
-        means: Floats = functional.avg_pool2d(torch.from_numpy(values)[None, None], (high, wide))[0, 0].numpy()
+        means: Floats = functional.avg_pool2d(
+            torch.from_numpy(np.require(values, requirements=["C", "W"]))[None, None], (high, wide)
+        )[0, 0].numpy()
         return means
     image = Image.fromarray(values.astype(np.float32))
     small: Floats = np.asarray(image.resize((columns, rows), Image.Resampling.BOX))

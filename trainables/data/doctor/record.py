@@ -12,7 +12,8 @@ from PIL import Image
 
 from trainables.data.doctor import coarse, pairing
 from trainables.data.doctor.pairing import Evidence, References
-from trainables.data.frames import BadFrame, Frame, FrameList
+from trainables.data.frames import Frame, FrameList
+from trainables.runtime.errors import UserError
 
 HASH_SIDE: Final = 16  # a perceptual hash has its square of bits
 WHITE: Final = 225
@@ -55,7 +56,7 @@ def examine(frames: FrameList, number: int, split: str, references: References |
     identity, scene = frames.ids[number], frames.scenes[number]
     try:
         frame = frames.read(number)
-    except BadFrame as error:
+    except UserError as error:  # a bad frame, or a link that leads out of the root
         return Record(split, number, identity, scene, str(error))
     depth_m = frame.depth_m
     known = depth_m[depth_m > 0]
@@ -80,8 +81,8 @@ def examine(frames: FrameList, number: int, split: str, references: References |
         max_depth_m=frames.max_depth_m,
         holes=1 - known.size / depth_m.size, levels=float(frame.rgb[::LEVELS_STEP, ::LEVELS_STEP].std()),
         border_px=border_px(frame.rgb), bits=bits,
-        rgb_digest=hashlib.sha256(np.ascontiguousarray(frame.rgb)).digest()[:16],
-        depth_digest=hashlib.sha256(np.ascontiguousarray(depth_m)).digest()[:16],
+        rgb_digest=hashlib.sha256(np.ascontiguousarray(frame.rgb).data).digest()[:16],
+        depth_digest=hashlib.sha256(np.ascontiguousarray(depth_m).data).digest()[:16],
         hash=code, thumbnail=thumbnail, grey=coarse.of_picture(grey), coarse=coarse.of_depth(small),
         evidence=pairing.weigh(pairing.picture_edges(picture), pairing.depth_edges(small), scene, references)
         if references else None, **found,

@@ -8,7 +8,7 @@ rests on what a set of pictures of rooms, or of streets, has in common: its medi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ BEYOND_WEIGHT: Final = 2.0  # of depth beyond the largest
 FEW_AT_TOP: Final = 0.01  # share of pixels: a frame's own farthest point, where clipping leaves more
 HOLES_AT_TOP: Final = 0.005
 GAP: Final = 0.9  # the next value below a code for holes, over it
-LOWEST: Final = 0.025  # nearest stored value over the largest, where a frame is stretched to its own range
+LOWEST: Final = 0.045  # nearest stored value over the largest, where a frame is stretched to its own range
 INVERTED: Final = 0.12  # log depth by which the floor lies behind what stands above it
 
 
@@ -87,13 +87,13 @@ def doubts(records: Sequence[Record], steps: dict[int, float], max_depth_m: floa
                     "upper half: disparity or inverse depth, perhaps, where depth must be", {})  # fmt: skip
 
 
-def _most(records: Sequence[Record], habit: Any) -> bool:
-    return sum(bool(habit(r)) for r in records) >= MOST * len(records)
+def _most(records: Sequence[Record], habit: Callable[[Record], bool]) -> bool:
+    return sum(habit(r) for r in records) >= MOST * len(records)
 
 
 def _at_top(record: Record, steps: dict[int, float]) -> bool:
     """Whether its largest stored value is the largest that can be stored."""
-    return round(record.farthest_m * steps[record.bits]) == 2**record.bits - 1
+    return round(record.farthest_m * steps[record.bits]) == (1 << record.bits) - 1
 
 
 def _gap(record: Record) -> bool:

@@ -1,12 +1,14 @@
 """Published forms of NYU Depth v2, one module each, found by name.
 
 A module's name is the value of `data.source` (registry.FORMS). It has open_split(data, split) -> FrameList, whose
-reader says what its frames are kept in, and MARK, what tells the form in a root. Adding a form is adding a file.
+reader says what its frames are kept in; MARK, what tells the form in a root; and DEPTHS, the kinds of depth it holds.
+Adding a form is adding a file.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection
 from typing import Literal, Protocol, cast
 
 from trainables.data.frames import FrameList
@@ -20,6 +22,7 @@ class Form(Protocol):
     """A module of this package."""
 
     MARK: str
+    DEPTHS: Collection[Literal["filled", "raw"]]
 
     def open_split(self, data: DataConfig, split: Split) -> FrameList:
         """The frames of a split, none of them read yet. Raises UserError."""

@@ -26,6 +26,7 @@ from trainables.runtime.errors import UserError
 from trainables.settings.config import DataConfig
 
 LISTS: Final = {"train": "nyudepthv2_train_files_with_gt.txt", "test": "nyudepthv2_test_files_with_gt.txt"}
+DEPTHS: Final[tuple[Literal["filled", "raw"], ...]] = ("raw",)
 MARK: Final = "sync/SCENE/rgb_*.jpg, official_splits/test"
 FOLDERS: Final = {"train": "sync", "test": "official_splits/test"}
 _BESIDE: Final = ("", "train_test_inputs/")
@@ -37,7 +38,7 @@ def open_split(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
     """The frames of the split's list; without the test list those of the test folder, which are the same. Raises
     UserError for a root without them and for a training split without its list, which is a choice of the folder's.
     """
-    root = root_of(data, "the folder that holds sync and official_splits", ("raw",),
+    root = root_of(data, "the folder that holds sync and official_splits", DEPTHS,
                    ("lists", "depth_scale", "hole_values"))  # fmt: skip
     files = open_files(root, data)
     here = files.below(FOLDERS[split])

@@ -27,6 +27,7 @@ from trainables.data.pictures import MAX_PIXELS
 from trainables.runtime.errors import UserError
 from trainables.settings.config import DataConfig
 
+DEPTHS: Final[tuple[Literal["filled", "raw"], ...]] = ("filled",)
 MARK: Final = "eigen_test_rgb.npy"
 RGB: Final = "eigen_test_rgb.npy"
 DEPTH: Final = "eigen_test_depth.npy"
@@ -39,7 +40,7 @@ def open_split(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
     """The test frames. Raises UserError for the train split, for missing or odd arrays, and for another crop."""
     if split == "train":
         raise Absent("data.source eigen holds test frames only; train on kaggle, bts, labeled, h5 or rooms")
-    root = root_of(data, f"nyu_test.zip, or to the folder that holds {RGB}", ("filled",), ())
+    root = root_of(data, f"nyu_test.zip, or to the folder that holds {RGB}", DEPTHS, ())
     files: Files = FolderFiles(root, data.follow_links) if root.is_dir() else ZipFiles.open(root)
     if not files.has(RGB):
         raise Absent(f"{files.where(RGB)} is missing; data.root must hold {RGB} and {DEPTH}")

@@ -26,6 +26,7 @@ from trainables.data.tar import TarFiles
 from trainables.runtime.errors import UserError
 from trainables.settings.config import DataConfig
 
+DEPTHS: Final[tuple[Literal["filled", "raw"], ...]] = ("filled",)
 MARK: Final = "train/SCENE/*.h5 or train-*.tar"
 FOLDERS: Final = {"train": "train", "test": "val"}
 _SHARD: Final = {"train": re.compile(r"train-?[0-9]*\.tar"), "test": re.compile(r"(val|validation|test)-?[0-9]*\.tar")}
@@ -35,7 +36,7 @@ _NO_PLACE: Final = frozenset(("official", "train", "val", "validation", "test", 
 
 def open_split(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
     """The files of a split, sorted by name. Raises UserError for a root without them."""
-    root = root_of(data, "the folder that holds train/ and val/, or the .tar files", ("filled",), ())
+    root = root_of(data, "the folder that holds train/ and val/, or the .tar files", DEPTHS, ())
     folder = FolderFiles(root, data.follow_links) if root.is_dir() else None
     if folder is None:
         raise Absent(f"{root} is no folder; set data.root to the folder that holds train/ and val/, or the .tar files")
@@ -58,7 +59,7 @@ def _names(folder: FolderFiles, split: Literal["train", "test"]) -> tuple[Folder
         raise UserError(f"{folder.root} holds the {split} split twice, unpacked and in {shards[0].name}; remove one")
     if not shards:
         return folder, found
-    packed = TarFiles.open(shards)
+    packed = TarFiles.shards(shards[0].parent, shards)
     return packed, [name for name in packed.below("") if name.endswith(".h5")]
 
 

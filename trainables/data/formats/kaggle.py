@@ -24,6 +24,7 @@ from trainables.data.lists import find_list, match, read_rows
 from trainables.data.pairs import Absent, PairReader, open_files, root_of
 from trainables.settings.config import DataConfig
 
+DEPTHS: Final[tuple[Literal["filled", "raw"], ...]] = ("filled",)
 MARK: Final = "data/nyu2_train.csv"
 ARCHIVE: Final = "nyu_data.zip"
 LISTS: Final = {"train": "data/nyu2_train.csv", "test": "data/nyu2_test.csv"}
@@ -34,7 +35,7 @@ _TEST_NUMBER: Final = re.compile(r"([0-9]{5})_colors\.png$")
 
 def open_split(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
     """The list's frames. Raises UserError for a root without lists, a bad line or settings this form cannot meet."""
-    root = root_of(data, "the folder that holds data/nyu2_train.csv, or to nyu_data.zip", ("filled",))
+    root = root_of(data, "the folder that holds data/nyu2_train.csv, or to nyu_data.zip", DEPTHS)
     files = _below_the_top(root, data)
     name = LISTS[split]
     found = find_list(files, None, [name], "")

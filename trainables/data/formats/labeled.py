@@ -34,7 +34,7 @@ FILE: Final = "nyu_depth_v2_labeled.mat"
 SPLITS: Final = "splits.mat"
 TEST_SHARE: Final = 0.1
 SPLIT_SEED: Final = 0  # of the 80/10/10 splits; published by nobody
-DEPTHS: Final = {"filled": "depths", "raw": "rawDepths"}
+DEPTHS: Final[dict[Literal["filled", "raw"], str]] = {"filled": "depths", "raw": "rawDepths"}
 _MATLAB_7: Final = b"\x89HDF"
 
 

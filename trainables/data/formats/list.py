@@ -25,6 +25,7 @@ from trainables.data.pairs import Absent, PairReader, open_files, root_of
 from trainables.runtime.errors import UserError
 from trainables.settings.config import DataConfig
 
+DEPTHS: Final[tuple[Literal["filled", "raw"], ...]] = ("filled", "raw")
 MARK: Final = "train.txt, train.csv or images/train"
 LISTS: Final = {
     "train": ("train.txt", "train.csv", "images/train", "train/images", "train/rgb"),
@@ -42,7 +43,7 @@ _ROOM: Final = re.compile(r"(.*_[0-9]{4}[a-z]?)_.*[0-9]")
 
 def open_split(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
     """The frames of a list or folder. Raises UserError naming file and line."""
-    root = root_of(data, "the folder or archive of the data", ("filled", "raw"),
+    root = root_of(data, "the folder or archive of the data", DEPTHS,
                    ("lists", "columns", "depth_scale", "hole_values"))  # fmt: skip
     files = open_files(root, data)
     named = data.lists.train if split == "train" else data.lists.test

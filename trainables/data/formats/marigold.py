@@ -19,6 +19,7 @@ from trainables.data.lists import find_list, match
 from trainables.data.pairs import Absent, PairReader, open_files, root_of
 from trainables.settings.config import DataConfig
 
+DEPTHS: Final[tuple[Literal["filled", "raw"], ...]] = ("filled", "raw")
 MARK: Final = "nyu_labeled_extracted.tar or test/SCENE/rgb_*.png"
 ARCHIVE: Final = "nyu_labeled_extracted.tar"
 _COLOR: Final = re.compile(r"(train|test)/([^/]+)/rgb_([0-9]+)\.png")
@@ -27,7 +28,7 @@ _KINDS: Final = {"raw": "depth", "filled": "filled"}
 
 def open_split(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
     """The frames of a split. Raises UserError."""
-    root = root_of(data, f"{ARCHIVE} or its unpacked folder", ("filled", "raw"),
+    root = root_of(data, f"{ARCHIVE} or its unpacked folder", DEPTHS,
                    ("lists", "depth_scale", "hole_values"))  # fmt: skip
     files = _open(root, data)
     named = data.lists.train if split == "train" else data.lists.test

@@ -19,6 +19,7 @@ from trainables.data.pairs import Absent, PairReader, open_files, root_of
 from trainables.runtime.errors import UserError
 from trainables.settings.config import DataConfig
 
+DEPTHS: Final[tuple[Literal["filled", "raw"], ...]] = ("raw",)
 MARK: Final = "NYUv2/.index.txt"
 INDEX: Final = ".index.txt"
 _PREFIXES: Final = ("NYUv2/", "")
@@ -28,7 +29,7 @@ def open_split(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
     """The samples of the index. Raises UserError."""
     if split == "train":
         raise Absent("data.source moge holds test frames only; train on kaggle, bts, labeled, h5 or rooms")
-    root = root_of(data, "MoGe's NYUv2.zip or its unpacked folder", ("raw",), ("hole_values",))
+    root = root_of(data, "MoGe's NYUv2.zip or its unpacked folder", DEPTHS, ("hole_values",))
     files = open_files(root, data)
     prefix = next((prefix for prefix in _PREFIXES if files.has(prefix + INDEX)), None)
     if prefix is None:

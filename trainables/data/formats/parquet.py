@@ -29,6 +29,7 @@ from trainables.runtime.durable import sha256
 from trainables.runtime.errors import UserError
 from trainables.settings.config import DataConfig
 
+DEPTHS: Final[tuple[Literal["filled", "raw"], ...]] = ("filled",)
 MARK: Final = "train-*.parquet"
 COLUMNS: Final = {"color": ("image", "rgb"), "depth": ("depth_map", "depth")}
 _SHARDS: Final = {"train": re.compile(r"train.*\.parquet"), "test": re.compile(r"(val|validation|test).*\.parquet")}
@@ -46,7 +47,7 @@ class Group(NamedTuple):
 
 def open_split(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
     """The rows of a split's files, in order. Raises UserError."""
-    root = root_of(data, "the folder of the .parquet files", ("filled",))
+    root = root_of(data, "the folder of the .parquet files", DEPTHS)
     files = FolderFiles(root, data.follow_links)
     shards = [folder + name for folder in _FOLDERS for name in files.names(folder.rstrip("/"))
               if _SHARDS[split].fullmatch(name)]  # fmt: skip

@@ -9,6 +9,7 @@ from trainables.data.formats import kaggle
 from trainables.data.frames import FrameList
 from trainables.settings.config import DataConfig
 
+DEPTHS: Final = kaggle.DEPTHS
 MARK: Final = "rendered where there is none"
 
 

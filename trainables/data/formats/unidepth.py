@@ -26,6 +26,7 @@ from trainables.data.lists import find_list, match
 from trainables.data.pairs import Absent, PairReader, root_of
 from trainables.settings.config import DataConfig
 
+DEPTHS: Final[tuple[Literal["filled", "raw"], ...]] = ("raw",)
 MARK: Final = "nyuv2.hdf5"
 FILE: Final = "nyuv2.hdf5"
 LISTS: Final = {"train": "nyu_train.txt", "test": "nyu_test.txt"}
@@ -34,7 +35,7 @@ _SUFFIXES: Final = (".hdf5", ".h5")
 
 def open_split(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
     """The frames of the list in the file. Raises UserError."""
-    root = root_of(data, f"{FILE} or its folder", ("raw",), ("lists", "depth_scale", "hole_values"))
+    root = root_of(data, f"{FILE} or its folder", DEPTHS, ("lists", "depth_scale", "hole_values"))
     path = root / FILE if root.is_dir() else root
     if not path.is_file() or path.suffix not in _SUFFIXES:
         raise Absent(f"{path} is missing or no HDF5 file; set data.root to {FILE} or its folder")
