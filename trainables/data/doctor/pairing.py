@@ -110,8 +110,8 @@ def small_depth(depth_m: Floats) -> Small:
     known = depth > 0
     inverse = torch.where(known, depth.clamp_min(0.1).reciprocal(), 0.0)
     seen = shrink(known.float().numpy(), ROWS, COLUMNS)
-    mean: Floats = shrink(inverse.numpy(), ROWS, COLUMNS) / np.maximum(seen, np.float32(1e-6))
-    return Small(mean, seen)
+    share: Floats = np.maximum(seen, 1e-6).astype(np.float32)
+    return Small(shrink(inverse.numpy(), ROWS, COLUMNS) / share, seen)
 
 
 def depth_edges(small: Small) -> Edges:
@@ -123,7 +123,7 @@ def depth_edges(small: Small) -> Edges:
     yy[inner] = inverse[2 * k :] + inverse[: -2 * k] - 2 * inverse[inner]
     diagonal = inverse[2 * k :, 2 * k :] + inverse[: -2 * k, : -2 * k]
     xy[inner, inner] = (diagonal - inverse[2 * k :, : -2 * k] - inverse[: -2 * k, 2 * k :]) / 4
-    scale = np.maximum(inverse, np.float32(1e-3))
+    scale: Floats = np.maximum(inverse, 1e-3).astype(np.float32)
     xx, yy, xy = xx / scale, yy / scale, xy / scale
     strength = np.sqrt(np.clip(np.sqrt(xx**2 + yy**2 + 2 * xy**2), 0.02, 0.4) - 0.02)
     sign = np.sign(xx + yy)

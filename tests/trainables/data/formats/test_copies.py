@@ -572,3 +572,24 @@ def test_pictures_without_depth_are_named(tmp_path: Path, settings: Callable[...
         open_training(settings("list", tmp_path))
     with pytest.raises(UserError, match=r"name the list or folder of the train split in data\.lists\.train"):
         forms()["list"].open_split(settings("list", tmp_path / "depth").data, "train")
+
+
+def test_real_frames_agree_in_every_layout(indoor: Path, tmp_path: Path, settings: Callable[..., TrialConfig]) -> None:
+    """Two real test pairs of 16 bits: as they are, as BTS's, as Marigold's and by a list, the same to the last bit."""
+    kaggle = open_test(settings("kaggle", indoor, "filled").data)
+    pairs = [(indoor / name, indoor / name.replace("colors", "depth")) for name in kaggle.ids[:2]]
+    members = {}
+    for i, (color, depth) in enumerate(pairs):
+        put(tmp_path, f"bts/official_splits/test/cafe/rgb_{i:05d}.png", color.read_bytes())
+        put(tmp_path, f"bts/official_splits/test/cafe/sync_depth_{i:05d}.png", depth.read_bytes())
+        members |= {f"test/cafe_0001/rgb_{i + 1:04d}.png": color.read_bytes(),
+                    f"test/cafe_0001/depth_{i + 1:04d}.png": depth.read_bytes()}  # fmt: skip
+    put(tmp_path, "list/test.txt", "\n".join(f"{c.name} {d.name}" for c, d in pairs).encode())
+    for path in (path for pair in pairs for path in pair):
+        put(tmp_path, f"list/{path.name}", path.read_bytes())
+    tarred(tmp_path / "labeled.tar", members)
+    for source, root in (("bts", "bts"), ("marigold", "labeled.tar"), ("list", "list")):
+        frames = open_test(settings(source, tmp_path / root).data)
+        for k in range(2):
+            assert np.array_equal(frames.read(k).depth_m, kaggle.read(k).depth_m), source
+            assert np.array_equal(frames.read(k).rgb, kaggle.read(k).rgb), source
