@@ -40,7 +40,7 @@ from trainables.settings.config import DataConfig, TrialConfig
 from trainables.settings.registry import PROTOCOLS
 from trainables.training import checkpoint
 
-BANDS_M = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)  # edges of the distance bands
+BANDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)  # edges of the distance bands, as shares of the largest depth
 MEAN_FRAMES = 2000  # training frames, evenly spaced, behind the per-pixel mean
 EDGE_THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # Sobel magnitudes at which edges are counted
 GUESS_SEED = 0
@@ -165,14 +165,15 @@ def score_test(
     """
     config = configs.get(str(entry["name"]), reference)
     frames = open_test(config.data)
-    scorer = Scorer(list(PROTOCOLS), frames.truth)
-    bands = np.zeros((len(BANDS_M) - 1, 3))
+    scorer = Scorer(list(PROTOCOLS), frames.truth, frames.max_depth_m)
+    edges_m = [round(share * frames.max_depth_m, 6) for share in BANDS]
+    bands = np.zeros((len(edges_m) - 1, 3))
     edges: list[Tensor] = []
     holes: dict[str, float] = {}
     for indices, pred, truth in _predicted(tables, entry, config, frames, model):
         ids = [frames.ids[i] for i in indices]
         scorer.add(ids, [frames.scenes[i] for i in indices], pred, truth)
-        bands += _banded(pred, truth)
+        bands += _banded(pred, truth, edges_m)
         edges.append(torch.stack([edge_share(m, truth > 0, list(EDGE_THRESHOLDS)).cpu() for m in (truth, pred)], dim=1))
         holes |= dict(zip(ids, (truth <= 0).float().mean((1, 2)).tolist(), strict=True))
     evaluation = scorer.finish()
@@ -194,7 +195,7 @@ def score_test(
         },
         "bands": [
             {"from_m": low, "to_m": high, "pixels": int(n), "abs_rel": relative / n, "rmse": float(np.sqrt(square / n))}
-            for (low, high), (n, relative, square) in zip(pairwise(BANDS_M), bands, strict=True)
+            for (low, high), (n, relative, square) in zip(pairwise(edges_m), bands, strict=True)
             if n
         ],
         "edges": _edge_rows(torch.cat(edges)),
@@ -228,7 +229,7 @@ def _predicted(
     for indices, truth in _truths(frames):
         size = (truth.shape[1], truth.shape[2])
         if train is None:
-            pred = torch.cat([baselines.random_guess((1, *size), GUESS_SEED + i) for i in indices])
+            pred = torch.cat([baselines.random_guess((1, *size), GUESS_SEED + i, frames.max_depth_m) for i in indices])
         else:
             if size not in means:
                 chosen = np.unique(np.linspace(0, len(train) - 1, min(len(train), MEAN_FRAMES)).astype(int))
@@ -261,12 +262,12 @@ def _config(tables: StudyTables, entry: Mapping[str, Any]) -> TrialConfig:
     return checkpoint.read_config(tables.layout.root / entry["checkpoint"])
 
 
-def _banded(pred_m: Tensor, truth_m: Tensor) -> np.ndarray:
+def _banded(pred_m: Tensor, truth_m: Tensor, edges_m: Sequence[float]) -> np.ndarray:
     """Per distance band: valid pixels, sum of |error| / truth, sum of squared error."""
     truth = truth_m.double()
     error = pred_m.double() - truth
     rows = []
-    for low, high in pairwise(BANDS_M):
+    for low, high in pairwise(edges_m):
         inside = (truth > low) & (truth <= high)
         gaps = error[inside]
         rows.append([float(inside.sum()), float((gaps.abs() / truth[inside]).sum()), float(gaps.square().sum())])
@@ -314,8 +315,9 @@ def test_digest(data: DataConfig) -> str:
 
 def _test_key(data: DataConfig) -> str:
     """What decides the test split: settings that differ in nothing else are scored on the same frames."""
-    parts = (data.source, data.root, data.rooms if data.source == "rooms" else None, data.depth, data.split)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    place = (data.source, data.root, data.rooms if data.source == "rooms" else None, data.depth, data.split)
+    reading = (data.lists.test, data.columns, data.depth_scale, data.max_depth_m, data.hole_values)
+    return hashlib.sha256(repr((place, reading)).encode()).hexdigest()[:12]
 
 
 def _same_data(tables: StudyTables, found: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainables.data.target import DATA_RANGE
+from trainables.data.target import data_range
 from trainables.evaluation.evaluate import Row, aggregate, depth_from_outputs, score
 from trainables.models.losses import composite
 from trainables.runtime import cli
@@ -103,7 +103,7 @@ def loss_numbers(pred: Tensor, target: Tensor) -> dict[str, float]:
     leaf = pred[:, None].clone().requires_grad_()
     truth = target[:, None]
     valid = torch.ones_like(truth, dtype=torch.bool)
-    result = composite(leaf, truth, valid, LOSS_WEIGHTS, DATA_RANGE[TARGET.kind])
+    result = composite(leaf, truth, valid, LOSS_WEIGHTS, data_range(TARGET))
     (gradient,) = torch.autograd.grad(result.total, leaf)
     return {
         **{key: float(result.terms[term].detach()) for key, term in LOSS_KEYS.items()},

@@ -1,8 +1,8 @@
 """`python -m trainables.predict IMAGE... --checkpoint FOLDER`: depth of a user's pictures, of any size.
 
-Per picture: NAME_depth.png (16-bit, millimetres), NAME_depth.npy (float32, metres) and NAME_coloured.png with a scale.
-The two PNG files carry a mark by which a later call knows them: it replaces what it made of the same picture, nothing
-else, and takes none of them for a picture.
+Per picture: NAME_depth.png (16-bit, millimetres; metres times 256 where these would not reach), NAME_depth.npy
+(float32, metres) and NAME_coloured.png with a scale. The two PNG files carry a mark by which a later call knows them:
+it replaces what it made of the same picture, nothing else, and takes none of them for a picture.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from trainables.runtime.durable import check_folder, sha256, write_bytes
 from trainables.runtime.errors import UserError
 
 DRAWN_PX = 1600  # the coloured picture shows every n-th pixel of anything larger
-MM_PER_M = 1000
+# Steps per metre of the 16-bit picture by its key in the results: millimetres, or KITTI's where depth goes beyond 65 m.
+PNG_STEPS = {"depth_png_mm": 1000, "depth_png_m256": 256}
 # A model of relative depth has no scale: its 0 to 1 is spread over the range of depth, and metres are only its units.
 LEGENDS = {True: "depth (m)", False: "relative depth, near to far (scale in metres is arbitrary)"}
 COLOURS = "cividis"  # readable for colour-blind eyes, and in grey
-ENDINGS = {"depth_png_mm": "_depth.png", "depth_npy_m": "_depth.npy", "coloured": "_coloured.png"}
+ENDINGS = {"depth_png": "_depth.png", "depth_npy_m": "_depth.npy", "coloured": "_coloured.png"}
 SOFTWARE = "trainables.predict of the DenseDepth study"
 # Texts of a PNG: who wrote it, SHA-256 of its pixels, the picture's name, SHA-256 of the .npy beside it.
 WRITER, PIXELS, PICTURE, ARRAYS = "Software", "Pixels-SHA256", "Picture", "NPY-SHA256"
@@ -93,7 +94,7 @@ def check_outputs(pictures: Sequence[Path], out: Path | None) -> None:
             check_folder(folder, *(path.name for path in paths.values()))
         except UserError as error:
             raise UserError(f"{picture}: its depth cannot be written: {error}") from None
-        mark = mark_of(paths["depth_png_mm"])
+        mark = mark_of(paths["depth_png"])
         for kind, path in paths.items():
             if not path.exists() and not path.is_symlink():
                 continue
@@ -107,22 +108,33 @@ def check_outputs(pictures: Sequence[Path], out: Path | None) -> None:
                 raise UserError(f"{path} was made of {found.picture}; move it, or give another folder with --out")
 
 
+def png_key(max_depth_m: float) -> str:
+    """The key of the finest steps that reach a largest depth."""
+    return next(key for key, steps in PNG_STEPS.items() if max_depth_m * steps <= 65535 or steps == 256)
+
+
 def write_depth(
-    depth_m: NDArray[np.float32], rgb: NDArray[np.uint8], picture: Path, out: Path | None, legend: str
+    depth_m: NDArray[np.float32],
+    rgb: NDArray[np.uint8],
+    picture: Path,
+    out: Path | None,
+    legend: str,
+    max_depth_m: float,
 ) -> dict[str, str]:
-    """Write a picture's three files; their paths by kind."""
-    paths = output_paths(picture, out)
+    """Write a picture's three files; their paths by kind, the PNG's with its steps."""
+    key, paths = png_key(max_depth_m), output_paths(picture, out)
     array = io.BytesIO()
     np.save(array, depth_m)
     # Whichever of the two files a kill leaves behind, they belong together.
     arrays = [hashlib.sha256(array.getvalue()).hexdigest()]
     if paths["depth_npy_m"].exists() and (old := sha256(paths["depth_npy_m"])) not in arrays:
         arrays.append(old)
-    millimetres = np.clip(np.round(depth_m.astype(np.float64) * MM_PER_M), 0, 65535).astype(np.uint16)
+    steps = np.clip(np.round(depth_m.astype(np.float64) * PNG_STEPS[key]), 0, 65535).astype(np.uint16)
     mark = Mark(picture.name, tuple(arrays))
-    write_bytes(paths["depth_png_mm"], _marked(Image.fromarray(millimetres), mark))
+    write_bytes(paths["depth_png"], _marked(Image.fromarray(steps), mark))
     write_bytes(paths["depth_npy_m"], array.getvalue())
     write_bytes(paths["coloured"], _marked(coloured(depth_m, rgb, legend), mark))
+    paths = {key if kind == "depth_png" else kind: path for kind, path in paths.items()}
     return {kind: str(path) for kind, path in paths.items()}
 
 
@@ -169,7 +181,7 @@ def predict(pictures: Sequence[Path], checkpoint: Path, out: Path | None, device
                 "min_m": float(depth_m.min()),
                 "median_m": float(np.median(depth_m)),
                 "max_m": float(depth_m.max()),
-                **write_depth(depth_m, rgb, path, out, LEGENDS[model.metric]),
+                **write_depth(depth_m, rgb, path, out, LEGENDS[model.metric], model.config.target.max_depth_m),
             }
         )
     return results
@@ -199,10 +211,11 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("every picture named is one that this command made; name a photo")
         results = predict(pictures, args.checkpoint, args.out, args.device)
         for entry in results:
+            png = next(entry[key] for key in PNG_STEPS if key in entry)
             print(
                 f"{entry['picture']}: {entry['min_m']:.2f} to {entry['max_m']:.2f} m, median {entry['median_m']:.2f} m"
                 f"{'' if entry['metric'] else ' (relative depth: the scale is arbitrary)'}"
-                f"; {entry['depth_png_mm']}, {entry['depth_npy_m']}, {entry['coloured']}"
+                f"; {png}, {entry['depth_npy_m']}, {entry['coloured']}"
             )
         return {"checkpoint": str(args.checkpoint), "pictures": results, "left_out": list(map(str, own))}
 

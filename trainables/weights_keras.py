@@ -3,6 +3,9 @@
 Source: ialhashim/DenseDepth@2e15107 model.py (names of the decoder's layers) and Keras' applications.densenet (of the
 encoder's). Read with h5py alone; nothing of the file is executed, and links out of it are refused.
 
+The authors' KITTI weights have the same layers as NYU's and mean another depth: y = 80 m / depth, for 1 to 80 m
+(ialhashim/DenseDepth issue 69). Nothing in the file says so; --trained-on does.
+
 The released weights have no LeakyReLU between conv A and conv B (FACTS.md section 1). A file that stores its graph says
 so itself. Keras adds a slightly larger epsilon to BatchNorm's variance than torch; the variance takes the difference.
 """
@@ -29,6 +32,7 @@ from trainables.runtime.durable import check_folder
 from trainables.runtime.errors import UserError
 from trainables.settings.config import TrialConfig
 from trainables.settings.recipe import load_recipe
+from trainables.settings.registry import NYU_MAX_DEPTH_M
 from trainables.training.checkpoint import Snapshot, write_checkpoint
 
 Weights = dict[str, dict[str, NDArray[np.float32]]]  # layer, its name's slashes as underscores -> weight -> values
@@ -40,6 +44,7 @@ TORCH_BATCH_NORM_EPSILON = 1e-5
 ENCODER_LAYERS = {"conv1_conv": "conv0", "conv1_bn": "norm0", "bn": "norm5"}
 DENSE_PARTS = {"0_bn": "norm1", "1_conv": "conv1", "1_bn": "norm2", "2_conv": "conv2"}
 NAMES = {"kernel": "weight", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean"}
+RANGES_M = {"nyu": (0.1, NYU_MAX_DEPTH_M), "kitti": (1.0, 80.0)}  # nearest and largest depth of each data set
 UP_SCALES = {"1": "s16", "2": "s8", "3": "s4", "4": "s2"}
 DENSE_LAYER = re.compile(r"conv(\d+)_block(\d+)_(0_bn|1_conv|1_bn|2_conv)")
 TRANSITION = re.compile(r"pool(\d+)_(bn|conv)")
@@ -146,10 +151,17 @@ def settings_of(layers: Weights, graph: dict[str, Any] | None, path: Path) -> di
     }
 
 
-def convert(path: Path) -> tuple[DepthModel, TrialConfig]:
-    """The model of a Keras file in eval mode, and the paper's settings adapted to it. Raises UserError."""
+def convert(path: Path, trained_on: str | None = None) -> tuple[DepthModel, TrialConfig]:
+    """The model of a Keras file in eval mode, and the paper's settings adapted to it. trained_on: a key of RANGES_M;
+    None: NYU, unless the file's name says KITTI. Raises UserError.
+    """
+    if trained_on is None and "kitti" in path.name.lower():
+        raise UserError(f"{path}: its name says KITTI, whose weights mean depth to 80 m and not NYU's 10 m; say "
+                        "--trained-on kitti, or --trained-on nyu")  # fmt: skip
     layers, graph = read_h5(path)
-    (config,) = load_recipe("densedepth", settings_of(layers, graph, path), str(path))
+    near, far = RANGES_M[trained_on or "nyu"]
+    reach = {"target.min_depth_m": near, "data.max_depth_m": None if far == NYU_MAX_DEPTH_M else far}
+    (config,) = load_recipe("densedepth", settings_of(layers, graph, path) | reach, str(path))
     model = build_model(config.model, config.target.kind)
     state = state_dict_of(layers)
     expected = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
@@ -180,13 +192,15 @@ def main(argv: list[str] | None = None) -> int:
         "python -m trainables.predict docs/report.png --checkpoint results/released --out results/released-depth",
     )
     parser.add_argument("file", metavar="nyu.h5", type=cli.path)
+    parser.add_argument("--trained-on", choices=sorted(RANGES_M), help="the data set, which decides the range of depth "
+                        "(nyu, unless the file's name says kitti)")  # fmt: skip
     parser.add_argument("--out", type=cli.path, required=True, help="checkpoint folder to write; must not exist")
 
     def body(args: argparse.Namespace) -> dict[str, Any]:
         if args.out.exists():
             raise UserError(f"{args.out} already exists; name a new folder")
         check_folder(args.out)
-        model, config = convert(args.file)
+        model, config = convert(args.file, args.trained_on)
         write_checkpoint(args.out, snapshot_of(model, args.file), config)
         parameters = sum(p.numel() for p in model.parameters())
         encoder, width = config.model.encoder, config.model.width
@@ -196,6 +210,7 @@ def main(argv: list[str] | None = None) -> int:
             "encoder": encoder,
             "width": width,
             "activation_between": config.model.activation_between,
+            "max_depth_m": config.target.max_depth_m,
             "parameters": parameters,
         }
 

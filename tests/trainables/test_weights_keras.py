@@ -18,6 +18,7 @@ import torch
 import torchvision
 
 from trainables import weights_keras
+from trainables.data.target import y_to_depth_m
 from trainables.models.encoder import ENCODERS, _densenet
 from trainables.training.checkpoint import read_model
 from trainables.weights_keras import convert, main, module_of
@@ -54,6 +55,23 @@ def test_outputs_equal_those_of_keras(
     assert ours == pytest.approx(y, abs=1e-4)
     assert y.std() > 0.1
     assert main([str(GOLDEN / f"{name}.h5"), "--out", str(tmp_path / "released")]) == 2  # never overwritten
+
+
+@pytest.mark.usefixtures("tiny")
+def test_weights_of_kitti_are_not_taken_for_those_of_nyu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same file means eight times the depth; the range travels with the checkpoint."""
+    path = tmp_path / "KITTI.h5"
+    shutil.copy(GOLDEN / "keras_tiny_keras2.h5", path)
+    assert main([str(path), "--out", str(tmp_path / "refused")]) == 2
+    assert "--trained-on kitti" in capsys.readouterr().err and not (tmp_path / "refused").exists()
+    depths = {}
+    for data in ("kitti", "nyu"):
+        assert main([str(path), "--trained-on", data, "--out", str(tmp_path / data)]) == 0
+        _, config = read_model(tmp_path / data)
+        y = torch.tensor([[[[1.0, 2.0, 8.0]]]])
+        depths[data] = y_to_depth_m(y, config.target).flatten().tolist()
+        assert config.data.reach_m == config.target.max_depth_m == {"kitti": 80, "nyu": 10}[data]
+    assert depths == {"kitti": [80.0, 40.0, 10.0], "nyu": [10.0, 5.0, 1.25]}
 
 
 def test_every_layer_of_the_released_encoder_has_its_module() -> None:

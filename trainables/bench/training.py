@@ -134,7 +134,7 @@ def plain_loop(settings: str) -> Iterator[Callable[[int], None]]:
 
     from trainables.data.dataset import open_training
     from trainables.data.loader import TrainLoader, augment
-    from trainables.data.target import DATA_RANGE
+    from trainables.data.target import data_range
     from trainables.models.depth_model import build_model
     from trainables.models.losses import composite
     from trainables.runtime.device import choose_device
@@ -153,7 +153,7 @@ def plain_loop(settings: str) -> Iterator[Callable[[int], None]]:
         for images, target, valid in itertools.islice(batches, steps):
             optimiser.zero_grad()
             pred = model(images)
-            loss = composite(pred, target, valid, config.loss, DATA_RANGE[config.target.kind]).total
+            loss = composite(pred, target, valid, config.loss, data_range(config.target)).total
             torch.autograd.backward(loss)
             optimiser.step()
             loss.item()

@@ -127,6 +127,7 @@ def open_cache(frames: FrameList, config: TrialConfig) -> SampleCache | None:
         "output": list(output_size(config.model, config.input)),
         "target": as_dict(config.target),
         "crop_border_px": data.crop_border_px,
+        "coding": [data.depth_scale, data.reach_m, *data.hole_values],
     }
     folder = Path(data.cache) / _sha(about)[:16]
     cache = SampleCache(folder, total, config.input, output_size(config.model, config.input))

@@ -36,6 +36,9 @@ class Files(Protocol):
     def has(self, name: str) -> bool:
         """Whether it is there. Raises UserError for a name that leads outside."""
 
+    def below(self, folder: str) -> list[str]:
+        """Sorted names of all files below a folder ("": all), without those that a system left there (`is_litter`)."""
+
     def where(self, name: str) -> str:
         """The name to show to the user."""
 
@@ -56,11 +59,18 @@ def safe_name(name: str, where: str) -> str:
     return name if "" not in parts and "." not in parts else "/".join(part for part in parts if part not in ("", "."))
 
 
+def is_litter(name: str) -> bool:
+    """Whether a file is none of the data: hidden, or macOS's copy of its attributes."""
+    parts = name.split("/")
+    return any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in parts)
+
+
 @dataclass(frozen=True)
 class FolderFiles:
-    """Files below a folder."""
+    """Files below a folder. follow_links: those behind links that lead out of it, too."""
 
     root: Path
+    follow_links: bool = False
     _listings: dict[str, frozenset[str]] = field(default_factory=dict, compare=False, repr=False)
 
     def has(self, name: str) -> bool:
@@ -70,6 +80,21 @@ class FolderFiles:
     def names(self, folder: str) -> list[str]:
         """Sorted names of the files in a sub-folder. Raises UserError for links that lead outside."""
         return sorted(self._names(folder))
+
+    def below(self, folder: str) -> list[str]:
+        found: list[str] = []
+        seen: set[Path] = set()  # a link can lead into a folder above it
+        waiting = [folder]
+        while waiting:
+            here = waiting.pop()
+            place = (self.root / here).resolve()
+            if place in seen or not place.is_dir():
+                continue
+            seen.add(place)
+            prefix = f"{here}/" if here else ""
+            found += [prefix + name for name in self._names(here) if not is_litter(name)]
+            waiting += [prefix + e.name for e in os.scandir(place) if e.is_dir() and not is_litter(e.name)]
+        return sorted(found)
 
     def _names(self, folder: str) -> frozenset[str]:
         if folder not in self._listings:
@@ -92,11 +117,12 @@ class FolderFiles:
         return frozenset(found)
 
     def _inside(self, path: Path, home: Path) -> None:
-        if not path.resolve().is_relative_to(home):
-            raise UserError(f"{path} is a link that leads outside the data root {self.root}; replace it by the files")
+        if not self.follow_links and not path.resolve().is_relative_to(home):
+            raise UserError(f"{path} is a link that leads outside the data root {self.root}; set data.follow_links: "
+                            "true if it is meant to, or replace it by the files")  # fmt: skip
 
     def read(self, name: str) -> bytes:
-        self._names(name.rpartition("/")[0])  # refuses links that lead outside, whoever reads
+        self.has(name)  # refuses a link that leads outside, whoever reads
         try:
             return (self.root / name).read_bytes()
         except OSError as error:
@@ -149,9 +175,14 @@ class ZipFiles:
             raise UserError(f"{path} cannot be read ({error.strerror}); correct data.root") from None
         return cls(path, "", _index(path, status.st_size, status.st_mtime_ns))
 
-    def below(self, prefix: str) -> ZipFiles:
-        """The members below a folder of the archive."""
+    def within(self, prefix: str) -> ZipFiles:
+        """The same archive, seen from a folder in it."""
         return ZipFiles(self.path, prefix, self.entries)
+
+    def below(self, folder: str) -> list[str]:
+        start = self.prefix + (f"{folder}/" if folder else "")
+        names = (name.removeprefix(self.prefix) for name in self.entries if name.startswith(start))
+        return sorted(name for name in names if not is_litter(name))
 
     def has(self, name: str) -> bool:
         return self.prefix + name in self.entries
@@ -220,7 +251,7 @@ def _index(path: Path, size: int, mtime_ns: int) -> dict[str, Entry]:
     for info in infos:
         if info.is_dir():
             continue
-        name = safe_name(info.filename, str(path))
+        name = safe_name(info.filename.replace("\\", "/"), str(path))  # as Windows packs them
         if stat.S_ISLNK(info.external_attr >> 16):
             raise UserError(f"{path}: its member {name} is a link; refused, pack the file itself")
         if name in entries:

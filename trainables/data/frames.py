@@ -83,13 +83,16 @@ class Reader(Protocol):
     def kinds(self) -> tuple[Reader, ...]:
         """A reader of each kind of depth that the form holds: filled, then raw."""
 
+    def steps(self) -> dict[int, float]:
+        """Steps per metre of stored depth by its bits; empty for floating point."""
+
 
 @dataclass(frozen=True)
 class FrameList:
     """Frames in the order of their published list. `ids` are stable: the colour path of the list's line, or the like.
 
-    `scenes` are None where unknown; `truth` is the kind of depth; `max_depth_m` is the largest depth the form can
-    hold. Where `depth_of` differs from `rgb_of`, images meet another frame's depth (a control).
+    `scenes` are None where unknown; `truth` is the kind of depth; `max_depth_m` is the largest depth of the data.
+    Where `depth_of` differs from `rgb_of`, images meet another frame's depth (a control).
     """
 
     ids: tuple[str, ...]

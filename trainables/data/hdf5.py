@@ -6,6 +6,7 @@ each silently. All are refused.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,18 +28,32 @@ def opened(path: Path) -> Iterator[Any]:
     """The file, for reading. Raises BadFrame where it is missing, truncated or damaged, then or while it is read."""
     if not path.is_file():
         raise BadFrame(f"{path} is missing; restore it or exclude the frame")
+    with _opened(path, str(path)) as file:
+        yield file
+
+
+@contextmanager
+def unpacked(content: bytes, name: str) -> Iterator[Any]:
+    """A whole file's content, an archive's member, for reading. Raises BadFrame as `opened` does."""
+    with _opened(io.BytesIO(content), name) as file:
+        yield file
+
+
+@contextmanager
+def _opened(source: Path | io.BytesIO, name: str) -> Iterator[Any]:
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with h5py.File(source, "r", locking=False) as file:
             yield file
     except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py's ways to say that
-        raise BadFrame(f"{path} is truncated, damaged or no HDF5 file ({_first_line(error)}); replace it") from None
+        raise BadFrame(f"{name} is truncated, damaged or no HDF5 file ({_first_line(error)}); replace it") from None
 
 
-def dataset(file: Any, key: str, dtypes: str, shape: tuple[int | None, ...]) -> Any:
+def dataset(file: Any, key: str, dtypes: str, shape: tuple[int | None, ...], where: str | None = None) -> Any:
     """A data set of the file itself. Raises BadFrame if it is missing, a link of any kind, or without a dtype of the
-    kind `dtypes` ('f': any float, 'u1': uint8, 'O': references) and the shape (None: any length).
+    kind `dtypes` ('f': any float, 'u1': uint8, 'O': references) and the shape (None: any length). `where`: the name
+    to show of a file that has none.
     """
-    name = f"{file.filename}: its {key}"
+    name = f"{where or file.filename}: its {key}"
     link = file.get(key, getlink=True)
     if link is None:
         raise BadFrame(f"{name} is missing; the file holds {', '.join(list(file)[:8]) or 'nothing'}")
@@ -58,9 +73,9 @@ def dataset(file: Any, key: str, dtypes: str, shape: tuple[int | None, ...]) -> 
     return values
 
 
-def checked_depth(depth_m: npt.NDArray[Any], name: str) -> Depth:
+def checked_depth(depth_m: npt.NDArray[Any], name: str, limit_m: float = MAX_SENSIBLE_M) -> Depth:
     """Depth as contiguous float32. Raises BadFrame for NaN, infinite or negative depth, or what cannot be metres."""
-    if not (depth_m.min() >= 0 and depth_m.max() <= MAX_SENSIBLE_M):  # NaN compares false
+    if not (depth_m.min() >= 0 and depth_m.max() <= limit_m):  # NaN compares false
         what = "NaN" if np.isnan(depth_m).any() else f"{depth_m.min():g} to {depth_m.max():g}"
         raise BadFrame(f"{name} holds {what} where depth in metres must be; replace it or exclude the frame")
     return np.ascontiguousarray(depth_m, dtype=np.float32)

@@ -155,6 +155,9 @@ class CheckedFiles:
     def has(self, name: str) -> bool:
         return self.files.has(name)
 
+    def below(self, folder: str) -> list[str]:
+        return self.files.below(folder)
+
     def where(self, name: str) -> str:
         return self.files.where(name)
 
@@ -208,6 +211,9 @@ class CheckedReader:
 
     def kinds(self) -> tuple[Reader, ...]:
         return self.reader.kinds()
+
+    def steps(self) -> dict[int, float]:
+        return self.reader.steps()
 
 
 def _sentence(where: str, known: bool, manifest: str) -> str:

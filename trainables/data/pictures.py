@@ -1,6 +1,6 @@
-"""Decoders of the Kaggle form's color and depth pictures; each damage is one sentence.
+"""Decoders of color pictures and of greyscale PNGs that hold depth; each damage is one sentence.
 
-Depth is a greyscale PNG whose bit depth decides the unit: 8 bits are value / 255 * 10 m, 16 bits millimetres.
+What the values of depth mean: trainables/data/depth_coding.py.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from kornia_rs.io import decode_image_png_u8, decode_image_png_u16
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from trainables.data.frames import BadFrame, Depth, Rgb
+from trainables.data.frames import BadFrame, Rgb
 from trainables.data.photos import MAX_SCANS, orientation
 
 MAX_PIXELS: Final = 1 << 25  # a header that promises more is taken for a decompression bomb
-MAX_DEPTH_M: Final = 10.0  # Kinect v1's reach, and what value 255 of the 8-bit form stands for
-STEPS_PER_METRE: Final = {8: 255 / MAX_DEPTH_M, 16: 1000.0}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _CHANNELS: Final = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "F": 1, "LA": 2, "P": 1, "RGBA": 4, "CMYK": 4}
@@ -111,12 +109,11 @@ def decode_rgb(content: bytes, name: str) -> Rgb:
     return _decode_jpeg(content, name)
 
 
-def decode_depth(content: bytes, name: str) -> Depth:
-    """Depth (H, W) float32 metres of a whole PNG file; its bit depth decides the unit. Raises BadFrame."""
+def decode_grey(content: bytes, name: str) -> npt.NDArray[Any]:
+    """Values (H, W) uint8 or uint16 of a whole greyscale PNG file. Raises BadFrame."""
     header = read_header(content, name)
     check_depth(header, name)
-    depth: Depth = np.divide(_decode_png(header, content, name), STEPS_PER_METRE[header.bits], dtype=np.float32)
-    return depth
+    return _decode_png(header, content, name)
 
 
 def _png_orientation(content: bytes) -> int:

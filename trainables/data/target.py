@@ -1,23 +1,24 @@
 """Target space: depth to the network's target (`target.kind`), and back to metres.
 
-inverse   y = 10 m / depth, so 1 to 100 for 0.1 to 10 m (DenseDepth, paper section 3.2)
+inverse   y = far / depth, so 1 to 100 for 0.1 to 10 m (DenseDepth, paper section 3.2)
 metric    y = depth in metres
-unit      y = depth / 10 m
+unit      y = depth / far
 relative  y = (depth - nearest) / (farthest - nearest) of each image's valid pixels: 0 near, 1 far, no scale
+
+far is target.max_depth_m, the largest depth of the data: 10 m for NYU Depth v2, 80 m for the authors' KITTI.
 """
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 
-from trainables.settings.config import TargetConfig, TargetKind
+from trainables.settings.config import TargetConfig
 
-SCALE_M: Final = 10.0  # the published constant of `inverse` and `unit`; no setting, whatever the range of depth
 
-# SSIM's data range, for the published range of depth.
-DATA_RANGE: Final[dict[TargetKind, float]] = {"inverse": 100.0, "metric": 10.0, "unit": 1.0, "relative": 1.0}
+def data_range(target: TargetConfig) -> float:
+    """SSIM's data range of a target: its largest value, as in the authors' loss (maxDepthVal)."""
+    far = target.max_depth_m
+    return {"inverse": far / target.min_depth_m, "metric": far, "unit": 1.0, "relative": 1.0}[target.kind]
 
 
 def depth_to_y(depth_m: torch.Tensor, target: TargetConfig) -> torch.Tensor:
@@ -29,11 +30,11 @@ def depth_to_y(depth_m: torch.Tensor, target: TargetConfig) -> torch.Tensor:
     depth = depth_m.float()
     clipped = depth.clamp(target.min_depth_m, target.max_depth_m)
     if target.kind == "inverse":
-        return SCALE_M / clipped
+        return target.max_depth_m / clipped
     if target.kind == "metric":
         return clipped
     if target.kind == "unit":
-        return clipped / SCALE_M
+        return clipped / target.max_depth_m
     hole = depth <= 0
     near = clipped.masked_fill(hole, torch.inf).amin((-2, -1), keepdim=True)
     far = clipped.masked_fill(hole, -torch.inf).amax((-2, -1), keepdim=True)
@@ -50,9 +51,9 @@ def y_to_depth_m(y: torch.Tensor, target: TargetConfig) -> torch.Tensor:
     y = y.float()
     near, far = target.min_depth_m, target.max_depth_m
     if target.kind == "inverse":
-        return (SCALE_M / y.clamp(SCALE_M / far, SCALE_M / near)).clamp(near, far)
+        return (far / y.clamp(1.0, far / near)).clamp(near, far)
     if target.kind == "metric":
         return y.clamp(near, far)
     if target.kind == "unit":
-        return (y * SCALE_M).clamp(near, far)
+        return (y * far).clamp(near, far)
     return (near + y * (far - near)).clamp(near, far)

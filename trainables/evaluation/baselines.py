@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainables.evaluation.evaluate import resize_depth
+from trainables.settings.registry import NYU_MAX_DEPTH_M
 
-GUESS_MAX_M = 10.0  # the guess is uniform on 0 to this
 
-
-def random_guess_expectation(truth_m: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """The exact expectation, pixel by pixel averaged, of a uniform guess's metrics: name to (N,) float64.
+def random_guess_expectation(truth_m: Tensor, mask: Tensor, max_depth_m: float = NYU_MAX_DEPTH_M) -> dict[str, Tensor]:
+    """The exact expectation, pixel by pixel averaged, of the metrics of a guess uniform on 0 to `max_depth_m`: name to
+    (N,) float64.
 
     truth_m (N, H, W) in metres, mask (N, H, W) bool; NaN for an empty mask. For rmse it is the root of the expected
     mean square, which the rmse of a frame of many pixels equals to within its own noise.
     """
-    top = GUESS_MAX_M
+    top = max_depth_m
     t = torch.where(mask, truth_m.double(), torch.ones((), dtype=torch.float64, device=truth_m.device))
     inside = t.clamp(max=top)
     distance = torch.where(t <= top, (t.square() + (top - t).square()) / (2 * top), t - top / 2)
@@ -40,10 +40,10 @@ def random_guess_expectation(truth_m: Tensor, mask: Tensor) -> dict[str, Tensor]
     return means | {"rmse": means["rmse"].sqrt()}
 
 
-def random_guess(shape: tuple[int, ...], seed: int) -> Tensor:
-    """A guess in metres, float32, uniform on (0, GUESS_MAX_M): the same for the same seed, on any device."""
+def random_guess(shape: tuple[int, ...], seed: int, max_depth_m: float = NYU_MAX_DEPTH_M) -> Tensor:
+    """A guess in metres, float32, uniform on (0, max_depth_m): the same for the same seed, on any device."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(shape, generator=generator).clamp_min(torch.finfo(torch.float32).tiny) * GUESS_MAX_M
+    return torch.rand(shape, generator=generator).clamp_min(torch.finfo(torch.float32).tiny) * max_depth_m
 
 
 def mean_depth_map(depths_m: Iterable[NDArray[np.float32]], size: tuple[int, int]) -> Tensor:

@@ -24,7 +24,14 @@ from trainables.data.loader import EvalLoader
 from trainables.data.target import y_to_depth_m
 from trainables.evaluation.metrics import FUNCTIONS
 from trainables.settings.config import TargetConfig, TrialConfig
-from trainables.settings.registry import METRICS, PREDICTION_RANGE_M, PROTOCOLS, REFERENCE_SIZE, Protocol
+from trainables.settings.registry import (
+    METRICS,
+    NYU_MAX_DEPTH_M,
+    PREDICTION_RANGE_M,
+    PROTOCOLS,
+    REFERENCE_SIZE,
+    Protocol,
+)
 
 Row = dict[str, Any]  # id, scene, requested, protocol, pixels, then metrics: float, or None where nothing was measured
 
@@ -57,6 +64,12 @@ def resolve(
         rows, columns = REFERENCE_SIZE
         found = "several sizes" if size is None else f"{size[0]} x {size[1]}"
         notes.append(f"the crop's edges are scaled from {rows} x {columns} to frames of {found}")
+    published = PROTOCOLS[protocol.name]
+    if (protocol.valid_m, protocol.clip_m) != (published.valid_m, published.clip_m):
+        name = f"{name}, to {protocol.clip_m[1]:g} m"
+        notes.append(
+            f"depth counts to {protocol.clip_m[1]:g} m, the largest of the data, not {published.clip_m[1]:g} m"
+        )
     if protocol.diagnostic:
         notes.append(f"diagnostic: {protocol.diagnostic}")
         if protocol.crop is None and size is not None:
@@ -73,9 +86,10 @@ def depth_from_outputs(
     To metres, clip, mean in depth with the mirrored image's (mirrored back), bilinear with half-pixel centres to
     `size`; None: twice the network's size, as the reference code does. Reducing is anti-aliased.
     """
-    depth = y_to_depth_m(y.float(), target).clamp(*PREDICTION_RANGE_M)
+    nearest_m = PREDICTION_RANGE_M[0]
+    depth = y_to_depth_m(y.float(), target).clamp(min=nearest_m)
     if y_mirrored is not None:
-        depth_mirrored = y_to_depth_m(y_mirrored.float(), target).clamp(*PREDICTION_RANGE_M)
+        depth_mirrored = y_to_depth_m(y_mirrored.float(), target).clamp(min=nearest_m)
         depth = 0.5 * depth + 0.5 * depth_mirrored.flip(-1)
     height, width = depth.shape[-2:]
     return resize_depth(depth[:, 0], size if size is not None else (2 * height, 2 * width))
@@ -173,8 +187,10 @@ class Evaluation:
 class Scorer:
     """Gathers rows batch by batch and names the protocols when all truth has been seen."""
 
-    def __init__(self, protocols: Sequence[str], truth: Literal["filled", "raw"]) -> None:
-        self._protocols = [PROTOCOLS[name] for name in protocols]
+    def __init__(
+        self, protocols: Sequence[str], truth: Literal["filled", "raw"], max_depth_m: float = NYU_MAX_DEPTH_M
+    ) -> None:
+        self._protocols = [PROTOCOLS[name].reaching(max_depth_m) for name in protocols]
         self._truth = truth
         self._rows: dict[str, list[Row]] = {name: [] for name in protocols}
         self._holes = dict.fromkeys(protocols, False)
@@ -250,7 +266,7 @@ def evaluate(
     batch_size: int,
 ) -> Evaluation:
     """Score a model, already on `device`, on every one of the frames, the last partial batch included."""
-    scorer = Scorer(protocols, frames.truth)
+    scorer = Scorer(protocols, frames.truth, frames.max_depth_m)
     for indices, pred, truth in predictions(model, frames, config, device, batch_size):
         scorer.add([frames.ids[i] for i in indices], [frames.scenes[i] for i in indices], pred, truth)
     return scorer.finish()

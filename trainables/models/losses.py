@@ -181,7 +181,7 @@ def composite(
 ) -> LossResult:
     """The weighted sum of TERMS, in float32 whatever autocast says (float64 stays); terms of weight 0 are left out.
 
-    pred, target: N x 1 x H x W in target space; valid: same shape, bool; data_range: trainables.data.target.DATA_RANGE;
+    pred, target: N x 1 x H x W in target space; valid: same shape, bool; data_range: trainables.data.target.data_range;
     pool: of processes that hold a part of the batch each.
     """
     with torch.autocast(pred.device.type, enabled=False):

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Flag, auto
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from trainables.settings.registry import FORMS, LOSS_TERMS, METRICS, PROTOCOLS
+from trainables.settings.registry import FORMS, LOSS_TERMS, METRICS, NYU_MAX_DEPTH_M, PROTOCOLS
 from trainables.settings.yamlfile import nearest
 
 
@@ -108,6 +108,19 @@ class RoomsConfig(Section):
     defects: dict[Literal["wrong_pair", "all_holes", "saturated", "flipped", "shifted"], Annotated[int, Field(ge=0)]]
 
 
+class ListsConfig(Section):
+    """Files that list the frames of a split, or folders of its pictures, by path or relative to the root.
+
+    null: where the form has its own.
+    """
+
+    train: str | None
+    test: str | None
+
+
+Column = Literal["color", "depth", "scene", "skip"]
+
+
 class DataConfig(Section):
     """Where frames come from and in which order they are seen."""
 
@@ -116,6 +129,14 @@ class DataConfig(Section):
     rooms: Annotated[RoomsConfig, Mark.PLACE]
     depth: Literal["filled", "raw"]  # where the form holds both
     split: Literal["official", "80_10_10_by_frame", "80_10_10_by_scene"]  # of the labelled frames; else official
+    lists: ListsConfig
+    # what the fields of a list's lines are, where source is list; null: found out from names and header
+    columns: tuple[Column, ...] | None
+    depth_scale: Positive | None  # steps per metre of 16-bit depth; null: 1000, millimetres
+    max_depth_m: Positive | None  # largest depth, and what 255 of 8-bit depth stands for; null: 10, as in NYU
+    hole_values: tuple[NonNegative, ...]  # stored values that mean no depth, beside 0
+    # read links that lead out of the root, for example to a larger disk
+    follow_links: Annotated[bool, Mark.PLACE]
     validation: ValidationSplit
     subset: Annotated[float, Field(gt=0, le=1), Mark.SEARCHABLE]  # seeded share of the training frames that is used
     subset_seed: int
@@ -133,6 +154,11 @@ class DataConfig(Section):
     cache: Annotated[PathText | None, Mark.BOOKKEEPING]
     # the first frames of the list that fit in as much are cached; null: all
     cache_gb: Annotated[Positive | None, Mark.BOOKKEEPING]
+
+    @property
+    def reach_m(self) -> float:
+        """The largest depth of the data in metres."""
+        return NYU_MAX_DEPTH_M if self.max_depth_m is None else self.max_depth_m
 
 
 class AugmentConfig(Section):
@@ -182,11 +208,12 @@ class ModelConfig(Section):
 class TargetConfig(Section):
     """What the network is asked for, and how the truth gets to the output's size."""
 
-    kind: TargetKind  # inverse: 10 m / depth; metric: metres; unit: depth / 10 m; relative: per-image min-max to 0..1
+    # inverse: max_depth_m / depth; metric: metres; unit: depth / max_depth_m; relative: per-image min-max to 0..1
+    kind: TargetKind
     resize: Literal["inverse_then_resize", "resize_then_inverse"]  # with other kinds: convert or resize first
     holes: Literal["mask", "clamp", "inpaint"]
     min_depth_m: Positive
-    max_depth_m: Positive
+    max_depth_m: Positive  # null in a recipe: the largest depth of the data
 
     @model_validator(mode="after")
     def _ordered(self) -> TargetConfig:
@@ -283,6 +310,14 @@ class TrialConfig(Section):
         return self
 
 
+def reaching(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A training's settings, not yet validated, whose target reaches as far as the data where it says nothing else."""
+    data, target = settings.get("data"), settings.get("target")
+    if not isinstance(data, Mapping) or not isinstance(target, Mapping) or target.get("max_depth_m", 0) is not None:
+        return settings
+    return {**settings, "target": {**target, "max_depth_m": data.get("max_depth_m") or NYU_MAX_DEPTH_M}}
+
+
 def mark_of(kind: type[Section], path: str) -> Mark:
     """The mark of a setting by its dotted path; of a key that a mapping is free to have, the mapping's."""
     mark, owner = Mark.SEARCHABLE, kind
@@ -296,13 +331,25 @@ def mark_of(kind: type[Section], path: str) -> Mark:
     return mark
 
 
-# Settings that are younger than stored trainings, with what those trainings did.
-YOUNGER = {"validate_structure": False}
+# Settings that are younger than stored trainings, by their path, with what those trainings did.
+YOUNGER: dict[str, Any] = {
+    "validate_structure": False,
+    "data.lists": {"train": None, "test": None},
+    "data.columns": None,
+    "data.depth_scale": None,
+    "data.max_depth_m": None,
+    "data.hole_values": [],
+    "data.follow_links": False,
+}
 
 
 def stored_config(text: str | bytes) -> TrialConfig:
     """A training's settings from the JSON that a checkpoint, a folder or the ledger holds."""
-    return TrialConfig.model_validate_json(json.dumps(YOUNGER | json.loads(text)))
+    settings = json.loads(text)
+    for path, value in YOUNGER.items():
+        section, _, name = path.rpartition(".")
+        (settings[section] if section else settings).setdefault(name, value)
+    return TrialConfig.model_validate_json(json.dumps(settings))
 
 
 def as_dict(config: Section) -> dict[str, Any]:

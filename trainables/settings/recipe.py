@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from trainables.runtime.errors import UserError
-from trainables.settings.config import Section, TrialConfig
+from trainables.settings.config import Section, TrialConfig, reaching
 from trainables.settings.yamlfile import Document, nearest, read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -109,7 +109,7 @@ def set_path(settings: dict[str, Any], path: str, value: Any, where: str) -> Non
 def validate(kind: type[T], settings: Mapping[str, Any], document: Document) -> T:
     """A validated value of `kind`, or a UserError for the first problem, naming file, line, key and valid names."""
     try:
-        return kind.model_validate_json(json.dumps(settings))
+        return kind.model_validate_json(json.dumps(reaching(settings) if kind is TrialConfig else settings))
     except ValidationError as error:
         raise UserError(_sentence(error, kind, document)) from None
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -59,8 +59,9 @@ METRICS: dict[str, Metric] = _DEPTH | _STRUCTURE
 DEPTH_METRICS, STRUCTURE_METRICS = tuple(_DEPTH), tuple(_STRUCTURE)
 REPOSITORY_METRICS = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")  # that the authors' evaluator prints
 
+NYU_MAX_DEPTH_M = 10.0  # the largest depth of NYU Depth v2, and what 255 of its 8-bit depth stands for (Kinect v1)
 REFERENCE_SIZE = (480, 640)  # rows, columns that the crops are written for
-PREDICTION_RANGE_M = (0.1, 10.0)  # where every published evaluator of DenseDepth clips the network's depth
+PREDICTION_RANGE_M = (0.1, NYU_MAX_DEPTH_M)  # where every published evaluator of DenseDepth clips the network's depth
 EIGEN_CROP = (20, 460, 24, 616)  # top, bottom, left, right; ends exclusive
 BTS_CROP = (45, 471, 41, 601)
 
@@ -92,6 +93,14 @@ class Protocol:
         rows, columns = size[0] / REFERENCE_SIZE[0], size[1] / REFERENCE_SIZE[1]
         return slice(round(top * rows), round(bottom * rows)), slice(round(left * columns), round(right * columns))
 
+    def reaching(self, max_depth_m: float) -> Protocol:
+        """The same protocol on data of another largest depth: its limits at NYU's largest depth move there."""
+
+        def moved(limits: tuple[float, float]) -> tuple[float, float]:
+            return limits[0], max_depth_m if limits[1] == NYU_MAX_DEPTH_M else limits[1]
+
+        return replace(self, valid_m=moved(self.valid_m), clip_m=moved(self.clip_m))
+
 
 ANY_TRUTH = (0.0, math.inf)
 PROTOCOLS: Mapping[str, Protocol] = {
@@ -101,7 +110,8 @@ PROTOCOLS: Mapping[str, Protocol] = {
                  DEPTH_METRICS, None),
         Protocol("densedepth_repo", EIGEN_CROP, ANY_TRUTH, "filled", PREDICTION_RANGE_M, "pooled", True, "none",
                  REPOSITORY_METRICS, None),
-        Protocol("bts", BTS_CROP, (1e-3, 10.0), "raw", (1e-3, 10.0), "per_image", False, "none", DEPTH_METRICS, None),
+        Protocol("bts", BTS_CROP, (1e-3, NYU_MAX_DEPTH_M), "raw", (1e-3, NYU_MAX_DEPTH_M), "per_image", False, "none",
+                 DEPTH_METRICS, None),
         Protocol("densedepth_scaled", EIGEN_CROP, ANY_TRUTH, "filled", PREDICTION_RANGE_M, "per_image", False, "median",
                  DEPTH_METRICS, "each prediction is multiplied to the truth's median"),
         Protocol("densedepth_affine", EIGEN_CROP, ANY_TRUTH, "filled", PREDICTION_RANGE_M, "per_image", False, "affine",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from trainables.data.dataset import TrainingData
 from trainables.data.frames import FrameList
 from trainables.data.loader import Batch, TrainLoader, augment
-from trainables.data.target import DATA_RANGE
+from trainables.data.target import data_range
 from trainables.evaluation.evaluate import evaluate, evaluation_mode, predictions
 from trainables.evaluation.metrics import checkerboard
 from trainables.models.depth_model import parameter_counts
@@ -163,7 +163,7 @@ def validation_loss(
     with evaluation_mode(model), torch.inference_mode(), autocast:
         for batch in loader:
             images, target, valid = augment(batch, device)
-            result = composite(model(images), target, valid, config.loss, DATA_RANGE[config.target.kind])
+            result = composite(model(images), target, valid, config.loss, data_range(config.target))
             total += result.per_sample.sum()
             if batch.position + len(batch.ids) >= len(frames):
                 break

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from trainables.data.dataset import TrainingData, open_training, prepare_data
 from trainables.data.loader import Batch, TrainLoader, augment
-from trainables.data.target import DATA_RANGE
+from trainables.data.target import data_range
 from trainables.models.losses import Pool, composite
 from trainables.runtime import device, parallel
 from trainables.runtime.durable import remove_unfinished, write_json
@@ -206,7 +206,7 @@ class Training:
         sample_losses, targets = [], []
         for batch in group:
             images, target, valid = augment(batch, learner.device)
-            result = composite(learner(images), target, valid, config.loss, DATA_RANGE[config.target.kind], POOL)
+            result = composite(learner(images), target, valid, config.loss, data_range(config.target), POOL)
             share = batch.whole / count
             torch.autograd.backward(result.total * share)
             for name, value in {"loss": result.total, **result.terms}.items():

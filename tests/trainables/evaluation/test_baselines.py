@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from trainables.evaluation.baselines import GUESS_MAX_M, mean_depth_map, random_guess, random_guess_expectation
+from trainables.evaluation.baselines import mean_depth_map, random_guess, random_guess_expectation
 from trainables.evaluation.metrics import FUNCTIONS
+from trainables.settings.registry import NYU_MAX_DEPTH_M
 
 PER_PIXEL = {
     "abs_rel": lambda g, t: abs(g - t) / t,
@@ -22,11 +23,11 @@ PER_PIXEL = {
 def test_expectation_is_the_integral_over_the_guess(truth: float) -> None:
     ours = random_guess_expectation(torch.full((1, 1, 1), truth), torch.ones(1, 1, 1, dtype=torch.bool))
     for name, value in PER_PIXEL.items():
-        breaks = sorted(p for k in (-3, -2, -1, 0, 1, 2, 3) if 0 < (p := truth * 1.25**k) < GUESS_MAX_M)
-        integral, _ = quad(value, 0, GUESS_MAX_M, args=(truth,), points=breaks or None, limit=200)
-        assert float(ours[name]) == pytest.approx(integral / GUESS_MAX_M, rel=1e-5), name
-    square, _ = quad(lambda g: (g - truth) ** 2, 0, GUESS_MAX_M)
-    assert float(ours["rmse"]) ** 2 == pytest.approx(square / GUESS_MAX_M, rel=1e-6)
+        breaks = sorted(p for k in (-3, -2, -1, 0, 1, 2, 3) if 0 < (p := truth * 1.25**k) < NYU_MAX_DEPTH_M)
+        integral, _ = quad(value, 0, NYU_MAX_DEPTH_M, args=(truth,), points=breaks or None, limit=200)
+        assert float(ours[name]) == pytest.approx(integral / NYU_MAX_DEPTH_M, rel=1e-5), name
+    square, _ = quad(lambda g: (g - truth) ** 2, 0, NYU_MAX_DEPTH_M)
+    assert float(ours["rmse"]) ** 2 == pytest.approx(square / NYU_MAX_DEPTH_M, rel=1e-6)
 
 
 def test_facts_formulas_hold_within_the_range() -> None:

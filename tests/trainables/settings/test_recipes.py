@@ -21,7 +21,7 @@ from skimage.transform import resize as skimage_resize
 
 from trainables.data.dataset import open_training
 from trainables.data.loader import TrainLoader
-from trainables.data.target import DATA_RANGE, depth_to_y
+from trainables.data.target import data_range, depth_to_y
 from trainables.models.depth_model import build_model, check_model, output_size, parameter_counts
 from trainables.settings.config import TrialConfig, flat
 from trainables.settings.recipe import RECIPES, load_recipe, recipe_names
@@ -152,9 +152,7 @@ def test_settings(key: tuple[str, int]) -> None:
     y = depth_to_y(depths, config.target)[0]
     low_high = {"inverse": (1, 100), "metric": (0.1, 10), "unit": (0.01, 1), "relative": (0, 1)}[config.target.kind]
     assert (y[1:].min().item(), y[1:].max().item()) == pytest.approx(low_high)
-    assert {"inverse": 100, "metric": 10, "unit": 1, "relative": 1}[config.target.kind] == DATA_RANGE[
-        config.target.kind
-    ]
+    assert {"inverse": 100, "metric": 10, "unit": 1, "relative": 1}[config.target.kind] == data_range(config.target)
 
 
 SAME = {("psiml_unet", 1), ("relative_unet", 2)}  # the model, target and loss of the stage before
@@ -372,7 +370,7 @@ def test_first_loss(key: tuple[str, int], root: Path, tmp_path: Path) -> None:
     targets = [target_by_hand((root / name).with_suffix(".png"), config, pred.shape[1:]) for name in ids]
     target, valid = (np.stack(x) for x in zip(*targets, strict=True))
     assert valid.all() == (config.target.holes == "clamp")
-    expected = loss_by_hand(pred, target, valid, config.loss, DATA_RANGE[config.target.kind])
+    expected = loss_by_hand(pred, target, valid, config.loss, data_range(config.target))
     # The target is float32 and, at holes' edges, the quotient of two resizes.
     assert rows[0]["loss"] == pytest.approx(expected, rel=2e-4)
 

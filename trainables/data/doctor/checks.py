@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from trainables.data.doctor import coarse, pairing
 from trainables.data.doctor.pairing import Company, Evidence
 from trainables.data.doctor.record import HASH_SIDE, Record
-from trainables.data.pictures import MAX_DEPTH_M
 
 Level = Literal["harm", "warning", "note"]
 NEAR_BITS: Final = 20  # hashes that differ in no more, and thumbnails by no more than NEAR_LEVELS: the same picture
@@ -24,6 +23,12 @@ SATURATED_SHARE: Final = 0.3  # of the known pixels
 ONE_SIDED: Final = 2.0  # how much further off a neighbour may be for the first and last frame of a scene
 FLAT_LEVELS: Final = 1.0  # standard deviation of a picture's levels under which it shows nothing
 KINDS: Final[dict[str, tuple[Level, str]]] = {  # kind of finding -> level and what it means
+    "not_opened": ("harm", "a split is there and cannot be opened"),
+    "no_training": ("harm", "no training starts from it"),
+    "unit": ("harm", "the unit of the stored depth is another one, by all likelihood"),
+    "stretched": ("harm", "depth is stretched to each frame's own range"),
+    "hole_value": ("harm", "a value for holes is read as a depth"),
+    "inverted": ("harm", "what is near is stored as far"),
     "unreadable": ("harm", "missing, damaged, of the wrong form, or colour and depth of different size"),
     "changed": ("harm", "not the file that the manifest was made of"),
     "all_holes": ("harm", "all or nearly all of the depth is holes"),
@@ -38,12 +43,25 @@ KINDS: Final[dict[str, tuple[Level, str]]] = {  # kind of finding -> level and w
     "same_picture_other_depth": ("harm", "one picture is listed with two different depths"),
     "leak": ("harm", "a test picture is (nearly) in the training split too"),
     "scene_in_two_splits": ("harm", "training and test share a place"),
+    "no_test": ("warning", "there is no test split to score on"),
     "coarse_truth": ("warning", "test depth has 8 bits: the score cannot be finer than its steps"),
     "many_holes": ("warning", "most of the depth is holes"),
     "other_size": ("warning", "not the size of most frames of the split"),
     "duplicate": ("warning", "the same picture and depth twice in one split"),
     "white_border": ("note", "the picture has a white frame, as NYU has"),
 }
+WHOLE_SPLIT: Final = (
+    "not_opened",
+    "no_training",
+    "unit",
+    "stretched",
+    "hole_value",
+    "inverted",
+    "no_test",
+    "coarse_truth",
+)
+MISREAD: Final = {"unit", "stretched", "hole_value"}  # findings that explain these of every frame:
+EXPLAINED: Final = {"beyond_range", "saturated", "constant_depth"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +79,11 @@ class Finding:
         return KINDS[self.kind][0]
 
 
-def findings(records: Sequence[Record]) -> list[Finding]:
-    """Everything that is wrong, the most harmful first."""
-    found = [f for record in records for f in _of_one(record)]
+def findings(records: Sequence[Record], whole: Sequence[Finding] = ()) -> list[Finding]:
+    """Everything that is wrong, the most harmful first. whole: what is known of whole splits."""
+    misread = {finding.split for finding in whole if finding.kind in MISREAD}
+    found = [f for r in records for f in _of_one(r) if not (r.split in misread and f.kind in EXPLAINED)]
+    found += whole
     readable = [record for record in records if record.error is None]
     for split in sorted({record.split for record in readable}):
         own = [record for record in readable if record.split == split]
@@ -84,7 +104,7 @@ def _of_one(r: Record) -> Iterable[Finding]:
         return
     if r.holes > MANY_HOLES:
         yield Finding("many_holes", r.split, r.id, f"{r.holes:.1%} holes", r.holes)
-    if r.farthest_m > MAX_DEPTH_M * 1.001:
+    if r.farthest_m > r.max_depth_m * 1.001:
         yield Finding("beyond_range", r.split, r.id, f"up to {r.farthest_m:.1f} m", r.farthest_m)
     elif r.nearest_m == r.farthest_m:
         yield Finding("constant_depth", r.split, r.id, f"{r.nearest_m:.2f} m everywhere", 1.0)
@@ -100,7 +120,8 @@ def _against_the_rest(records: Sequence[Record], split: str) -> Iterable[Finding
     if not records:
         return
     size, _ = Counter(r.size for r in records).most_common(1)[0]
-    bits, _ = Counter(r.bits for r in records if r.holes < 1).most_common(1)[0] if records else (0, 0)
+    deep = Counter(r.bits for r in records if r.holes < 1).most_common(1)
+    bits = deep[0][0] if deep else 0
     for r in records:
         if r.size != size:
             yield Finding("other_size", split, r.id, f"{r.size[1]}x{r.size[0]}, most are {size[1]}x{size[0]}", 1.0)
@@ -178,7 +199,7 @@ def company(records: Sequence[Record]) -> dict[int, Company]:
     for members in scenes.values():
         if len(members) < 3:
             continue
-        members.sort(key=lambda r: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", r.id)])
+        members.sort(key=lambda r: in_order(r.id))
         nearest = [_to_nearest(members, place) for place in range(len(members))]
         usual = max(float(np.median(nearest)), 0.01)
         judged = [r.evidence for r in members if r.evidence is not None]
@@ -191,6 +212,11 @@ def company(records: Sequence[Record]) -> dict[int, Company]:
             if np.isfinite(d / there)
         }
     return result
+
+
+def in_order(name: str) -> list[tuple[int, str]]:
+    """A key that sorts names by the numbers in them."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _witnesses(members: Sequence[Record], place: int, fewest: int) -> list[Record]:

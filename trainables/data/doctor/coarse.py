@@ -11,24 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainables.data.doctor.pairing import COLUMNS, Floats, overlap, shrink
+from trainables.data.doctor.pairing import COLUMNS, Floats, Small, overlap, shrink
 
 MAP_ROWS, MAP_COLUMNS = 15, 20
 PANS: Final = tuple(range(-6, 7))  # sideways offsets between neighbouring frames, in columns of the coarse map
 FEWEST: Final = 40  # cells known in both maps below which nothing is compared
 
 
-def of_depth(depth_m: Floats) -> NDArray[np.float16]:
+def of_depth(small: Small) -> NDArray[np.float16]:
     """Logarithm of depth (MAP_ROWS, MAP_COLUMNS), NaN where little is known."""
-    seen = shrink((depth_m > 0).astype(np.float32), MAP_ROWS, MAP_COLUMNS)
-    logs = np.where(depth_m > 0, np.log(np.maximum(depth_m, 0.1)), 0)
-    values = shrink(logs, MAP_ROWS, MAP_COLUMNS) / np.maximum(seen, 1e-3)
+    seen = shrink(small.seen, MAP_ROWS, MAP_COLUMNS)
+    logs = np.where(small.seen > 0, -np.log(np.maximum(small.inverse, 1e-3)), 0)
+    values = shrink((logs * small.seen).astype(np.float32), MAP_ROWS, MAP_COLUMNS) / np.maximum(seen, 1e-3)
     return np.where(seen > 0.3, values, np.nan).astype(np.float16)
 
 
-def of_picture(rgb: NDArray[np.uint8]) -> NDArray[np.float16]:
-    """Grey levels (MAP_ROWS, MAP_COLUMNS) of a picture (H, W, 3), NaN at the rim: NYU's white border does not pan."""
-    grey = Image.fromarray(rgb).convert("L").resize((MAP_COLUMNS, MAP_ROWS), Image.Resampling.BOX)
+def of_picture(grey_picture: Image.Image) -> NDArray[np.float16]:
+    """Grey levels (MAP_ROWS, MAP_COLUMNS) of a picture, NaN at the rim: NYU's white border does not pan."""
+    grey = grey_picture.resize((MAP_COLUMNS, MAP_ROWS), Image.Resampling.BOX)
     result = np.full((MAP_ROWS, MAP_COLUMNS), np.nan, np.float16)
     result[1:-1, 1:-1] = np.asarray(grey)[1:-1, 1:-1]
     return result

@@ -15,25 +15,33 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import matplotlib
 import numpy as np
+import torch
+import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from trainables.data import manifest as manifests
-from trainables.data.doctor.checks import KINDS, Finding, findings
-from trainables.data.doctor.pairing import References, depth_edges, picture_edges
+from trainables.data.dataset import open_training
+from trainables.data.doctor.checks import KINDS, WHOLE_SPLIT, Finding, findings
+from trainables.data.doctor.pairing import References, depth_edges, picture_edges, reduced, small_depth
 from trainables.data.doctor.record import Record, examine
+from trainables.data.doctor.units import doubts
 from trainables.data.formats import forms
-from trainables.data.frames import BadFrame, FrameList
+from trainables.data.frames import FrameList
+from trainables.data.pairs import Absent
 from trainables.runtime import cli, durable
 from trainables.runtime.errors import UserError
-from trainables.settings.config import DataConfig
+from trainables.settings.assignments import parse_assignments
+from trainables.settings.config import DataConfig, TrialConfig, as_dict
+from trainables.settings.recipe import load_recipe
 
 REFERENCES: Final = 48  # frames that say what fit chance gives
 PARALLEL_FROM: Final = 2000  # frames from which starting processes pays
@@ -41,38 +49,95 @@ CHUNK: Final = 64
 REPORT: Final = "doctor.json"
 SHEET: Final = "doctor.png"
 LISTED: Final = 20  # rows of the table of the worst
+EVERY_S: Final = 30.0  # between two lines of progress
+FIRST: Final = 4 * CHUNK  # frames after which the pace is known
 ManifestUse = Literal["check", "renew", "ignore"]
 SPLITS: Final[tuple[Literal["train", "test"], ...]] = ("train", "test")
 
 
-def open_splits(root: Path, form: str | None, overrides: dict[str, Any]) -> tuple[str, dict[str, FrameList], list[str]]:
-    """The form, its splits that can be opened, and why another cannot. Raises UserError where none can.
+@dataclass(frozen=True)
+class Opened:
+    """A data set as a training would open it. closed: split -> why not; absent: those of them that are not there."""
 
-    Without `form` the one that opens most is taken.
+    data: DataConfig
+    splits: dict[str, FrameList]
+    closed: dict[str, str]
+    absent: frozenset[str]
+
+    @property
+    def form(self) -> str:
+        """data.source."""
+        return self.data.source
+
+
+def open_splits(root: Path, form: str | None, overrides: Mapping[str, Any]) -> Opened:
+    """The splits that can be opened, in the form and with the kind of depth that open most where neither is given.
+
+    overrides: settings of `data` by their path. Raises UserError where no split can be opened.
     """
-    from trainables.settings.recipe import load_recipe
-
     if not root.exists():
         raise UserError(f"{root} does not exist; name the data's folder, archive or file")
-    names = [form] if form else [name for name in forms() if name != "rooms"]  # rooms on disk are the kaggle form
-    best: tuple[str, dict[str, FrameList], list[str]] = ("", {}, [])
-    for name in names:
-        settings = {"data.source": name, "data.root": str(root)} | overrides
-        data: DataConfig = load_recipe("densedepth", settings)[0].data
-        opened: dict[str, FrameList] = {}
-        reasons = []
-        for split in SPLITS:
-            try:
-                opened[split] = forms()[name].open_split(data, split)
-            except UserError as error:
-                reasons.append(f"{name}, {split}: {error}")
-        if not best[0] or len(opened) > len(best[1]):
-            best = (name, opened, reasons if opened else best[2] + reasons)
-        elif not best[1]:
-            best = ("", {}, best[2] + reasons)
-    if not best[1]:
-        raise UserError(f"{root} is not a readable data set ({'; '.join(best[2])})")
-    return best
+    names = [form] if form else sorted(set(forms()) - {"rooms"}, key=lambda name: name == "list")  # list takes any
+    kinds = {n: [overrides["data.depth"]] if "data.depth" in overrides else forms()[n].DEPTHS for n in names}
+    tried = [_open(name, root, {**overrides, "data.depth": kind}) for name in names for kind in kinds[name]]
+    best = max(tried, key=lambda opened: (len(opened.splits), -len(opened.closed.keys() - opened.absent)))
+    if best.splits:
+        return best
+    reasons = [f"{o.form}: {o.closed[s]}" for o in tried for s in o.closed if form or s not in o.absent]
+    if not reasons:
+        known = "; ".join(f"{name}: {module.MARK}" for name, module in forms().items())
+        raise UserError(f"{root} holds none of the known forms of data ({known}); name the form with --form and its "
+                        "lists with --set data.lists.train=...")  # fmt: skip
+    raise UserError(f"{root} is not a readable data set ({'; '.join(dict.fromkeys(reasons))})")
+
+
+def _open(form: str, root: Path, overrides: Mapping[str, Any]) -> Opened:
+    data = load_recipe("densedepth", {"data.source": form, "data.root": str(root), **overrides})[0].data
+    splits: dict[str, FrameList] = {}
+    closed: dict[str, str] = {}
+    absent = set()
+    for split in SPLITS:
+        try:
+            splits[split] = forms()[form].open_split(data, split)
+        except UserError as error:
+            closed[split] = str(error)
+            absent |= {split} if isinstance(error, Absent) else set()
+    return Opened(data, splits, closed, frozenset(absent))
+
+
+def whole_findings(opened: Opened, seen: Sequence[Record]) -> tuple[list[Finding], dict[str, Any]]:
+    """Findings about whole splits (what a training asks of the data, units), and the settings that would mend them."""
+    found = []
+    for split, reason in opened.closed.items():
+        kind = "not_opened" if split not in opened.absent else "no_test" if split == "test" else "no_training"
+        found.append(Finding(kind, split, "", reason, 1.0))
+    if "train" in opened.splits:
+        try:
+            open_training(_training(opened.data))
+        except UserError as error:
+            found.append(Finding("no_training", "train", "", str(error), 1.0))
+    data, settings = opened.data, dict[str, Any]()
+    stated = data.depth_scale is not None or data.max_depth_m is not None
+    for split, frames in opened.splits.items():
+        own = [r for r in seen if r.split == split]
+        for doubt in doubts(own, frames.reader.steps(), data.reach_m, stated=stated):
+            found.append(Finding(doubt.kind, split, "", doubt.detail, 1.0))
+            settings |= doubt.settings
+    return found, settings
+
+
+def _training(data: DataConfig) -> TrialConfig:
+    """A training on the data: that of the paper, which leaves bad frames out; each has a finding of its own."""
+    (config,) = load_recipe("densedepth")
+    return config.model_copy(update={"data": data.model_copy(update={"on_bad_frame": "skip"})})
+
+
+def data_block(opened: Opened, better: Mapping[str, Any], exclude: Sequence[str]) -> str:
+    """Settings of `data`, as YAML to paste into a study or a recipe: those that are not the recipe's own."""
+    plain = as_dict(load_recipe("densedepth")[0].data)
+    chosen = as_dict(opened.data) | dict(better) | ({"exclude": list(exclude)} if exclude else {})
+    said = {key: value for key, value in chosen.items() if key in ("source", "root") or value != plain[key]}
+    return yaml.safe_dump({"data": said}, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def references(frames: FrameList) -> References | None:
@@ -81,11 +146,11 @@ def references(frames: FrameList) -> References | None:
     for i in np.unique(np.linspace(0, len(frames) - 1, REFERENCES).astype(int)).tolist():
         try:
             frame = frames.read(i)
-        except BadFrame:
+        except UserError:
             continue  # reported when its turn comes
         if (frame.depth_m > 0).mean() > 0.2:
-            pictures.append(picture_edges(frame.rgb))
-            depths.append(depth_edges(frame.depth_m))
+            pictures.append(picture_edges(reduced(frame.rgb)))
+            depths.append(depth_edges(small_depth(frame.depth_m)))
             scenes.append(frames.scenes[i])
     return References(pictures, depths, scenes) if len(pictures) > 1 else None
 
@@ -112,6 +177,7 @@ _job: tuple[FrameList, str, References | None] | None = None  # of a worker proc
 
 def _start(frames: FrameList, split: str, chance: References | None) -> None:
     global _job
+    torch.set_num_threads(1)  # a process per core
     _job = (frames, split, chance)
 
 
@@ -129,27 +195,45 @@ def _in_processes(frames: FrameList, split: str, chance: References | None, work
 
 
 class Progress:
-    """A bar on a terminal's standard error, a line per tenth elsewhere."""
+    """A bar on a terminal's standard error; elsewhere a line per tenth and at least every EVERY_S seconds."""
 
     def __init__(self, what: str, total: int) -> None:
-        self.what, self.total, self.done, self.shown = what, total, 0, 0.0
-        self.begun = time.monotonic()
+        self.what, self.total, self.done = what, total, 0
+        self.begun = self.shown = time.monotonic()
 
     def step(self) -> None:
         self.done += 1
         now, terminal = time.monotonic(), sys.stderr.isatty()
         tenth = self.done * 10 // self.total > (self.done - 1) * 10 // self.total
-        if self.done != self.total and not (now - self.shown > 0.2 if terminal else tenth):
+        first = self.done == min(FIRST, self.total)
+        due = now - self.shown > (0.2 if terminal else EVERY_S) or (tenth and not terminal)
+        if not (due or first or self.done == self.total):
             return
         self.shown = now
-        left = (now - self.begun) / self.done * (self.total - self.done)
+        pace = self.done / max(now - self.begun, 1e-9)
+        if first and self.total > PARALLEL_FROM:
+            print(
+                f"{self.what}: {self.total} at {pace:.0f} a second, about {_time(self.total / pace)}", file=sys.stderr
+            )
         bar = "#" * (self.done * 30 // self.total)
-        text = f"{self.what} [{bar:<30}] {self.done}/{self.total}, {left:.0f} s left"
+        left = _time((self.total - self.done) / pace)
+        text = f"{self.what} [{bar:<30}] {self.done}/{self.total}, {left} left"
         print(
             f"\r{text}" if terminal else text,
             end="\n" if self.done == self.total or not terminal else "",
             file=sys.stderr,
+            flush=True,
         )
+
+
+def _time(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def check_manifest(splits: dict[str, FrameList], use: ManifestUse) -> tuple[dict[str, Any], list[Finding]]:
@@ -179,18 +263,23 @@ def diagnose(
 ) -> dict[str, Any]:
     """The whole examination; writes doctor.json and doctor.png into `out` and returns the JSON document."""
     _check_outputs(out)
-    name, splits, closed = open_splits(root, form, overrides)
+    opened = open_splits(root, form, overrides)
+    splits = opened.splits
     bar = Progress("frames", sum(len(frames) for frames in splits.values()))
     seen = records(splits, bar.step, workers)
     manifest, changed = check_manifest(splits, use)
-    found = changed + findings(seen)
+    whole, better = whole_findings(opened, seen)
+    found = changed + findings(seen, whole)
     harmful = [f for f in found if f.level == "harm"]
+    exclude = sorted({f.id for f in harmful if f.split == "train" and f.kind not in WHOLE_SPLIT})
     document = {
-        "root": str(root), "form": name, "closed": closed, "harmful": bool(harmful),
+        "root": str(root), "form": opened.form, "depth": opened.data.depth,
+        "closed": [f"{opened.form}, {split}: {reason}" for split, reason in opened.closed.items()],
+        "harmful": bool(harmful),
         "splits": {split: _summary([r for r in seen if r.split == split]) for split in splits},
         "findings": {k: [_row(f) for f in found if f.kind == k] for k in KINDS if any(f.kind == k for f in found)},
-        "exclude": sorted({f.id for f in harmful if f.split == "train"}),
-        "manifest": manifest, "sheet": str(out / SHEET),
+        "exclude": exclude, "data": data_block(opened, better, exclude), "manifest": manifest,
+        "sheet": str(out / SHEET),
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     durable.write_json(out / REPORT, document)
@@ -247,12 +336,18 @@ def table(document: dict[str, Any]) -> str:
     for kind, rows in document["findings"].items():
         lines.append(f"  {kind:<26}{len(rows):>7}  {KINDS[kind][0]:<8} {KINDS[kind][1]}")
     rows = [(kind, row) for kind, found in document["findings"].items() for row in found if KINDS[kind][0] != "note"]
-    lines += [f"    {kind}: {row['id']}: {row['detail']}" for kind, row in rows[:LISTED]]
+    lines += [f"    {kind}: {row['id'] or row['split']}: {row['detail']}" for kind, row in rows[:LISTED]]
     if len(rows) > LISTED:
         lines.append(f"    ... and {len(rows) - LISTED} more in doctor.json")
     lines.append(
-        "  harmful to a training; repair the data or exclude the named frames" if document["harmful"] else "  healthy"
+        "  harmful to a training; repair the data, set what is said below, or exclude the named frames"
+        if document["harmful"]
+        else "  healthy"
     )
+    lines += [
+        "  settings of these data, for a study or a recipe:",
+        *(f"    {x}" for x in document["data"].splitlines()),
+    ]
     return "\n".join(lines)
 
 
@@ -273,7 +368,9 @@ def main(argv: list[str] | None = None) -> int:
         "--form", choices=sorted(set(forms()) - {"rooms"}), help="the published form (found out unless given)"
     )
     parser.add_argument("--split", choices=["official", "80_10_10_by_frame", "80_10_10_by_scene"], default="official")
-    parser.add_argument("--depth", choices=["filled", "raw"], default="filled")
+    parser.add_argument("--depth", choices=["filled", "raw"], help="kind of truth (found out unless given)")
+    parser.add_argument("--set", metavar="PATH=VALUE", action="append", default=[], dest="assignments",
+                        help="a setting of the data, as a training takes it: --set data.depth_scale=256")  # fmt: skip
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--renew", action="store_const", const="renew", dest="use", default="check",
                        help="write the manifest anew: the data was changed on purpose")  # fmt: skip
@@ -283,7 +380,13 @@ def main(argv: list[str] | None = None) -> int:
 
     def body(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
         out = args.out or Path("results") / f"doctor-{args.root.resolve().name}"
-        chosen = {"data.split": args.split, "data.depth": args.depth}
+        chosen = {"data.split": args.split} | ({"data.depth": args.depth} if args.depth else {})
+        for path, value in parse_assignments(args.assignments).items():
+            if not path.startswith("data.") or path in ("data.source", "data.root"):
+                raise UserError(
+                    f"--set {path}: the doctor takes settings of data, but its form by --form and ROOT alone"
+                )
+            chosen[path] = value
         document = diagnose(args.root, args.form, chosen, args.use, args.workers, out)
         print(table(document))
         return document, int(document["harmful"])
@@ -319,7 +422,7 @@ def draw_sheet(path: Path, splits: dict[str, FrameList], records: Sequence[Recor
         x, y = k % ACROSS * wide, CAPTION_PX + k // ACROSS * high
         try:
             frame = splits[finding.split].read(place[finding.split, finding.id])
-        except BadFrame as error:
+        except UserError as error:
             pen.text((x + 2, y), str(error)[:50], fill="black")
             continue
         size = (columns, rows)

@@ -17,8 +17,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import fft
+from torch.nn import functional
 
 Floats = NDArray[np.float32]
 ROWS, COLUMNS = 60, 80  # working size: a sixth of NYU's rows
@@ -68,9 +71,20 @@ class Evidence:
     shift: tuple[float, int, int]  # fit, columns and rows (of the working size) by which the depth lies off
 
 
-def picture_edges(rgb: NDArray[np.uint8]) -> Edges:
-    """Edges of a picture (H, W, 3), divided by the local contrast so that every part of it counts."""
-    image = np.asarray(Image.fromarray(rgb).resize((COLUMNS, ROWS), Image.Resampling.BOX)).astype(np.float32)
+def reduced(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) at the working size."""
+    rows, columns = rgb.shape[0] // ROWS, rgb.shape[1] // COLUMNS
+    if rgb.shape[:2] != (rows * ROWS, columns * COLUMNS):
+        return np.asarray(Image.fromarray(rgb).resize((COLUMNS, ROWS), Image.Resampling.BOX))
+    planes = torch.from_numpy(np.require(rgb, requirements=["C", "W"])).permute(2, 0, 1)[None].float()
+    means = functional.avg_pool2d(planes, (rows, columns))[0].round_()
+    small: NDArray[np.uint8] = means.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return small
+
+
+def picture_edges(small: NDArray[np.uint8]) -> Edges:
+    """Edges of a picture (ROWS, COLUMNS, 3), divided by the local contrast so that every part of it counts."""
+    image = small.astype(np.float32)
     across, down = np.zeros_like(image), np.zeros_like(image)
     across[:, 1:-1] = image[:, 2:] - image[:, :-2]
     down[1:-1] = image[2:] - image[:-2]
@@ -82,17 +96,35 @@ def picture_edges(rgb: NDArray[np.uint8]) -> Edges:
     return Edges(field.astype(np.float32), np.ones((ROWS, COLUMNS), bool))
 
 
-def depth_edges(depth_m: Floats) -> Edges:
-    """Creases and jumps of a depth map (H, W) in metres, 0 = hole; relative to the depth, steep ones capped."""
-    seen = shrink((depth_m > 0).astype(np.float32), ROWS, COLUMNS)
-    inverse = shrink(np.where(depth_m > 0, 1 / np.maximum(depth_m, 0.1), 0), ROWS, COLUMNS) / np.maximum(seen, 1e-6)
+@dataclass(frozen=True)
+class Small:
+    """A depth map at the working size (ROWS, COLUMNS): mean inverse depth of the known pixels, and their share."""
+
+    inverse: Floats
+    seen: Floats
+
+
+def small_depth(depth_m: Floats) -> Small:
+    """A depth map (H, W) in metres, 0 = hole, at the working size."""
+    depth = torch.from_numpy(np.require(depth_m, requirements=["C", "W"]))
+    known = depth > 0
+    inverse = torch.where(known, depth.clamp_min(0.1).reciprocal(), 0.0)
+    seen = shrink(known.float().numpy(), ROWS, COLUMNS)
+    share: Floats = np.maximum(seen, 1e-6).astype(np.float32)
+    return Small(shrink(inverse.numpy(), ROWS, COLUMNS) / share, seen)
+
+
+def depth_edges(small: Small) -> Edges:
+    """Creases and jumps of a depth map; relative to the depth, steep ones capped."""
+    seen, inverse = small.seen, small.inverse
     k, inner, known = SPACING, slice(SPACING, -SPACING), seen > 0.6
     xx, yy, xy = np.zeros_like(inverse), np.zeros_like(inverse), np.zeros_like(inverse)
     xx[:, inner] = inverse[:, 2 * k :] + inverse[:, : -2 * k] - 2 * inverse[:, inner]
     yy[inner] = inverse[2 * k :] + inverse[: -2 * k] - 2 * inverse[inner]
     diagonal = inverse[2 * k :, 2 * k :] + inverse[: -2 * k, : -2 * k]
     xy[inner, inner] = (diagonal - inverse[2 * k :, : -2 * k] - inverse[: -2 * k, 2 * k :]) / 4
-    xx, yy, xy = (d / np.maximum(inverse, 1e-3) for d in (xx, yy, xy))
+    scale: Floats = np.maximum(inverse, 1e-3).astype(np.float32)
+    xx, yy, xy = xx / scale, yy / scale, xy / scale
     strength = np.sqrt(np.clip(np.sqrt(xx**2 + yy**2 + 2 * xy**2), 0.02, 0.4) - 0.02)
     sign = np.sign(xx + yy)
     cos, sin = (xx - yy) * sign, 2 * xy * sign
@@ -141,15 +173,15 @@ class References:
         if usable.sum() < 8:
             return None
         size = ROWS * COLUMNS
-        first = self.known[usable] @ picture.field[0].ravel()
-        joint = self.depths[usable] @ picture.field.ravel() - first * self.sums[usable] / self.count[usable]
-        power = self.known[usable] @ (picture.field**2).sum(0).ravel() - first**2 / self.count[usable]
+        first = (self.known @ picture.field[0].ravel())[usable]  # products of all are cheaper than copies of some
+        joint = (self.depths @ picture.field.ravel())[usable] - first * self.sums[usable] / self.count[usable]
+        power = (self.known @ (picture.field**2).sum(0).ravel())[usable] - first**2 / self.count[usable]
         with_depths = joint / np.sqrt(np.maximum(power * self.depth_power[usable], 1e-9))
         known = depth.known.ravel().astype(np.float32)
         count, total = float(known.sum()), float(depth.field[0].sum())
-        first = self.pictures[other, :size] @ known
-        joint = self.pictures[other] @ depth.field.ravel() - first * total / count
-        power = self.power[other] @ known - first**2 / count
+        first = (self.pictures[:, :size] @ known)[other]
+        joint = (self.pictures @ depth.field.ravel())[other] - first * total / count
+        power = (self.power @ known)[other] - first**2 / count
         own = float(np.vdot(depth.field, depth.field)) - total**2 / count
         with_pictures = joint / np.sqrt(np.maximum(power * own, 1e-9))
         return with_depths.astype(np.float32), with_pictures.astype(np.float32)
@@ -168,8 +200,8 @@ def weigh(picture: Edges, depth: Edges, scene: str | None, references: Reference
     flips = [
         (_fit(picture.field, *_mirrored(depth, axis)), name) for axis, name in ((2, "left-right"), (1, "upside down"))
     ]
-    shifts = [(_moved_fit(picture, depth, dx, 0), dx, 0) for dx in SHIFTS_X]
-    shifts += [(_moved_fit(picture, depth, 0, dy), 0, dy) for dy in SHIFTS_Y]
+    shifts = [(float(moved), dx, 0) for moved, dx in zip(moved_fits(picture, depth, 2), SHIFTS_X, strict=True)]
+    shifts += [(float(moved), 0, dy) for moved, dy in zip(moved_fits(picture, depth, 1), SHIFTS_Y, strict=True)]
     weight = min(1.0, float(depth.field[0].std()) / RICH_EDGES) * float(np.sqrt(depth.known.mean()))
     return Evidence(own, z, weight, spread, max(flips), max(shifts))
 
@@ -180,12 +212,31 @@ def _mirrored(depth: Edges, axis: int) -> tuple[Floats, NDArray[np.bool_]]:
     return field, np.flip(depth.known, axis - 1)
 
 
-def _moved_fit(picture: Edges, depth: Edges, dx: int, dy: int) -> float:
-    """Fit where the depth lies dx columns to the right of the picture and dy rows below."""
-    rows_p, rows_d = overlap(dy)
-    columns_p, columns_d = overlap(dx)
-    known = depth.known[rows_d, columns_d]
-    return _fit(picture.field[:, rows_p, columns_p], depth.field[:, rows_d, columns_d], known)
+def moved_fits(picture: Edges, depth: Edges, axis: int) -> Floats:
+    """Fits where the depth lies so many columns to the right of the picture (axis 2, SHIFTS_X) or rows below it (axis
+    1, SHIFTS_Y): `_fit` of all of them at once, by Fourier transforms along the axis.
+    """
+    steps, length = (SHIFTS_X, 2 * COLUMNS) if axis == 2 else (SHIFTS_Y, 2 * ROWS)
+    known = depth.known.astype(np.float32)
+    fixed = np.stack([*picture.field, (picture.field**2).sum(0), np.ones_like(known)])
+    moved = np.stack([*depth.field, (depth.field**2).sum(0), known])
+    a = fft.rfft(fixed, length, axis).conj()
+    b = fft.rfft(moved, length, axis)
+    across = 3 - axis
+
+    def along(x: NDArray[Any], y: NDArray[Any]) -> Floats:
+        """Sums of x(here) * y(here + step) over the overlap, for every step."""
+        sums: Floats = fft.irfft((x * y).sum(across - 1), length)[list(steps)]
+        return sums
+
+    joint = fft.irfft((a[:3] * b[:3]).sum((0, across)), length)[list(steps)]
+    count, sum_a, sum_b = along(a[4], b[4]), along(a[0], b[4]), along(a[4], b[0])
+    enough = np.maximum(count, 1)
+    power_a = np.maximum(along(a[3], b[4]) - sum_a**2 / enough, 1e-9)
+    power_b = np.maximum(along(a[4], b[3]) - sum_b**2 / enough, 1e-9)
+    fits = (joint - sum_a * sum_b / enough) / np.sqrt(power_a * power_b)
+    result: Floats = np.where(count >= FEWEST - 0.5, fits, 0).astype(np.float32)
+    return result
 
 
 def overlap(step: int) -> tuple[slice, slice]:
@@ -276,6 +327,12 @@ def verdict(evidence: Evidence, company: Company | None) -> str | None:
 
 def shrink(values: NDArray[Any], rows: int, columns: int) -> Floats:
     """Means over equal boxes."""
+    high, wide = values.shape[0] // rows, values.shape[1] // columns
+    if values.shape == (high * rows, wide * columns):
+        means: Floats = functional.avg_pool2d(
+            torch.from_numpy(np.require(values, requirements=["C", "W"]))[None, None], (high, wide)
+        )[0, 0].numpy()
+        return means
     image = Image.fromarray(values.astype(np.float32))
     small: Floats = np.asarray(image.resize((columns, rows), Image.Resampling.BOX))
     return small

@@ -22,10 +22,13 @@ import numpy as np
 from trainables.data.files import CONTENT_LIMIT, Files, FolderFiles, ZipFiles
 from trainables.data.frames import BadFrame, Depth, FrameList, Kept, Reader, Rgb
 from trainables.data.hdf5 import checked_depth
-from trainables.data.pictures import MAX_DEPTH_M, MAX_PIXELS
+from trainables.data.pairs import Absent, root_of
+from trainables.data.pictures import MAX_PIXELS
 from trainables.runtime.errors import UserError
 from trainables.settings.config import DataConfig
 
+DEPTHS: Final[tuple[Literal["filled", "raw"], ...]] = ("filled",)
+MARK: Final = "eigen_test_rgb.npy"
 RGB: Final = "eigen_test_rgb.npy"
 DEPTH: Final = "eigen_test_depth.npy"
 CROP: Final = "eigen_test_crop.npy"
@@ -36,13 +39,11 @@ _MAX_FRAMES: Final = 1 << 16
 def open_split(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
     """The test frames. Raises UserError for the train split, for missing or odd arrays, and for another crop."""
     if split == "train":
-        raise UserError("data.source eigen holds test frames only; train on kaggle, labeled, h5 or rooms")
-    if data.root is None:
-        raise UserError(f"data.root is null; set it to nyu_test.zip, or to the folder that holds {RGB}")
-    if data.depth != "filled" or data.split != "official":
-        raise UserError("data.depth and data.split must be filled and official: eigen holds nothing else")
-    root = Path(data.root)
-    files: Files = FolderFiles(root) if root.is_dir() else ZipFiles.open(root)
+        raise Absent("data.source eigen holds test frames only; train on kaggle, bts, labeled, h5 or rooms")
+    root = root_of(data, f"nyu_test.zip, or to the folder that holds {RGB}", DEPTHS, ())
+    files: Files = FolderFiles(root, data.follow_links) if root.is_dir() else ZipFiles.open(root)
+    if not files.has(RGB):
+        raise Absent(f"{files.where(RGB)} is missing; data.root must hold {RGB} and {DEPTH}")
     rgb, depth = Stack.open(root, files, RGB, "u", 4), Stack.open(root, files, DEPTH, "f", 3)
     if rgb.shape[:3] != depth.shape or rgb.shape[3] != 3:
         raise UserError(f"{root}: {RGB} {rgb.shape} and {DEPTH} {depth.shape} do not fit (N, H, W, 3) and (N, H, W)")
@@ -52,7 +53,7 @@ def open_split(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
         if tuple(values) != CROP_VALUES:
             raise UserError(f"{files.where(CROP)} is {values} where {list(CROP_VALUES)} must be; download it again")
     ids = [f"eigen_test/{i:05d}" for i in range(rgb.shape[0])]
-    return FrameList.of(ids, [None] * len(ids), EigenReader(rgb, depth, files), "filled", MAX_DEPTH_M)
+    return FrameList.of(ids, [None] * len(ids), EigenReader(rgb, depth, files), "filled", data.reach_m)
 
 
 class Stack:
@@ -155,6 +156,9 @@ class EigenReader:
 
     def kinds(self) -> tuple[Reader, ...]:
         return (self,)
+
+    def steps(self) -> dict[int, float]:
+        return {}
 
 
 def _first_line(error: Exception) -> str:

@@ -23,17 +23,18 @@ from scipy.io.matlab import MatReadError
 from trainables.data.files import CONTENT_LIMIT
 from trainables.data.frames import BadFrame, Depth, FrameList, Kept, Reader, Rgb, scene_name
 from trainables.data.hdf5 import checked_depth, dataset, opened
-from trainables.data.pictures import MAX_DEPTH_M
+from trainables.data.pairs import Absent, root_of
 from trainables.data.split import held_out
 from trainables.runtime.durable import sha256
 from trainables.runtime.errors import UserError
 from trainables.settings.config import DataConfig
 
+MARK: Final = "nyu_depth_v2_labeled.mat"
 FILE: Final = "nyu_depth_v2_labeled.mat"
 SPLITS: Final = "splits.mat"
 TEST_SHARE: Final = 0.1
 SPLIT_SEED: Final = 0  # of the 80/10/10 splits; published by nobody
-DEPTHS: Final = {"filled": "depths", "raw": "rawDepths"}
+DEPTHS: Final[dict[Literal["filled", "raw"], str]] = {"filled": "depths", "raw": "rawDepths"}
 _MATLAB_7: Final = b"\x89HDF"
 
 
@@ -41,7 +42,10 @@ def open_split(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
     """The frames of a split. Raises UserError for a missing or damaged file, or wrong keys and shapes in it."""
     if data.root is None:
         raise UserError(f"data.root is null; set it to {FILE} or the folder that holds it")
+    root_of(data.model_copy(update={"split": "official"}), f"{FILE} or the folder that holds it", tuple(DEPTHS), ())
     path = Path(data.root) / FILE if Path(data.root).is_dir() else Path(data.root)
+    if not path.is_file() or path.suffix != ".mat":
+        raise Absent(f"{path} is missing or no .mat file; set data.root to {FILE} or the folder that holds it")
     reader = LabeledReader(path, DEPTHS[data.depth])
     count = len(reader)
     scenes = frame_scenes(path)
@@ -53,7 +57,7 @@ def open_split(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
         by: Literal["scene", "frame"] = "scene" if data.split.endswith("scene") else "frame"
         test = held_out(scenes, by, TEST_SHARE, SPLIT_SEED, "data.split")
         chosen = [i for i in range(count) if (i in test) == (split == "test")]
-    frames = FrameList.of([f"{i:05d}" for i in range(count)], scenes, reader, data.depth, MAX_DEPTH_M)
+    frames = FrameList.of([f"{i:05d}" for i in range(count)], scenes, reader, data.depth, data.reach_m)
     return frames.subset(chosen)
 
 
@@ -68,6 +72,16 @@ def frame_scenes(path: Path) -> list[str]:
                 raise BadFrame(f"{path}: its scenes are not names; download it again")
             names.append(scene_name("".join(chr(int(code)) for code in letters[()].ravel())))
     return names
+
+
+def scenes_beside(root: Path, numbers: Sequence[int | None]) -> list[str | None]:
+    """The places of labelled frames by their 0-based numbers; None unless the labelled set lies in or beside a root."""
+    folder = root if root.is_dir() else root.parent
+    path = next((place / FILE for place in (folder, folder.parent) if (place / FILE).is_file()), None)
+    if path is None:
+        return [None] * len(numbers)
+    known = frame_scenes(path)
+    return [known[n] if n is not None and 0 <= n < len(known) else None for n in numbers]
 
 
 @dataclass(frozen=True)
@@ -110,6 +124,9 @@ class LabeledReader:
 
     def kinds(self) -> tuple[Reader, ...]:
         return tuple(LabeledReader(self.path, depths) for depths in DEPTHS.values())
+
+    def steps(self) -> dict[int, float]:
+        return {}
 
 
 def _official(path: Path, split: Literal["train", "test"], count: int) -> list[int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from trainables.data.formats import kaggle
 from trainables.data.frames import FrameList
-from trainables.runtime.errors import UserError
 from trainables.settings.config import DataConfig
+
+DEPTHS: Final = kaggle.DEPTHS
+MARK: Final = "rendered where there is none"
 
 
 def write(data: DataConfig) -> Path:
@@ -22,6 +24,4 @@ def write(data: DataConfig) -> Path:
 
 def open_split(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
     """The frames of a split, rendered first where needed."""
-    if data.depth != "filled" or data.split != "official":
-        raise UserError("data.depth and data.split must be filled and official: rooms holds nothing else")
-    return kaggle.open_root(write(data), split)
+    return kaggle.open_split(data.model_copy(update={"root": str(write(data))}), split)

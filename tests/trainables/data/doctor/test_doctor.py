@@ -35,7 +35,7 @@ def write(root: Path, **changes: Any) -> Path:
 
 def harm(root: Path, form: str = "kaggle") -> list[Finding]:
     """Findings that are more than a note; the manifest is left alone."""
-    _, splits, _ = diagnosis.open_splits(root, form, {})
+    splits = diagnosis.open_splits(root, form, {}).splits
     return [f for f in findings(diagnosis.records(splits, lambda: None, 1)) if f.level != "note"]
 
 
@@ -157,7 +157,7 @@ def test_error_rates_over_many_sets(tmp_path: Path, sensor: bool) -> None:
 
 def test_no_false_alarm_on_real_frames(indoor: Path) -> None:
     """Natural holes, loose registration, near-duplicate neighbours: none of it is a defect."""
-    _, splits, _ = diagnosis.open_splits(indoor, "kaggle", {})
+    splits = diagnosis.open_splits(indoor, "kaggle", {}).splits
     train = splits["train"]
     place = Counter[str | None]()
     chosen = []
@@ -230,7 +230,7 @@ def test_every_flipped_byte_is_found(copy: Path) -> None:
     path = copy / manifest.MANIFEST
     known = manifest.load(path)
     assert known is not None
-    _, splits, _ = diagnosis.open_splits(copy, "kaggle", {})
+    splits = diagnosis.open_splits(copy, "kaggle", {}).splits
     files = manifest.guarded(splits["train"]).reader.files
     random = np.random.default_rng(secrets.randbelow(10**6))
     names = sorted(known["files"])
@@ -258,8 +258,9 @@ def test_every_form_is_read_against_its_manifest(name: str, tmp_path: Path) -> N
     """Whatever the form: a manifest is made, reads agree with it, and a changed digest stops a read."""
     form, writer = WRITERS[name]
     root = writer(tmp_path / "data")
-    opened_as, splits, _ = diagnosis.open_splits(root, None, {})
-    assert opened_as == form
+    opened = diagnosis.open_splits(root, None, {})
+    assert opened.form == form
+    splits = opened.splits
     summary, changed = diagnosis.check_manifest(splits, "check")
     assert (summary["state"], changed) == ("written", [])
     path = Path(summary["path"])
