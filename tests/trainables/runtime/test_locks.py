@@ -45,7 +45,10 @@ def test_a_second_one_waits_for_the_block_to_end(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+CODES = [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO, errno.EPERM, errno.EBADF]
+
+
+@pytest.mark.parametrize("code", CODES, ids=lambda code: errno.errorcode[code])
 def test_a_file_system_without_locks_is_told_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
@@ -56,6 +59,59 @@ def test_a_file_system_without_locks_is_told_in_one_sentence(
     sentence = r"lock: its file system cannot lock files \(.+\); use a folder on a local disk"
     with pytest.raises(Blocked, match=sentence), locks.exclusive(tmp_path / "lock"):
         pass
+    with pytest.raises(Blocked, match=sentence), (tmp_path / "lock").open("w") as file:
+        locks.take(file)
+    with pytest.raises(Blocked, match=sentence):
+        locks.FolderLock(tmp_path, 0.0)
+
+
+def test_a_lock_that_smb_says_is_held_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (tmp_path / "lock").open("w") as file:
+        assert not locks.take(file, 0.2)
+
+
+def test_the_slower_of_two_successors_waits_for_the_quicker_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both wait for one predecessor; its end lets both into its lock's file, of which one is not the lock any more."""
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    predecessor = (tmp_path / ".lock").open("a")
+    assert locks.take(predecessor)
+    owners, done = list[locks.FolderLock](), threading.Event()
+
+    def succeed() -> None:
+        owners.append(locks.FolderLock(tmp_path, 20.0))
+        done.set()
+
+    threads = [threading.Thread(target=succeed) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    predecessor.close()
+    assert done.wait(20)
+    time.sleep(0.5)
+    assert len(owners) == 1 and not ended  # the other one waits for its end
+    owners[0].close()
+    for thread in threads:
+        thread.join(20)
+    assert len(owners) == 2 and not ended
+    owners[1].close()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_folder_that_is_removed_ends_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    lock = locks.FolderLock(tmp_path, 0.0)
+    (tmp_path / ".lock").unlink()
+    locks.confirm()
+    assert ended
+    lock.close()
 
 
 def test_a_folder_that_is_owned_is_confirmed_before_anything_durable(
