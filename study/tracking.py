@@ -373,6 +373,7 @@ class Mirror:
 
     def _work(self) -> None:
         client: Client | None = None
+        away: tuple[type[Exception], ...] = (*failures(), UserError)
         pause, ending = RETRY_S[0], False
         while True:
             ending = self._collect(block=not (self.waiting or ending)) or ending
@@ -388,7 +389,7 @@ class Mirror:
                     self.problem = None
                     return
                 self.problem, pause = None, RETRY_S[0]
-            except (*failures(), UserError) as error:
+            except away as error:
                 said = str(error) if isinstance(error, UserError) else cause_of(error, self.uri)
                 self.problem, client = said, None
                 if self.closing is not None and time.monotonic() > self.closing:
