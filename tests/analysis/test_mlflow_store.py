@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure as Canvas
 from mlflow import MlflowClient
 
 from analysis import final_evaluation, mlflow_store, report, runs
+from analysis.page import style
 from study.contract import ARTIFACTS, EXPERIMENT, PARENT, Layout, Tag
 from tests.analysis.test_final_evaluation import write_study
 from trainables.runtime.errors import UserError
@@ -102,6 +104,7 @@ def test_a_report_of_a_copied_folder_makes_nothing_elsewhere(
     """No store, and no rendered data: what needs them says so."""
     (tmp_path / "project").mkdir()
     monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.setattr(style, "drawn", lambda figure: Canvas(figsize=(1, 1)))  # drawing takes most of a report
     Path("results").mkdir()
     write_study(Path("results"), tiny_config(**ROOMS), "sqlite:///mlflow.db")
     copy = tmp_path / "elsewhere" / "copy"

@@ -13,10 +13,11 @@ import json
 import math
 import os
 import socket
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -141,35 +142,53 @@ def confirm() -> None:
 
 
 @contextlib.contextmanager
-def owned(path: Path) -> Iterator[Callable[[], None]]:
-    """Own a study while the block runs; yields what is to be called now and then as a sign of life.
+def owned(path: Path) -> Iterator[None]:
+    """Own a study while the block runs, with a sign of life every ALIVE_S: the file's date.
 
-    Raises UserError naming the owner where it has one that lives.
+    Raises UserError naming the owner where it has one that lives. An owner on another host, whose lock the file system
+    may not carry to this one, is waited for until it shows that it lives or has been silent for DEAD_S.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         if not take(file):
             raise UserError(_refusal(path, _read(path)))
-        owner, silent_s = _read(path), time.time() - path.stat().st_mtime
-        if owner and owner["host"] != socket.gethostname() and silent_s < DEAD_S:
-            raise UserError(f"{_refusal(path, owner)}; it was alive {max(silent_s, 0):.0f} s ago")
+        owner = _read(path)
+        if owner and owner["host"] != socket.gethostname():
+            _wait_for_sign(path, owner)
         file.truncate(0)
         since = datetime.now().astimezone().isoformat(timespec="seconds")
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
         file.flush()
-        os.fsync(file.fileno())
-        shown = time.monotonic()
-
-        def alive() -> None:
-            nonlocal shown
-            if time.monotonic() - shown > ALIVE_S:
-                shown = time.monotonic()
-                os.utime(file.fileno())
-
+        over = threading.Event()
+        thread = threading.Thread(target=_show, args=(file.fileno(), over), name="owner", daemon=True)
+        thread.start()
         try:
-            yield alive
+            yield
         finally:
+            over.set()
+            thread.join()
             file.truncate(0)
+
+
+def _show(descriptor: int, over: threading.Event) -> None:
+    while not over.wait(ALIVE_S):
+        with contextlib.suppress(OSError):  # a file system that is away for a while, or keeps no dates
+            os.utime(descriptor)
+
+
+def _wait_for_sign(path: Path, owner: dict[str, object]) -> None:
+    """Wait until an owner on another host is gone. Raises UserError at its next sign of life."""
+    shown = path.stat().st_mtime
+    rest_s = min(DEAD_S, DEAD_S - (time.time() - shown))  # the clocks of two hosts differ
+    if rest_s > 0:
+        who = f"process {owner['pid']} on {owner['host']}"
+        print(f"{path}: {who} has owned this study and may have ended; waiting {rest_s:.0f} s for a sign of it",
+              file=sys.stderr, flush=True)  # fmt: skip
+    until = time.monotonic() + rest_s
+    while time.monotonic() < until:
+        time.sleep(min(1.0, DEAD_S / 10))
+        if path.stat().st_mtime != shown:
+            raise UserError(_refusal(path, owner))
 
 
 def _read(path: Path) -> dict[str, object]:

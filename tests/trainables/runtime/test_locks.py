@@ -132,18 +132,41 @@ def test_a_folder_that_is_owned_is_confirmed_before_anything_durable(
     assert not ended
 
 
-def test_a_dead_owners_lock_is_taken_over_a_living_ones_is_not(tmp_path: Path) -> None:
+def test_a_dead_owners_lock_is_taken_over_a_living_ones_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "ALIVE_S", 0.1)
     path = tmp_path / "study.lock"
     path.write_text(json.dumps({"pid": 1, "host": socket.gethostname(), "since": "2026"}))
-    with locks.owned(path) as alive:
-        alive()
+    with locks.owned(path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
         with pytest.raises(UserError, match=rf"process {os.getpid()} on .* wait for it or end it"), locks.owned(path):
             pass
+        os.utime(path, (0, 0))
+        time.sleep(0.5)
+        assert path.stat().st_mtime > 1e9  # a sign of life
     assert path.read_text() == ""
-    path.write_text(json.dumps({"pid": 1, "host": "elsewhere", "since": "2026"}))
-    with pytest.raises(UserError, match=r"alive [0-9]+ s ago"), locks.owned(path):
+
+
+def test_an_owner_on_another_host_is_waited_for_until_it_shows_that_it_lives_or_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A driver that was killed hard is started again on another host, whose file system says nothing of its lock."""
+    monkeypatch.setattr(locks, "DEAD_S", 0.6)
+    path = tmp_path / "study.lock"
+    left = json.dumps({"pid": 1, "host": "elsewhere", "since": "2026"})
+    path.write_text(left)
+    sign = threading.Timer(0.2, lambda: os.utime(path))
+    sign.start()
+    with pytest.raises(UserError, match="process 1 on elsewhere has run this study since 2026"), locks.owned(path):
         pass
+    sign.join()
+    began = time.monotonic()
+    with locks.owned(path):
+        assert 0.3 < time.monotonic() - began < 3.0
+    path.write_text(left)
+    os.utime(path, (time.time() + 3600,) * 2)  # by that host's clock
+    with locks.owned(path):
+        assert capsys.readouterr().err.count("waiting 1 s for a sign of it") == 3
+    path.write_text(left)
     os.utime(path, (0, 0))
     with locks.owned(path):
-        pass
+        assert capsys.readouterr().err == ""
