@@ -42,7 +42,7 @@ ENVIRONMENT = {
 SOCKET = "/ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"  # the longest of Ray's paths, in TMPDIR
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # the longest path of a socket
 SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - for Ray, whose folders are its own, where TMPDIR is too long
-OPEN_FILES = 1024  # fewer, and Ray's processes end in the middle of a study
+OPEN_FILES = 4096  # with fewer Ray warns, in a log; how many it needs grows with the CPUs
 EVERY_S = 1.0
 SILENT_S = 15.0  # how long a head elsewhere may be away: networks have their moments, and Ray gives up after 60 s
 CONNECT_S = 5.0
@@ -129,13 +129,12 @@ def _terminable() -> Iterator[None]:
 
 
 def _make_room() -> None:
-    """Give a Ray of this machine a folder whose sockets' paths are short enough, files to open, and a token.
-
-    Raises UserError where there are none.
+    """Give a Ray of this machine a token, and a folder whose sockets' paths are short enough. Raises UserError where
+    there is none.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # Ray itself raises the soft limit
     if hard != resource.RLIM_INFINITY and hard < OPEN_FILES:
-        raise UserError(f"ulimit -n: {hard} open files are too few for Ray, which needs {OPEN_FILES}; raise the limit")
+        print(f"ulimit -n: {hard} open files may be too few for Ray, which asks for {OPEN_FILES}; raise the limit")
     longest = SOCKET_BYTES - len(SOCKET.format(pid=os.getpid()))
     named = os.environ.get("RAY_TMPDIR")
     wanted = named or os.environ.get("TMPDIR", SHORT[0])

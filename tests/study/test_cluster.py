@@ -65,10 +65,17 @@ def test_what_ray_lacks_is_told_before_it_starts(rays: dict[str, Any], monkeypat
     os.environ["TMPDIR"] = os.environ.pop("RAY_TMPDIR")
     with pytest.raises(UserError, match=r"^TMPDIR: .* too long for Ray's sockets"):
         cluster.ray_running(None).__enter__()
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 256))
-    with pytest.raises(UserError, match=r"ulimit -n: 256 open files are too few"):
-        cluster.ray_running(None).__enter__()
     assert not rays
+
+
+def test_few_files_are_told_but_refused_by_nobody(
+    rays: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How many Ray needs depends on the machine: on two CPUs 256 are enough."""
+    for hard, told in ((256, True), (4096, False), (resource.RLIM_INFINITY, False)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, hard=hard: (256, hard))
+        with cluster.ray_running(None):
+            assert ("ulimit -n: 256 open files may be too few" in capsys.readouterr().out) == told
 
 
 @pytest.mark.parametrize("home", [None, "/nonexistent"])
