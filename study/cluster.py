@@ -46,6 +46,7 @@ OPEN_FILES = 4096  # with fewer Ray warns, in a log; how many it needs grows wit
 EVERY_S = 1.0
 SILENT_S = 15.0  # how long a head elsewhere may be away: networks have their moments, and Ray gives up after 60 s
 CONNECT_S = 5.0
+JOIN_S = 120.0  # how long joining a cluster may take: where something else listens, Ray asks it for ten minutes
 
 
 @contextlib.contextmanager
@@ -68,7 +69,7 @@ def ray_running(address: str | None) -> Iterator[None]:
     for name in ("ray.tune", "ray.tune.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     context = ray.get_runtime_context()
-    here = next((node for node in ray.nodes() if node["NodeID"] == context.get_node_id()), {})
+    here: dict[str, Any] = next((node for node in ray.nodes() if node["NodeID"] == context.get_node_id()), {})
     try:
         with watched(context.gcs_address, here.get("RayletSocketName", ""), ours=address is None):
             yield
@@ -79,6 +80,11 @@ def ray_running(address: str | None) -> Iterator[None]:
 def _start(address: str | None) -> None:
     import ray
 
+    what = f"resources.address: what listens at {address} has let nobody join a Ray cluster for {JOIN_S:.0f} s"
+    patience = threading.Timer(JOIN_S, _end, (what, 2))
+    patience.daemon = True
+    if address is not None:
+        patience.start()
     try:
         ray.init(
             address=address or "local",
@@ -98,6 +104,8 @@ def _start(address: str | None) -> None:
         raise UserError(
             f"resources.address: no Ray cluster answers at {address} ({said}); start it or use null"
         ) from error
+    finally:
+        patience.cancel()
 
 
 @contextlib.contextmanager
@@ -208,9 +216,9 @@ def _watch(head: str, vital: list[psutil.Process], ours: bool, over: threading.E
     return None
 
 
-def _end(what: str) -> None:
+def _end(what: str, code: int = 1) -> None:
     print(f"python -m study.run: {what}; nothing is lost: continue with --resume", file=sys.stderr, flush=True)
-    os._exit(1)  # the main thread may be inside a call into Ray that does not return
+    os._exit(code)  # the main thread may be inside a call into Ray that does not return
 
 
 def _serves(process: psutil.Process, raylet_socket: str) -> bool:

@@ -99,8 +99,8 @@ def _make_root(layout: Layout) -> None:
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
         except FileExistsError as error:
-            what = f"a link to {folder.readlink()}, which is not there" if folder.is_symlink() else "no folder"
-            raise UserError(f"{folder} is {what}; make that folder, or remove or rename {folder}") from error
+            what = f"a link to {folder.readlink()}, where no folder is" if folder.is_symlink() else "a file"
+            raise UserError(f"{folder} is {what}; make a folder there, or rename {folder}") from error
     if note := make_private(layout.root):
         print(note)
 

@@ -187,10 +187,9 @@ def _content(path: Path) -> tuple[dict[str, str], list[str]]:
     content: dict[str, str] = {}
     notes: list[str] = []
     for study in storage.get_all_studies():
-        known = [(study.study_name, study), *(
-            (f"{study.study_name}, trial {trial.number}", trial)
-            for trial in storage.get_all_trials(storage.get_study_id_from_name(study.study_name))
-        )]  # fmt: skip
+        trials = storage.get_all_trials(storage.get_study_id_from_name(study.study_name))
+        known: list[tuple[str, Any]] = [(study.study_name, study)]
+        known += [(f"{study.study_name}, trial {trial.number}", trial) for trial in trials]
         for name, kept in known:
             for key in [key for key in kept.system_attrs if key.startswith(DASHBOARD)]:
                 notes.append(f"{name}: {key} = {kept.system_attrs.pop(key)}")

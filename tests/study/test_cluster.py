@@ -7,6 +7,7 @@ import re
 import resource
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,6 +133,22 @@ def test_a_ray_that_does_not_start_is_a_sentence(
         cluster.ray_running(None).__enter__()
     with pytest.raises(UserError, match=r"no Ray cluster answers at head:1 \(a b\); start it or use null"):
         cluster.ray_running("head:1").__enter__()
+
+
+def test_what_listens_but_is_no_cluster_ends_the_study_with_a_sentence(
+    rays: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray would ask it for ten minutes, inside a call that nothing interrupts."""
+    ended = threading.Event()
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", lambda code: (codes.append(code), ended.set()))
+    monkeypatch.setattr(cluster, "JOIN_S", 0.1)
+    monkeypatch.setattr(cluster, "_answers", lambda head: True)
+    monkeypatch.setattr(ray, "init", lambda **given: ended.wait(20))
+    with cluster.ray_running("web:80"):
+        assert codes == [2]
+    said = capsys.readouterr().err
+    assert "what listens at web:80 has let nobody join a Ray cluster for 0 s; nothing is lost" in said
 
 
 @pytest.mark.parametrize("code", [1, 15, None])
