@@ -28,7 +28,7 @@ from analysis.page.section import Section, plain
 from analysis.sections import sealed_test
 from analysis.tables import sealed
 from analysis.tables.tidy import StudyTables
-from trainables.data.dataset import open_test, open_training
+from trainables.data.dataset import check_rendered, open_test, open_training
 from trainables.data.frames import FrameList
 from trainables.evaluation import baselines
 from trainables.evaluation.evaluate import Scorer, predictions
@@ -309,6 +309,7 @@ def _pictures(
 
 def test_digest(data: DataConfig) -> str:
     """SHA-256 of the test split alone, as in `fingerprint`; some published forms hold no other split."""
+    check_rendered(data)
     frames = open_test(data)
     return str(frames.reader.digest(frames.rgb_of, content=True)[0])
 

@@ -1,20 +1,78 @@
-"""Writes of the analysis to the tracking store: openings of the sealed test, the report, the champion."""
+"""Tracking store as the analysis uses it: openings of the sealed test, the report, the champion.
+
+MLflow is imported when the store is used, not before: most sections never use it. Only a study makes a store: where
+that of a copied results folder is not at hand, none is made in its place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.runs import tracking_store, tracking_uri
+from sqlalchemy.exc import SQLAlchemyError
+
 from analysis.tables.tidy import StudyTables
-from study.contract import EXPERIMENT, PARENT, Tag, masked
+from study.contract import EXPERIMENT, PARENT, Tag, masked, sqlite_file, store_lock, store_problem
+from trainables.runtime import locks
 from trainables.runtime.errors import UserError
 
 OPENINGS = "DenseDepth sealed test"  # the experiment whose runs are the openings, of all studies
 UI = "http://127.0.0.1:5000"  # where `make ui` serves a store that is a file
 MOST_RUNS = 10_000
 ALL_RUNS = 3  # mlflow.entities.ViewType.ALL: a run that was deleted in the UI is an opening all the same
+
+
+def tracking_uri(tables: StudyTables) -> str | None:
+    """The study's tracking store; a relative SQLite file lies beside results/, else here (a copied results folder)."""
+    uri = (tables.study.get("tracking") or {}).get("uri")
+    if not uri or not str(uri).startswith("sqlite:///"):
+        return uri or None
+    path = Path(str(uri).removeprefix("sqlite:///"))
+    if not path.is_absolute() and tables.layout is not None:
+        beside = tables.layout.root.parent.parent / path
+        path = path if path.exists() and not beside.exists() else beside
+    return f"sqlite:///{path.resolve()}"
+
+
+@contextlib.contextmanager
+def tracking_store(tables: StudyTables) -> Iterator[Any]:
+    """MLflow's client, or None where the study has no store; a store that is missing or fails is a UserError."""
+    uri = tracking_uri(tables)
+    if uri is None:
+        yield None
+        return
+    file = sqlite_file(uri)
+    if tables.layout is not None and file is not None and not file.exists():
+        raise UserError(
+            f"tracking.uri: {file} is not there; put the study's store in this place, or fill one with study.run --sync"
+        )
+    defaults = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    for variable, value in defaults.items():
+        os.environ.setdefault(variable, value)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import mlflow
+
+    try:
+        with locks.exclusive(store_lock(uri)):
+            mlflow.set_tracking_uri(uri)
+            client = mlflow.MlflowClient(tracking_uri=uri)
+            client.search_experiments(max_results=1)
+        yield client
+    except (mlflow.exceptions.MlflowException, SQLAlchemyError, OSError) as error:
+        cause = masked(str(error).partition("\n")[0])
+        raise UserError(
+            f"tracking.uri: the store {masked(uri)} cannot be used ({cause}); start or repair it"
+        ) from error
 
 
 def openings(tables: StudyTables, fingerprint: str) -> int | None:
@@ -34,8 +92,7 @@ def record_opening(tables: StudyTables, fingerprint: str, facts: Mapping[str, st
     with tracking_store(tables) as client:
         if client is None:
             return None
-        experiment = client.get_experiment_by_name(OPENINGS)
-        known = experiment.experiment_id if experiment is not None else client.create_experiment(OPENINGS)
+        known = _writable(client, tables, OPENINGS) or client.create_experiment(OPENINGS)
         tags = {"test_data": fingerprint, Tag.STUDY: tables.name, **facts}
         run = client.create_run(known, tags=tags, run_name=f"opened by {tables.name}")
         client.set_terminated(run.info.run_id)
@@ -67,13 +124,9 @@ def register(
     with tracking_store(tables) as client:
         if client is None:
             return None
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        query = f"tags.{Tag.STUDY} = '{tables.layout.name if tables.layout else tables.name}'"
-        runs = (
-            []
-            if experiment is None
-            else client.search_runs([experiment.experiment_id], f"{query} and tags.{Tag.KEY} = '{champion}'")
-        )
+        experiment = _writable(client, tables, EXPERIMENT)
+        query = f"tags.{Tag.STUDY} = '{tables.name}' and tags.{Tag.KEY} = '{champion}'"
+        runs = client.search_runs([experiment], query) if experiment else []
         if not runs:
             raise UserError(
                 f"{champion}: its run is not in the tracking store; refill it with study.run --sync and try again"
@@ -96,7 +149,7 @@ def run_pages(tables: StudyTables) -> dict[str, str]:
         experiment = None if client is None else client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             return {}
-        query = f"tags.{Tag.STUDY} = '{tables.layout.name}'"
+        query = f"tags.{Tag.STUDY} = '{tables.name}'"
         uri = str(tracking_uri(tables))
         base = masked(uri).replace("***@", "").rstrip("/") if uri.startswith("http") else UI
         runs = client.search_runs([experiment.experiment_id], query, max_results=MOST_RUNS)
@@ -113,10 +166,22 @@ def _opened(client: Any, experiment: str, fingerprint: str) -> Sequence[Any]:
     return runs
 
 
+def _writable(client: Any, tables: StudyTables, name: str) -> str | None:
+    """The id of an experiment, None where there is none. Raises UserError for one that cannot be written to."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        return None
+    number, uri = str(found.experiment_id), str(tracking_uri(tables))
+    problem = store_problem(uri, name, number, found.lifecycle_stage, found.artifact_location)
+    if problem:
+        raise UserError(problem)
+    return number
+
+
 def _parent(client: Any, tables: StudyTables) -> str | None:
-    experiment = client.get_experiment_by_name(EXPERIMENT)
+    experiment = _writable(client, tables, EXPERIMENT)
     if experiment is None or tables.layout is None:
         return None
-    query = f"tags.{Tag.STUDY} = '{tables.layout.name}' and tags.{Tag.PHASE} = '{PARENT}'"
-    runs = client.search_runs([experiment.experiment_id], query, max_results=1)
+    query = f"tags.{Tag.STUDY} = '{tables.name}' and tags.{Tag.PHASE} = '{PARENT}'"
+    runs = client.search_runs([experiment], query, max_results=1)
     return str(runs[0].info.run_id) if runs else None

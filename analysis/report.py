@@ -152,8 +152,12 @@ def default_study() -> str:
 def report(args: argparse.Namespace) -> dict[str, Any]:
     """The command's work: its JSON document."""
     started = time.perf_counter()
+    if args.from_table is not None and args.study is not None:
+        raise UserError(f"--from-table {args.from_table} is a study by itself; leave out {args.study}, or the table")
     if args.from_table is not None:
         tables, folder = read_table(args.from_table), _free(args.from_table.parent)
+    elif str(args.study).endswith(".parquet"):
+        raise UserError(f"{args.study} is a released table; write --from-table {args.study}")
     else:
         tables = load(args.study or default_study())
         if tables.layout is None:

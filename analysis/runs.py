@@ -1,18 +1,14 @@
 """Readers of a study: ledger and folders to tidy tables.
 
 The ledger is opened read-only (SQLite's mode=ro), so a report can be made while a study runs and changes nothing.
-MLflow is imported when the store is used, not before: most sections never use it (analysis/mlflow_store.py does).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import logging
 import math
-import os
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -42,16 +38,14 @@ from study.contract import (
     Layout,
     Outcome,
     StudyAttr,
-    masked,
-    store_lock,
     trial_key,
 )
-from trainables.runtime import cli, locks
+from trainables.runtime import cli
 from trainables.runtime.errors import UserError
 from trainables.settings.config import flatten
 from trainables.settings.yamlfile import nearest, read_yaml
 
-__all__ = ["StudyTables", "answered", "command", "layout_of", "load", "named", "tracking_store", "tracking_uri"]
+__all__ = ["StudyTables", "answered", "command", "layout_of", "load", "named"]
 
 STUDY_HELP = "a study's name, its results folder, or a released .parquet"
 Trials = list[optuna.trial.FrozenTrial]
@@ -231,47 +225,3 @@ def _judge(settings: Mapping[str, Any] | None) -> Judge | None:
     if not settings:
         return None
     return Judge(**{f.name: settings[f.name] for f in fields(Judge) if f.name in settings})
-
-
-def tracking_uri(tables: StudyTables) -> str | None:
-    """The study's tracking store; a relative SQLite file lies beside results/, else here (a copied results folder)."""
-    uri = (tables.study.get("tracking") or {}).get("uri")
-    if not uri or not str(uri).startswith("sqlite:///"):
-        return uri or None
-    path = Path(str(uri).removeprefix("sqlite:///"))
-    if not path.is_absolute() and tables.layout is not None:
-        beside = tables.layout.root.parent.parent / path
-        path = path if path.exists() and not beside.exists() else beside
-    return f"sqlite:///{path.resolve()}"
-
-
-@contextlib.contextmanager
-def tracking_store(tables: StudyTables) -> Iterator[Any]:
-    """MLflow's client, or None without a store; its failures as a UserError. A fresh file is made under its lock."""
-    uri = tracking_uri(tables)
-    if uri is None:
-        yield None
-        return
-    defaults = {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    for variable, value in defaults.items():
-        os.environ.setdefault(variable, value)
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    import mlflow
-
-    try:
-        with locks.exclusive(store_lock(uri)):
-            mlflow.set_tracking_uri(uri)
-            client = mlflow.MlflowClient(tracking_uri=uri)
-            client.search_experiments(max_results=1)
-        yield client
-    except (mlflow.exceptions.MlflowException, SQLAlchemyError, ConnectionError) as error:
-        cause = masked(str(error).splitlines()[0])
-        raise UserError(
-            f"tracking.uri: the store {masked(uri)} cannot be used ({cause}); start or repair it"
-        ) from error

@@ -160,7 +160,7 @@ def _example() -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m analysis.served_model STUDY`."""
-    from analysis import runs
+    from analysis import mlflow_store, runs
     from study.contract import masked
     from trainables.runtime import cli
 
@@ -174,7 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         said = f"{registered}, alias champion" if registered else "the study has no tracking store (tracking.uri: null)"
         print(f"registered: {said}" if registered else f"nothing registered: {said}")
         uri = f"models:/{tables.name}@champion" if registered else None
-        return {"study": tables.name, "model": uri, "tracking_uri": masked(runs.tracking_uri(tables) or "") or None}
+        store = mlflow_store.tracking_uri(tables)
+        return {"study": tables.name, "model": uri, "tracking_uri": None if store is None else masked(store)}
 
     return cli.run(arguments, body, None if argv is None else list(argv))
 

@@ -1,4 +1,4 @@
-"""Ray on this machine or a cluster's: started or joined, watched while it is used, and what a training gets of it.
+"""Ray on this machine or a cluster's: started or joined, and watched while it is used.
 
 Without its raylet Ray waits for ever inside a call that nothing interrupts; without its head (gcs_server) it ends the
 process after a minute with words of its own. So a thread ends the process where either is lost, with one sentence and
@@ -10,20 +10,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
+import secrets
 import signal
 import socket
-import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from study.plan import Plan
+from trainables.runtime.durable import make_private
 from trainables.runtime.errors import UserError, refused_by_disk
 
 # Ray as an executor only: nothing printed, nothing pickled for a restore, its own signal handler off. Each is named by
@@ -39,27 +39,52 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+SOCKET = "/ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"  # the longest of Ray's paths, in TMPDIR
+SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # the longest path of a socket
+SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - for Ray, whose folders are its own, where TMPDIR is too long
+OPEN_FILES = 4096  # with fewer Ray warns, in a log; how many it needs grows with the CPUs
 EVERY_S = 1.0
 SILENT_S = 15.0  # how long a head elsewhere may be away: networks have their moments, and Ray gives up after 60 s
 CONNECT_S = 5.0
-CAPACITY_S = 10.0  # how long a count of the cluster's resources is good for
+JOIN_S = 120.0  # how long joining a cluster may take: where something else listens, Ray asks it for ten minutes
 
 
 @contextlib.contextmanager
-def ray_running(address: str | None) -> Iterator[dict[str, float]]:
-    """Ray on this machine, or a cluster's; yields its resources. A Ray that is running already is used as it is."""
+def ray_running(address: str | None) -> Iterator[None]:
+    """Ray on this machine, or a cluster's, while the block runs. A Ray that is running already is used as it is."""
     os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its other output puts the study's own callback aside (see Ticker)
-    token = Path.home() / ".ray" / "auth_token"
-    if address is not None and token.exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray assumes it of clusters it starts, not of those it joins
     import ray
 
-    terminate = signal.getsignal(signal.SIGTERM)
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():
-        yield dict(ray.cluster_resources())
+        yield
         return
+    if address is None:
+        _make_room()
+    else:
+        _find(address)
+    with _terminable():
+        _start(address)
+    for name in ("ray.tune", "ray.tune.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    context = ray.get_runtime_context()
+    here: dict[str, Any] = next((node for node in ray.nodes() if node["NodeID"] == context.get_node_id()), {})
+    try:
+        with watched(context.gcs_address, here.get("RayletSocketName", ""), ours=address is None):
+            yield
+    finally:
+        ray.shutdown()
+
+
+def _start(address: str | None) -> None:
+    import ray
+
+    what = f"resources.address: what listens at {address} has let nobody join a Ray cluster for {JOIN_S:.0f} s"
+    patience = threading.Timer(JOIN_S, _end, (what, 2))
+    patience.daemon = True
+    if address is not None:
+        patience.start()
     try:
         ray.init(
             address=address or "local",
@@ -69,28 +94,88 @@ def ray_running(address: str | None) -> Iterator[dict[str, float]]:
             configure_logging=True,
             runtime_env=_import_path() if address else None,
         )
-    except Exception as error:
-        told = isinstance(error, (ConnectionError, RuntimeError, ValueError, TimeoutError))
-        if refused_by_disk(error) or not (told or type(error) is Exception):  # Ray raises that class itself
+    except Exception as error:  # whatever it is, Ray raised it
+        if refused_by_disk(error):
             raise
+        said = " ".join(str(error).split())[:200] or type(error).__name__
         if address is None:
-            sentence = f"Ray did not start ({' '.join(str(error).split())[:200]}); see its logs"
+            sentence = f"Ray did not start ({said}); see its logs"
             raise SystemExit(f"python -m study.run: {sentence}; nothing is lost: continue with --resume") from error
         raise UserError(
-            f"resources.address: no Ray cluster answers at {address} ({error}); start it or use null"
+            f"resources.address: no Ray cluster answers at {address} ({said}); start it or use null"
         ) from error
-    if token.exists() and stat.S_IMODE(token.stat().st_mode) & 0o077:
-        token.chmod(0o600)
-    signal.signal(signal.SIGTERM, terminate)  # Ray puts its own
-    for name in ("ray.tune", "ray.tune.tune"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    context = ray.get_runtime_context()
-    (here,) = (node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-    try:
-        with watched(context.gcs_address, here["RayletSocketName"], ours=address is None):
-            yield dict(ray.cluster_resources())
     finally:
-        ray.shutdown()
+        patience.cancel()
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does: Ray, while it starts, puts handlers of its own that exit with 1 or 15."""
+    seen, woken = socket.socketpair()
+    seen.setblocking(False)
+    woken.setblocking(False)
+    terminate, wakeup = signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(woken.fileno())
+
+    def terminated() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            return signal.SIGTERM in seen.recv(4096)
+        return False
+
+    try:
+        yield
+        if terminated():
+            raise KeyboardInterrupt
+    except SystemExit as error:
+        if terminated():
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGTERM, terminate)
+        woken.close()
+        seen.close()
+
+
+def _make_room() -> None:
+    """Give a Ray of this machine a token, and a folder whose sockets' paths are short enough. Raises UserError where
+    there is none.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # Ray itself raises the soft limit
+    if hard != resource.RLIM_INFINITY and hard < OPEN_FILES:
+        print(f"ulimit -n: {hard} open files may be too few for Ray, which asks for {OPEN_FILES}; raise the limit")
+    longest = SOCKET_BYTES - len(SOCKET.format(pid=os.getpid()))
+    named = os.environ.get("RAY_TMPDIR")
+    wanted = named or os.environ.get("TMPDIR", SHORT[0])
+    if len(os.fsencode(Path(wanted).absolute())) > longest:
+        short = next((name for name in SHORT if os.access(name, os.W_OK | os.X_OK)), None)
+        if named or short is None:
+            raise UserError(
+                f"{'RAY_TMPDIR' if named else 'TMPDIR'}: {wanted} is too long for Ray's sockets; "
+                f"set RAY_TMPDIR to a folder of at most {longest} letters"
+            )
+        os.environ["RAY_TMPDIR"] = short
+    if not os.environ.get("RAY_AUTH_TOKEN"):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray would keep one in the home folder, if there is one
+
+
+def _find(address: str) -> None:
+    """Look for a cluster, whose absence Ray takes ten minutes to notice, and for its token.
+
+    Raises UserError where nothing listens, or the token is empty.
+    """
+    if not address.startswith(("auto", "local")) and not _answers(address.rpartition("//")[2]):
+        raise UserError(f"resources.address: nothing answers at {address}; start the cluster there or use null")
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        return
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token")
+    with contextlib.suppress(RuntimeError):  # there may be no home
+        token = token.expanduser()
+    if token.is_file():
+        if not token.read_text().strip():
+            raise UserError(f"{token} is empty; copy the token of the cluster's head there, or remove it")
+        os.environ["RAY_AUTH_MODE"] = "token"  # Ray assumes it of clusters it starts, not of those it joins
+        if note := make_private(token):
+            print(note)
 
 
 def _import_path() -> dict[str, Any] | None:
@@ -131,9 +216,9 @@ def _watch(head: str, vital: list[psutil.Process], ours: bool, over: threading.E
     return None
 
 
-def _end(what: str) -> None:
+def _end(what: str, code: int = 1) -> None:
     print(f"python -m study.run: {what}; nothing is lost: continue with --resume", file=sys.stderr, flush=True)
-    os._exit(1)  # the main thread may be inside a call into Ray that does not return
+    os._exit(code)  # the main thread may be inside a call into Ray that does not return
 
 
 def _serves(process: psutil.Process, raylet_socket: str) -> bool:
@@ -154,102 +239,6 @@ def _answers(head: str) -> bool:
     host, _, port = head.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-    except OSError:
+    except (OSError, ValueError):  # nobody there; no number
         return False
     return True
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one training gets, all its processes together."""
-
-    cpus: int
-    gpus: float
-    workers: int = 1
-
-    @property
-    def bundles(self) -> list[dict[str, float]]:
-        """What each of its processes gets."""
-        each = {"CPU": self.cpus / self.workers} | ({"GPU": self.gpus / self.workers} if self.gpus else {})
-        return [each] * self.workers
-
-    def fits(self, resources: dict[str, float]) -> int:
-        """How many trainings fit into resources at once."""
-        by_cpu = int(resources.get("CPU", 0.0) // self.cpus) if self.cpus else 1 << 30
-        by_gpu = int(resources.get("GPU", 0.0) / self.gpus + 1e-9) if self.gpus else 1 << 30
-        return min(by_cpu, by_gpu)
-
-
-def share_of(plan: Plan, resources: dict[str, float]) -> Share:
-    """What a training of the plan gets of these resources. Raises UserError where it can never have it."""
-    settings = plan.study.config.resources
-    where = plan.study.document.where
-    there = {name: resources.get(name, 0.0) for name in ("CPU", "GPU")}
-    workers = workers_of(plan)
-    needed = workers * max((c.threads or int(there["CPU"]) // workers) + c.data.workers for c in plan.configs)
-    cpus = needed if settings.cpus_per_trial == "auto" else int(settings.cpus_per_trial)
-    on_cpu = not there["GPU"] or any(c.device == "cpu" for c in plan.configs)
-    gpus = (0.0 if on_cpu else float(workers)) if settings.gpus_per_trial == "auto" else float(settings.gpus_per_trial)
-    if gpus > there["GPU"]:
-        raise UserError(
-            f"{where('resources.gpus_per_trial')}: {gpus:g} wanted, {there['GPU']:g} there; lower it or use auto"
-        )
-    if gpus > 1 and gpus != int(gpus):
-        raise UserError(f"{where('resources.gpus_per_trial')}: {gpus:g} is neither whole nor a part of one")
-    if cpus > there["CPU"]:
-        key = "trial.threads" if settings.cpus_per_trial == "auto" else "resources.cpus_per_trial"
-        raise UserError(f"{where(key)}: a training needs {cpus} CPUs and there are {there['CPU']:g}; lower {key}")
-    _check_batches(plan, workers)
-    if cpus % workers:
-        raise UserError(f"{where('resources.cpus_per_trial')}: {cpus} cannot be shared equally by {workers} workers")
-    return Share(cpus, gpus, workers)
-
-
-def workers_of(plan: Plan) -> int:
-    """Processes that train one model together, with a whole GPU each or none. Raises UserError where that cannot be."""
-    settings = plan.study.config.resources
-    where = plan.study.document.where
-    gpus = 0.0 if settings.gpus_per_trial == "auto" else settings.gpus_per_trial
-    if settings.workers_per_trial == "auto":
-        return int(gpus) if gpus > 1 and gpus == int(gpus) else 1
-    workers: int = settings.workers_per_trial
-    if gpus and gpus != workers and max(gpus, workers) > 1:
-        raise UserError(
-            f"{where('resources.workers_per_trial')}: {workers}, of which each trains on one GPU, and "
-            f"resources.gpus_per_trial is {gpus:g}; make them equal, or one of them auto"
-        )
-    return workers
-
-
-def _check_batches(plan: Plan, workers: int) -> None:
-    """Refuse a batch size, known or searched, that the workers of a training cannot share equally."""
-    if workers == 1:
-        return
-    from trainables.runtime.parallel import check_parts  # imports torch, which a driver can do without
-
-    sizes = [("trial.batch_size", config.batch_size) for config in plan.configs]
-    for settings in plan.study.config.search.first:
-        sizes += [("search.first", settings["batch_size"])] if "batch_size" in settings else []
-    for dimension in plan.dimensions:
-        if dimension.path == "batch_size":
-            values = dimension.choices or range(int(dimension.low or 1), int(dimension.high or 1) + 1)
-            sizes += [("search.space.batch_size", value) for value in values]
-    for key, size in sizes:
-        try:
-            check_parts(size, workers)
-        except UserError as error:
-            raise UserError(f"{plan.study.document.where(key)}: {error}") from None
-
-
-def capacity_of(share: Share, *, growing: bool) -> Callable[[], int]:
-    """How many trainings fit at once; counted again now and then on a cluster, which may grow or lose nodes."""
-    import ray
-
-    seen = {"at": time.monotonic(), "count": max(1, share.fits(dict(ray.cluster_resources())))}
-
-    def capacity() -> int:
-        if growing and time.monotonic() - seen["at"] > CAPACITY_S:
-            seen.update(at=time.monotonic(), count=max(1, share.fits(dict(ray.cluster_resources()))))
-        return int(seen["count"])
-
-    return capacity

@@ -26,6 +26,7 @@ from enum import StrEnum
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from trainables.settings.registry import METRICS, Metric
 
@@ -96,6 +97,7 @@ class Tag:
 
 
 EXPERIMENT = "DenseDepth"  # of MLflow, for the runs of every study
+ARTIFACTS = "mlartifacts"  # the folder of MLflow's files beside a store that is a file
 PARENT = "study"  # the phase tag of a study's parent run
 
 
@@ -108,6 +110,30 @@ def store_lock(uri: str) -> Path | None:
     """The file to lock while a fresh SQLite store of MLflow is made (two processes at once leave it unusable)."""
     path = sqlite_file(uri)
     return None if path is None else path.with_name(f".{path.name}.lock")
+
+
+def store_problem(uri: str, name: str, number: str, stage: str, location: str) -> str | None:
+    """Why an experiment of MLflow (name, id, lifecycle stage, artifact location) cannot be written to; None: it can.
+
+    It was deleted, which keeps its name taken; or the store is a file that was moved or copied, while its experiments
+    keep their files where it lay before.
+    """
+    if stage != "active":
+        cure = f"MLFLOW_TRACKING_URI={masked(uri)} mlflow experiments restore --experiment-id {number}"
+        return f"tracking.uri: the experiment {name} was deleted in {masked(uri)}; restore it: {cure}"
+    file, kept = sqlite_file(uri), local_folder(location)
+    if file is None or kept is None or kept.name != ARTIFACTS or kept.resolve() == file.parent / ARTIFACTS:
+        return None
+    return (
+        f"tracking.uri: {file} was moved or copied, its files are still those in {kept}; "
+        "rename it, and study.run --sync fills a new one, or name the store beside those files"
+    )
+
+
+def local_folder(location: str) -> Path | None:
+    """The folder of an artifact location of MLflow on this machine; None for one elsewhere."""
+    parts = urlsplit(location)
+    return Path(unquote(parts.path)) if parts.scheme in ("", "file") and parts.path else None
 
 
 def masked(text: str) -> str:

@@ -100,11 +100,11 @@ def _concurrency(plan: Plan) -> tuple[int, int]:
     """Trainings at once, and the processes of each."""
     import torch
 
-    from study.cluster import share_of
+    from study.resources import share_of
 
-    resources = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
-    share = share_of(plan, resources)
-    return max(1, share.fits(resources)), share.workers
+    here = [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
+    share = share_of(plan, here)
+    return share.fits(here), share.workers
 
 
 def _counted(config: TrialConfig) -> Cost:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from study.cluster import Share
+from study.resources import Share
 from study.session import FINISHED, Session
 from trainables.message import RESULT_KEY, Message
 from trainables.runtime.errors import UserError, refused_by_disk
@@ -192,20 +192,6 @@ def _error_text(trial: Any) -> str:
 
 def _trial_id(trial: Any) -> str:
     return str(trial.trial_id)
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that whatever is open is closed."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

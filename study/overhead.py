@@ -65,7 +65,8 @@ class Contender:
         self._seen: set[psutil.Process] = set()  # one that loses its parent while it is held is not found through it
         self.log = folder / f"{training.name}.log"
         with self.log.open("w") as log:
-            environment = os.environ | {"PYTHONPATH": str(ROOT)}
+            path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+            environment = os.environ | {"PYTHONPATH": path}
             self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         self.root = psutil.Process(self.process.pid)
 
@@ -143,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure(args: argparse.Namespace) -> Any:
-    from study.executor import terminable
+    from trainables.runtime.cli import terminable
 
     if args.pairs < 1:
         raise UserError("--pairs must be at least 1")

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainables.runtime import cli
+from trainables.runtime.cli import terminable
+from trainables.runtime.durable import make_private
 from trainables.runtime.errors import UserError
 from trainables.runtime.locks import owned
 
@@ -40,7 +42,12 @@ def main(argv: list[str] | None = None, worker: type | None = None) -> int:
     arguments.add_argument("--measure", action="store_true", help="with --plan: time a few steps first")
     arguments.add_argument("--resume", action="store_true", help="continue results/NAME, or begin")
     arguments.add_argument("--sync", action="store_true", help="refill MLflow from results/NAME and end")
-    return cli.run(arguments, lambda args: _command(args, worker), argv)
+
+    def body(args: argparse.Namespace) -> Any:
+        with terminable():
+            return _command(args, worker)
+
+    return cli.run(arguments, body, argv)
 
 
 def _command(args: argparse.Namespace, worker: type | None) -> Any:
@@ -67,17 +74,15 @@ def _command(args: argparse.Namespace, worker: type | None) -> Any:
 
 
 def _run(plan: Plan, layout: Layout, worker: type | None, began: float) -> Any:
-    from study import executor, preflight
+    from study import preflight
     from study.tracking import check_reachable
 
     uri = plan.study.config.tracking.uri
     if uri is not None:
         check_reachable(uri)
-    layout.root.parent.mkdir(mode=0o700, exist_ok=True)
-    layout.root.mkdir(mode=0o700, exist_ok=True)
-    layout.root.chmod(0o700)
+    _make_root(layout)
     timings = {"settings_s": time.monotonic() - began}
-    with executor.terminable(), owned(layout.root / "study.lock") as alive, _answering(plan.study.config.ledger):
+    with owned(layout.root / "study.lock"), _answering(plan.study.config.ledger):
         preparing = time.monotonic()
         data = preflight.prepare(plan)
         timings["data_s"] = time.monotonic() - preparing
@@ -85,13 +90,23 @@ def _run(plan: Plan, layout: Layout, worker: type | None, began: float) -> Any:
         for note in preflight.record(ledger.store, plan, data, preflight.environment()):
             print(f"changed since the study began: {note}")
         _write_study(plan.study, layout)
-        return _phases(plan, ledger, data, worker, alive, timings)
+        return _phases(plan, ledger, data, worker, timings)
 
 
-def _phases(
-    plan: Plan, ledger: Ledger, data: Mapping[str, Any], worker: type | None, alive: Any, timings: dict[str, float]
-) -> Any:
-    from study import cluster, executor
+def _make_root(layout: Layout) -> None:
+    """Make the study's folder, closed to other users. Raises UserError where something else has its name."""
+    for folder in (layout.root.parent, layout.root):
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except FileExistsError as error:
+            what = f"a link to {folder.readlink()}, where no folder is" if folder.is_symlink() else "a file"
+            raise UserError(f"{folder} is {what}; make a folder there, or rename {folder}") from error
+    if note := make_private(layout.root):
+        print(note)
+
+
+def _phases(plan: Plan, ledger: Ledger, data: Mapping[str, Any], worker: type | None, timings: dict[str, float]) -> Any:
+    from study import cluster, executor, resources
     from study.display import Display
     from study.endings import Listener
     from study.schedule import limits
@@ -101,8 +116,9 @@ def _phases(
     config = plan.study.config
     starting = time.monotonic()
     uri = config.tracking.uri
-    with cluster.ray_running(config.resources.address) as resources:
-        share = cluster.share_of(plan, resources)
+    address = config.resources.address
+    with cluster.ray_running(address):
+        share = resources.share_on(plan, growing=address is not None)
         timings["start_s"] = time.monotonic() - starting
         mirror = None  # begun after Ray: importing both at once would take longer than one after the other
         if uri is not None:
@@ -110,18 +126,16 @@ def _phases(
             for entry in ledger.everything():
                 mirror.reported(entry, 0, {})
         display = Display(ledger, config.confirm.images, device_share=share.gpus or 1.0)
-        capacity = cluster.capacity_of(share, growing=config.resources.address is not None)
+        capacity = resources.capacity_of(share, growing=address is not None)
         listeners: list[Listener] = [display, *([mirror] if mirror else [])]
         budget = limits(config.budget, ledger, share.gpus or 1.0)
         session = Session(plan, ledger, listeners, capacity, executor.memory_kills, budget, share.gpus or 1.0)
 
-        def tick() -> None:
-            alive()
-            display.tick()
-
         training = time.monotonic()
         with display:
-            executor.execute(session, share, worker or _training_worker(), tick, config.resources.silence_limit_s)
+            executor.execute(
+                session, share, worker or _training_worker(), display.tick, config.resources.silence_limit_s
+            )
             timings["training_s"] = time.monotonic() - training
             document, code = _end(session, ledger, timings, display) if session.blocked is None else ({}, 2)
     if mirror is not None:
@@ -228,6 +242,7 @@ def _sync(study: Study, layout: Layout) -> Any:
     if not layout.ledger.exists() and study.config.ledger is None:
         raise UserError(f"{layout.root}: no such study has run; start it without --sync")
     check_reachable(uri)
+    _make_root(layout)
     with owned(layout.root / "study.lock"):
         ledger = _open(study, layout)
         mirror = Mirror(uri, layout, study.resolved, ledger.store.attribute(StudyAttr.DATA) or {})

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Direction = Literal["minimize", "maximize"]
 EMPTY = "it is empty"
+DASHBOARD = "dashboard:"  # how the names of optuna-dashboard's system attributes begin
 BUSY_S = 30.0  # how long a write waits for a reader of the same sqlite file
 
 
@@ -148,10 +149,13 @@ def check(layout: Layout) -> None:
             raise UserError(f"{path}: the ledger is missing, but there are trainings beside it; {advice(layout)}")
         return
     if sealed.exists() and sha256(path).encode() not in sealed.read_bytes().splitlines():
-        raise UserError(
-            f"{path}: the ledger has changed since its study ended (SHA-256 differs); {advice(layout)}, "
-            f"or remove {sealed} if you changed it yourself"
-        )
+        found = _changed(layout)
+        if found is not None:
+            raise UserError(
+                f"{path}: the ledger has changed since its study ended ({found}); {advice(layout)}, "
+                f"or remove {sealed} if you changed it yourself"
+            )
+        print(f"{path}: optuna-dashboard has kept notes in it since the study ended; the study's own part is unchanged")
     found = damage(path, mode="rw")  # a journal that a kill left in the middle of a write has to be rolled back
     if found == EMPTY and not begun:  # killed while it was made, before the first training
         path.unlink()
@@ -159,6 +163,40 @@ def check(layout: Layout) -> None:
     if found is not None:
         raise damaged(layout, found)
     sealed.unlink(missing_ok=True)
+
+
+def _changed(layout: Layout) -> str | None:
+    """What differs between a sealed study's ledger and its sealed copy; None: notes of optuna-dashboard alone."""
+    copy, path = _copy(layout), layout.ledger
+    if not copy.exists() or sha256(copy).encode() not in _seal(layout).read_bytes().splitlines() or damage(path):
+        return "SHA-256 differs"
+    with readable(layout):
+        (before, notes), (now, later) = _content(copy), _content(path)
+    different = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    if different:
+        return f"{', '.join(different[:3])}{' and more' if different[3:] else ''}"
+    return None if notes != later else "SHA-256 differs"
+
+
+def _content(path: Path) -> tuple[dict[str, str], list[str]]:
+    """What a sqlite ledger says of each of its studies and trials, and the notes of optuna-dashboard apart."""
+    import optuna
+
+    address = f"sqlite:///file:{quote(str(path))}?mode=ro&uri=true"
+    storage = optuna.storages.RDBStorage(address, skip_table_creation=True)
+    content: dict[str, str] = {}
+    notes: list[str] = []
+    for study in storage.get_all_studies():
+        trials = storage.get_all_trials(storage.get_study_id_from_name(study.study_name))
+        known: list[tuple[str, Any]] = [(study.study_name, study)]
+        known += [(f"{study.study_name}, trial {trial.number}", trial) for trial in trials]
+        for name, kept in known:
+            for key in [key for key in kept.system_attrs if key.startswith(DASHBOARD)]:
+                notes.append(f"{name}: {key} = {kept.system_attrs.pop(key)}")
+            content[name] = repr(vars(kept))
+    storage.remove_session()
+    storage.engine.dispose()
+    return content, notes
 
 
 def damage(path: Path, mode: str = "ro") -> str | None:

@@ -8,38 +8,45 @@ ever holds up a training; where MLflow is away it tries again, and says at the e
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import math
 import os
 import queue
+import re
+import sqlite3
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from study.contract import (
+    ARTIFACTS,
     EXPERIMENT,
     MLFLOW_STATUS,
     PARENT,
     Layout,
     Outcome,
     Tag,
+    local_folder,
     masked,
     sqlite_file,
     store_lock,
+    store_problem,
 )
 from study.ledger import Entry
 from trainables.runtime import locks
 from trainables.runtime.errors import UserError
 from trainables.settings.config import flatten
 
-ARTIFACTS = ("trace.parquet", "preview.png", "summary.json", "config.json")
+SENT = ("trace.parquet", "preview.png", "summary.json", "config.json")
 TIMEOUT_S = 3
+NO_SERVER = "what answers there is no MLflow server"
 SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens on its pages for language models
+PARENT_RUN = "mlflow.parentRunId"  # MLflow's own tag
 LIMITS = {"param": 6000, "tag": 5000, "batch": 900, "params": 90, "digest": 36}
 
 
@@ -69,57 +76,131 @@ def record_of(entry: Entry, layout: Layout) -> Record:
 
 
 def check_reachable(uri: str) -> None:
-    """Raise UserError where MLflow's store cannot be used; asked before the first training."""
-    shown = masked(uri)
-    parts = urlsplit(uri)
-    file = sqlite_file(uri)
-    if file is not None:
-        folder = file.parent
-        if not os.access(folder, os.W_OK):
-            raise UserError(f"tracking.uri: {folder} is not a writable folder; name another file or null")
-    elif parts.scheme in ("http", "https"):
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
-        try:
-            connection.request("GET", f"{parts.path.rstrip('/')}/health")
-            status = connection.getresponse().status
-        except (OSError, http.client.HTTPException) as error:
-            raise UserError(
-                f"tracking.uri: {shown} does not answer ({error}); start it, or use tracking.uri: null"
-            ) from error
-        finally:
-            connection.close()
-        if status >= 500:
-            raise UserError(f"tracking.uri: {shown} answers with error {status}; repair it, or use tracking.uri: null")
-    else:
-        from sqlalchemy import create_engine
-        from sqlalchemy.exc import SQLAlchemyError
+    """Raise UserError where MLflow's store cannot be used; asked before the first training, by the mirror's own calls.
 
+    An SQLite file that is not there yet is left to the mirror's thread: MLflow takes seconds to make one.
+    """
+    file = sqlite_file(uri)
+    try:
+        if file is None:
+            _check_database(uri)
+        elif not _check_file(file):
+            return
+        with locks.exclusive(store_lock(uri)):
+            experiment_of(connect(uri), uri)
+    except failures() as error:
+        raise UserError(
+            f"tracking.uri: {masked(uri)} cannot be used ({cause_of(error, uri)}); "
+            "start or repair it, or use tracking.uri: null"
+        ) from error
+
+
+def _check_file(file: Path) -> bool:
+    """Whether an SQLite store is there already. Raises UserError or OSError where it cannot be opened or written to;
+    MLflow would try again for minutes.
+    """
+    if file.is_dir():
+        raise UserError(f"tracking.uri: {file} is a folder; name a file or null")
+    there = file.exists() and file.stat().st_size > 0
+    for path in (file.parent, *([file] if file.exists() else [])):
+        if not os.access(path, os.W_OK):
+            what = "file" if path == file else "folder"
+            raise UserError(f"tracking.uri: {path} is not a writable {what}; name another file or null")
+    if there:
         try:
-            engine = create_engine(uri, connect_args={"connect_timeout": TIMEOUT_S})
-            engine.connect().close()
-        except (SQLAlchemyError, ImportError) as error:
-            cause = str(error).splitlines()[0].replace(uri, shown)
-            raise UserError(f"tracking.uri: {shown} cannot be opened ({cause}); start it, or use null") from error
+            with contextlib.closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as connection:
+                connection.execute("SELECT count(*) FROM sqlite_master")
+        except sqlite3.Error as error:
+            raise OSError(str(error)) from error
+    return there
+
+
+def _check_database(uri: str) -> None:
+    """Connect to a database server, within a time; MLflow itself would try again for minutes."""
+    if urlsplit(uri).scheme in ("http", "https"):
+        return
+    from sqlalchemy import create_engine
+
+    try:
+        create_engine(uri, connect_args={"connect_timeout": TIMEOUT_S}).connect().close()
+    except (ImportError, ValueError) as error:  # no driver; a port that is no number
+        raise OSError(str(error)) from error
+
+
+def connect(uri: str) -> Any:
+    """MLflow's client, which gives up soon and prints nothing."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT_S))
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import logging
+
+    from mlflow import MlflowClient  # sets its loggers anew
+
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # the mirror reports a failed call in a sentence
+    return MlflowClient(tracking_uri=uri)
+
+
+def experiment_of(client: Any, uri: str) -> str:
+    """The id of the experiment that holds all studies, made where it is missing.
+
+    Raises UserError where it cannot be used as it is, and what `failures` lists where the store does not take writes.
+    """
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is None:
+        file = sqlite_file(uri)
+        place = None if file is None else (file.parent / ARTIFACTS).as_uri()
+        try:
+            made = str(client.create_experiment(EXPERIMENT, artifact_location=place, tags=SHOWN_AS))
+        except failures():
+            if client.get_experiment_by_name(EXPERIMENT) is None:
+                raise
+            return experiment_of(client, uri)  # another study has made it in this moment
+        if not made:
+            raise OSError(NO_SERVER)
+        return made
+    number = str(found.experiment_id)
+    if not number:
+        raise OSError(NO_SERVER)
+    problem = store_problem(uri, EXPERIMENT, number, found.lifecycle_stage, found.artifact_location)
+    if problem:
+        raise UserError(problem)
+    folder = local_folder(found.artifact_location)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"tracking.uri: MLflow keeps files in {folder}, which is not writable; make it writable")
+    for name, value in SHOWN_AS.items():
+        client.set_experiment_tag(number, name, value)
+    return number
+
+
+UNANSWERED = re.compile(r"API request to \S+ failed with exception (?:.*\(Caused by \w+\((.*)\)\)|(.*))$")
+
+
+def cause_of(error: BaseException, uri: str) -> str:
+    """A failed call's error in one line, without passwords, with the proxy through which it went."""
+    said = " ".join(masked(str(error).partition("\n")[0]).split()) or type(error).__name__
+    if unanswered := UNANSWERED.match(said):
+        inner = str(unanswered[1] or unanswered[2]).strip("'\"")
+        said = f"it does not answer: {re.sub(r'^HTTPS?Connection(Pool)?[(].*?[)]: ', '', inner)}"
+    parts = urlsplit(uri)
+    proxy = getproxies().get(parts.scheme)
+    if proxy and not proxy_bypass(parts.hostname or ""):
+        return f"{said[:200]}; asked through the proxy {masked(proxy)}, which NO_PROXY={parts.hostname} would leave out"
+    return said[:300]
 
 
 class Client:
-    """MLflow's runs of one study; every method may be called again after it failed."""
+    """MLflow's runs of one study, as they are when it is made. After a failed call make another: a run that was deleted
+    in the meantime is made again.
+    """
 
     def __init__(self, uri: str, layout: Layout, study: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT_S))
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        import logging
-
-        from mlflow import MlflowClient  # sets its loggers anew
-
-        logging.getLogger("alembic").setLevel(logging.ERROR)
-        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # the mirror reports a failed call in a sentence
         self.layout, self.study, self.data = layout, study, data
         with locks.exclusive(store_lock(uri)):
-            self.client = MlflowClient(tracking_uri=uri)
-            self.experiment = self._experiment(uri)
+            self.client = connect(uri)
+            self.experiment = experiment_of(self.client, uri)
         self.runs: dict[str, str] = {}
         self.sent: dict[str, int] = {}  # reports of a run that are there
         self.described: set[str] = set()
@@ -139,7 +220,7 @@ class Client:
         self._send_reports(run, record)
         if record.outcome is None:
             return
-        for name in ARTIFACTS:
+        for name in SENT:
             if (record.folder / name).exists():
                 self.client.log_artifact(run, str(record.folder / name))
         self.client.set_tag(run, Tag.OUTCOME, record.outcome.value)
@@ -162,14 +243,6 @@ class Client:
                 self.client.log_text(self.parent, masked(path.read_text()), path.name)
         self.client.set_terminated(self.parent, "FINISHED" if finished else "KILLED")
 
-    def _experiment(self, uri: str) -> str:
-        found = self.client.get_experiment_by_name(EXPERIMENT)
-        if found is not None:
-            return str(found.experiment_id)
-        file = sqlite_file(uri)
-        place = None if file is None else (file.parent / "mlartifacts").as_uri()
-        return str(self.client.create_experiment(EXPERIMENT, artifact_location=place, tags=SHOWN_AS))
-
     def _find(self, **tags: str) -> Any:
         wanted = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
         runs = self.client.search_runs([self.experiment], wanted, max_results=1)
@@ -190,7 +263,7 @@ class Client:
         found = self._find(**{Tag.STUDY: self.layout.name, Tag.KEY: record.key})
         if found is None:
             tags = {
-                "mlflow.parentRunId": self.parent,
+                PARENT_RUN: self.parent,
                 Tag.STUDY: self.layout.name,
                 Tag.PHASE: record.phase,
                 Tag.KEY: record.key,
@@ -200,6 +273,8 @@ class Client:
             }
             found = self.client.create_run(self.experiment, record.started_ms, tags, run_name=record.key)
         run = str(found.info.run_id)
+        if found.data.tags.get(PARENT_RUN) != self.parent:  # that one was deleted
+            self.client.set_tag(run, PARENT_RUN, self.parent)
         if found.info.status != "RUNNING":
             if record.outcome is not None and found.data.tags.get(Tag.OUTCOME) == record.outcome.value:
                 self.ended.add(record.key)  # the end is the last thing that is sent
@@ -286,8 +361,9 @@ class Mirror:
         if not self.waiting and not self.thread.is_alive() and self.problem is None:
             return None
         count = f"{len(self.waiting)} training{'' if len(self.waiting) == 1 else 's'}"
+        missing, send = (count, "send them") if self.waiting else ("the end of the study", "send it")
         cause = f" ({self.problem})" if self.problem else ""
-        return f"MLflow at {masked(self.uri)} lacks {count}{cause}; send them with --sync"
+        return f"MLflow at {masked(self.uri)} lacks {missing}{cause}; {send} with --sync"
 
     def _run(self) -> None:
         try:
@@ -297,6 +373,7 @@ class Mirror:
 
     def _work(self) -> None:
         client: Client | None = None
+        away: tuple[type[Exception], ...] = (*failures(), UserError)
         pause, ending = RETRY_S[0], False
         while True:
             ending = self._collect(block=not (self.waiting or ending)) or ending
@@ -312,8 +389,9 @@ class Mirror:
                     self.problem = None
                     return
                 self.problem, pause = None, RETRY_S[0]
-            except failures() as error:
-                self.problem = masked(str(error).splitlines()[0])[:200] if str(error) else type(error).__name__
+            except away as error:
+                said = str(error) if isinstance(error, UserError) else cause_of(error, self.uri)
+                self.problem, client = said, None
                 if self.closing is not None and time.monotonic() > self.closing:
                     return
                 self._wait(pause)

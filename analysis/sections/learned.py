@@ -21,7 +21,7 @@ import torch
 from analysis import runs, selection
 from analysis.page.section import Headline, Section, Table, number, plain, records
 from analysis.tables.tidy import StudyTables, read_json
-from trainables.data.dataset import TrainingData, open_training
+from trainables.data.dataset import TrainingData, check_rendered, open_training
 from trainables.data.samples import resize_rgb
 from trainables.data.split import evenly
 from trainables.evaluation import baselines
@@ -127,6 +127,7 @@ def _measure(folder: Path, maps: dict[str, tuple[TrainingData, dict[tuple[int, i
     model, config = checkpoint.read_model(folder)
     name = config.data.model_dump_json() + str(config.seed)  # pairing depends on the seed
     if name not in maps:
+        check_rendered(config.data)
         maps[name] = open_training(config), {}
     data, means = maps[name]
     chosen = data.validation.subset(evenly(range(len(data.validation)), FRAMES))

@@ -30,7 +30,7 @@ from analysis.page.section import Figure, number
 from analysis.spikes.traces import SIGMA, Floats, Steps
 from analysis.tables.tidy import StudyTables
 from study.contract import Outcome
-from trainables.data.dataset import open_training
+from trainables.data.dataset import check_rendered, open_training
 from trainables.data.doctor.checks import KINDS, findings
 from trainables.data.doctor.diagnosis import references
 from trainables.data.doctor.pairing import NEIGHBOURS
@@ -255,6 +255,7 @@ def training_frames(tables: StudyTables, keys: Iterable[str]) -> tuple[FrameList
         if config.data.pairing != "matched" or config.data.overfit is not None:
             continue
         try:
+            check_rendered(config.data)
             everything = config.data.model_copy(update={"exclude": (), "subset": 1.0})
             return open_training(config.model_copy(update={"data": everything})).train, config
         except UserError as error:

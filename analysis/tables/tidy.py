@@ -6,6 +6,7 @@ running study is normal: its last line may be half written.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -29,7 +30,7 @@ from study.contract import (
     judge_hash,
     masked,
 )
-from trainables.runtime.durable import sync_file
+from trainables.runtime.durable import write_bytes
 from trainables.runtime.errors import UserError
 
 RUNNING, WAITING = "running", "waiting"  # states of a training that has no outcome yet
@@ -207,11 +208,9 @@ def write_table(tables: StudyTables, path: Path) -> None:
     table = table.replace_schema_metadata(
         {**(table.schema.metadata or {}), b"study": masked(json.dumps(plain(facts))).encode()}
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    sync_file(temporary)
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_bytes(path, buffer.getvalue())
 
 
 FACTS = ("name", "study", "judge_hash", "claims_hash", "data", "environment", "timings", "planned", "spent",

@@ -189,7 +189,7 @@ def test_deleting_the_results_folder_does_not_reset_the_count(
     tables = runs.load(layout.root)
     digest = section.data["openings"][-1]["test_data"]
     assert mlflow_store.record_opening(tables, digest, {"reason": "another study"}) == 3
-    with runs.tracking_store(tables) as client:
+    with mlflow_store.tracking_store(tables) as client:
         experiment = client.get_experiment_by_name(mlflow_store.OPENINGS).experiment_id
         client.delete_run(client.search_runs([experiment])[0].info.run_id)  # as the UI does
     again = final_evaluation.analyse(tables)

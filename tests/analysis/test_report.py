@@ -307,9 +307,24 @@ def test_device_hours_are_those_of_all_devices_of_a_training(tmp_path: Path) -> 
     assert "0.0556 device-hours" in section.answers[0] and "(0.0833 device-hours)" in section.answers[1]
 
 
-def test_a_missing_study_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report.main([str(tmp_path / "nothing")]) == 2
-    assert "neither a study in results/" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["nothing"], "neither a study in results/"),
+        (
+            ["rooms", "--from-table", "study.parquet"],
+            "--from-table study.parquet is a study by itself; leave out rooms",
+        ),
+        (["rooms", "other", "--from-table", "study.parquet"], "is a study by itself; leave out rooms"),
+        (["study.parquet"], "study.parquet is a released table; write --from-table study.parquet"),
+    ],
+)
+def test_a_missing_study_and_one_too_many_are_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert report.main(words) == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_cells_sort_by_their_number_and_show_what_is_missing() -> None:

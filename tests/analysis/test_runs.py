@@ -12,7 +12,7 @@ import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from analysis import runs
+from analysis import mlflow_store, runs
 from analysis.sections import compare, cost
 from analysis.spikes import verdicts
 from analysis.spikes.traces import read_steps
@@ -118,9 +118,10 @@ def test_the_tracking_file_is_the_one_beside_the_results(tmp_path: Path, monkeyp
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     (elsewhere / "mlflow.db").touch()
-    assert runs.tracking_uri(loaded) == f"sqlite:///{elsewhere / 'mlflow.db'}"  # a results folder that was copied here
+    here = mlflow_store.tracking_uri(loaded)
+    assert here == f"sqlite:///{elsewhere / 'mlflow.db'}"  # a results folder that was copied here
     (tmp_path / "mlflow.db").touch()
-    assert runs.tracking_uri(loaded) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert mlflow_store.tracking_uri(loaded) == f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
 def test_passwords_stay_at_home(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_away_from_the_start_it_is_a_sentence_and_later_it_holds_nothing_up(
         monkeypatch.setattr(f"study.{name}.TIMEOUT_S", 1)
     server, layout = Server(None), Layout(tmp_path / "results" / "away")
     server.become(mode)
-    with pytest.raises(UserError, match="start it, or use" if mode == "refused" else "answers with error 500"):
+    with pytest.raises(UserError, match="does not answer" if mode == "refused" else "500 error responses"):
         check_reachable(server.uri)
     mirror, began = Mirror(server.uri, layout, {}, {}), time.monotonic()
     for number in range(3):

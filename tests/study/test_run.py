@@ -40,6 +40,30 @@ ALL = FEW | {
 STORED = {"complete": ("COMPLETE", "FINISHED")}  # any other outcome: FAIL and FAILED
 
 
+@pytest.mark.parametrize("name", ["results", "results/tiny"])
+@pytest.mark.parametrize("kind", ["dangling", "file", "link to a file"])
+def test_a_results_folder_that_cannot_be_made_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "check_parts", standin.unchecked)
+    Path("study.yaml").write_text(STUDY + "tracking: {uri: null}\n")
+    place = Path(name)
+    place.parent.mkdir(exist_ok=True)
+    Path("other").touch()
+    if kind == "file":
+        place.touch()
+    else:
+        place.symlink_to(tmp_path / "other" if kind == "link to a file" else "/mnt/away/results")
+    assert run.main(["study.yaml"]) == 2
+    said = capsys.readouterr().err
+    what = {"dangling": "a link to /mnt/away/results, where no folder is", "file": "a file"}.get(
+        kind, "where no folder"
+    )
+    assert f"{name} is " in said and what in said and len(said.splitlines()) == 1
+    assert not place.is_dir()
+
+
 def params(workplace: Workplace) -> dict[str, object]:
     return {key: (t.params, t.values, t.state, t.intermediate_values) for key, t in workplace.ledger().items()}
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sqlite3
 from pathlib import Path
 
 import pytest
+from optuna.storages import RDBStorage
 
 from study.contract import PHASES, Layout
 from study.store import Store, damage, readable
@@ -61,7 +64,8 @@ def test_what_happened_to_a_file_is_said_with_its_cure(tmp_path: Path, copied: b
     cure = r"put .*ledger\.backup\.db in its place, then --resume" if copied else "move .*tiny away and start again"
     whole = layout.ledger.read_bytes()
     layout.ledger.write_bytes(whole.replace(b"tiny/search", b"tiny/searcg"))
-    assert re.search(rf"has changed since its study ended \(SHA-256 differs\); {cure}", refusal(layout))
+    found = "tiny/searcg, tiny/search" if copied else "SHA-256 differs"
+    assert re.search(rf"has changed since its study ended \({found}\); {cure}", refusal(layout))
     (layout.root / "ledger.db.sha256").unlink()  # as after a kill
     layout.ledger.write_bytes(whole[: len(whole) // 2])
     assert re.search(rf"the ledger is damaged \(.+\); {cure}", refusal(layout))
@@ -69,6 +73,46 @@ def test_what_happened_to_a_file_is_said_with_its_cure(tmp_path: Path, copied: b
     assert re.search(rf"the ledger is damaged \(it is empty\); {cure}", refusal(layout))
     layout.ledger.unlink()
     assert re.search(rf"the ledger is missing, but there are trainings beside it; {cure}", refusal(layout))
+
+
+def noted(layout: Layout, *, trial: bool = False) -> None:
+    """A note, as optuna-dashboard keeps it: in system attributes, whose names begin alike."""
+    storage = RDBStorage(f"sqlite:///{layout.ledger}")
+    study = storage.get_study_id_from_name("tiny/search")
+    storage.set_study_system_attr(study, "dashboard:note_ver", 1)
+    storage.set_study_system_attr(study, "dashboard:note_str:0", "the second one is odd")
+    if trial:
+        storage.create_new_trial(study)
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def test_a_note_of_optuna_dashboard_is_said_as_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layout = closed(tmp_path)
+    noted(layout)
+    store = Store(layout, None, "minimize")
+    assert "optuna-dashboard has kept notes in it since the study ended" in capsys.readouterr().out
+    store.close()
+    Store(layout, None, "minimize").close()
+    assert capsys.readouterr().out == ""  # said once
+
+
+def test_a_training_that_came_with_a_note_is_a_change(tmp_path: Path) -> None:
+    layout = closed(tmp_path)
+    noted(layout, trial=True)
+    assert "has changed since its study ended (tiny/search, trial 0)" in refusal(layout)
+    (tmp_path / "other").mkdir()
+    other = closed(tmp_path / "other", copied=False)
+    noted(other)
+    assert "(SHA-256 differs)" in refusal(other)  # nothing to compare it with
+
+
+def test_a_change_outside_of_what_is_read_is_a_change(tmp_path: Path) -> None:
+    layout = closed(tmp_path)
+    with contextlib.closing(sqlite3.connect(layout.ledger)) as connection:
+        connection.execute("PRAGMA user_version = 7")
+        connection.commit()
+    assert "(SHA-256 differs)" in refusal(layout)
 
 
 def test_an_empty_file_without_trainings_is_made_anew(tmp_path: Path) -> None:

@@ -100,6 +100,12 @@ def prepare_data(data: DataConfig) -> DataConfig:
     return data
 
 
+def check_rendered(data: DataConfig) -> None:
+    """Raise UserError where opening the data would render them first: who reads a study makes nothing anew."""
+    if data.source == "rooms" and not (folder := rooms_form.folder_of(data)).exists():
+        raise UserError(f"{folder}: these rooms are not here; run this in the folder in which the study ran")
+
+
 def _open(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
     return guarded(forms()[data.source].open_split(data, split))  # reads are checked against the doctor's manifest
 

@@ -10,8 +10,9 @@ import gc
 import io
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,20 @@ def _run(arguments: argparse.ArgumentParser, body: Body, argv: list[str] | None)
     if args.json:
         print(json.dumps(document, indent=1, sort_keys=False, allow_nan=False, default=str))
     return int(code)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that whatever is open is closed."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _refuse(arguments: argparse.ArgumentParser, args: argparse.Namespace, sentence: str) -> int:

@@ -1,8 +1,13 @@
-"""Durable files (DESIGN.md, house rule 10): temporary file, fsync, rename, fsync of the folder."""
+"""Durable files (DESIGN.md, house rule 10): temporary file, fsync, rename, fsync of the folder.
+
+Some file systems (SMB, 9p as in WSL, FUSE) cannot flush a folder, or keep no permissions. What they cannot do is left
+out, as PostgreSQL does (src/common/file_utils.c, fsync_fname); what fails for another reason is an error.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +19,9 @@ from typing import Any
 
 from trainables.runtime import locks
 from trainables.runtime.errors import UserError
+
+NO_FLUSH = (errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # fsync where the file system has none
+NO_FOLDERS = (errno.EACCES, errno.EISDIR)  # opening a folder where the system cannot, or may not read it
 
 
 @contextlib.contextmanager
@@ -61,7 +69,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         with naming(path), temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.fileno())
         locks.confirm()
         temporary.replace(path)
     finally:
@@ -75,10 +83,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a crash of the machine."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Make renames inside a folder survive a crash of the machine, where its file system can."""
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno not in NO_FOLDERS:
+            raise
+        return
+    try:
+        with naming(folder):
+            flush(descriptor)
     finally:
         os.close(descriptor)
 
@@ -86,7 +100,30 @@ def sync_folder(folder: Path) -> None:
 def sync_file(path: Path) -> None:
     """Flush a file that something else wrote."""
     with naming(path), path.open("rb+") as file:
-        os.fsync(file.fileno())
+        flush(file.fileno())
+
+
+def flush(descriptor: int) -> None:
+    """Write an open file or folder through to the disk, where its file system can. Raises OSError where that fails."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FLUSH:
+            raise
+
+
+def make_private(path: Path) -> str | None:
+    """Close a file or folder to other users; where it stays open to them, a sentence that says why."""
+    wanted = 0o700 if path.is_dir() else 0o600
+    refusal: OSError | None = None
+    try:
+        path.chmod(wanted)
+    except OSError as error:  # exFAT, SMB, drvfs without metadata, a folder of another user
+        refusal = error
+    if not stat.S_IMODE(path.stat().st_mode) & 0o077:
+        return None
+    why = "its file system keeps no permissions" if refusal is None else os.strerror(refusal.errno or 0)
+    return f"{path}: other users of this machine may read it and cannot be kept out ({why})"
 
 
 def replace_folder(temporary: Path, final: Path) -> None:

@@ -15,11 +15,18 @@ MARK: Final = "rendered where there is none"
 
 def write(data: DataConfig) -> Path:
     """Render the set unless it is there, safely beside other processes that do the same; returns its folder."""
-    from trainables.data.rooms.writer import rooms_root, write_rooms  # the renderer, which other forms never need
+    from trainables.data.rooms.writer import write_rooms  # the renderer, which other forms never need
 
-    root = (Path(data.root) if data.root else rooms_root(data.rooms)).absolute()
+    root = folder_of(data)
     write_rooms(data.rooms, root)
     return root
+
+
+def folder_of(data: DataConfig) -> Path:
+    """Where the set lies, or will."""
+    from trainables.data.rooms.writer import rooms_root
+
+    return (Path(data.root) if data.root else rooms_root(data.rooms)).absolute()
 
 
 def open_split(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
