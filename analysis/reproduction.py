@@ -23,7 +23,7 @@ from analysis.tables.published import ELSEWHERE, PAPER, ROWS, Published, compara
 from analysis.tables.tidy import StudyTables
 from study.contract import Outcome
 from trainables.runtime.errors import UserError
-from trainables.settings.config import Mark, TrialConfig, flatten, mark_of
+from trainables.settings.config import Mark, TrialConfig, flatten, mark_of, reaching
 from trainables.settings.recipe import recipe_stages
 
 AS_PUBLISHED = Mark.DECIDED | Mark.BOOKKEEPING | Mark.PLACE  # may differ without making it another training
@@ -151,7 +151,7 @@ def _changed(training: Any) -> list[str]:
     stage = training["stage"]
     settings = stages[int(stage) if stage is not None and not pd.isna(stage) else 0]
     changed = []
-    for path, value in flatten(settings).items():
+    for path, value in flatten(dict(reaching(settings))).items():
         if mark_of(TrialConfig, path) & AS_PUBLISHED:
             continue
         found = training.get(f"config.{path}")

@@ -151,9 +151,9 @@ def _make_room() -> None:
         if named or short is None:
             raise UserError(
                 f"{'RAY_TMPDIR' if named else 'TMPDIR'}: {wanted} is too long for Ray's sockets; "
-                f"set RAY_TMPDIR to a folder of at most {longest} letters"
+                f"set it to a folder of at most {longest} letters"
             )
-        os.environ["RAY_TMPDIR"] = short
+        os.environ["TMPDIR"] = short  # where Ray looks, too
     if not os.environ.get("RAY_AUTH_TOKEN"):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray would keep one in the home folder, if there is one
 

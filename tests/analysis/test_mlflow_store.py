@@ -57,7 +57,8 @@ def _version(study: Layout, run: str) -> str:
     return str(client.create_model_version("s", "somewhere", run).version)
 
 
-def test_a_store_that_is_not_there_is_not_made(study: Layout, tmp_path: Path) -> None:
+def test_a_store_that_is_not_there_is_not_made(study: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a store that lies here would be a copied folder's
     (study.root.parent.parent / "mlflow.db").rename(tmp_path / "kept.db")
     tables, before = runs.load(study.root), set(tmp_path.rglob("*"))
     for use in (

@@ -55,8 +55,8 @@ def plan_of(tmp_path: Path, text: str = TEXT, *assignments: str) -> Plan:
         (
             "{source: rooms}",
             "{source: roms}",
-            "study.yaml:2: data.source: unknown form of the data roms (did you mean rooms?); write eigen, h5, kaggle, "
-            "labeled or rooms",
+            "study.yaml:2: data.source: unknown form of the data roms (did you mean rooms?); write bts, eigen, h5, "
+            "kaggle, labeled, list, marigold, moge, parquet, rooms or unidepth",
         ),
         ("densedepth, {", "densdepth, {", "no recipe densdepth (did you mean densedepth?)"),
         ("batch_size: 2}", "batch_size: 0}", "study.yaml:4: reproduce.recipes.1.michigan.batch_size"),

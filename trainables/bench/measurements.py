@@ -181,7 +181,7 @@ def bench_trace(config: Any, pairs: int, steps: int) -> dict[str, Any]:
 
             return body
 
-        timings = interleave({"traced": run(traced), "bare": run(bare)}, pairs, traced.device)
+        timings = interleave({"traced": run(traced), "bare": run(bare)}, pairs, traced.learner.device)
     ratios = [t / b for t, b in zip(timings["traced"], timings["bare"], strict=True)]
     return {"traced_over_bare": spread(ratios)} | _where(traced)
 
@@ -238,8 +238,12 @@ def bench_compile(config: Any, pairs: int, steps: int) -> dict[str, Any]:
 
             return body
 
-        first = {name: seconds(run(one, 1), one.device) for name, one in (("compiled", compiled), ("eager", eager))}
-        timings = interleave({"compiled": run(compiled, steps), "eager": run(eager, steps)}, pairs, eager.device)
+        first = {
+            name: seconds(run(one, 1), one.learner.device) for name, one in (("compiled", compiled), ("eager", eager))
+        }
+        timings = interleave(
+            {"compiled": run(compiled, steps), "eager": run(eager, steps)}, pairs, eager.learner.device
+        )
     saved = [(e - c) / (steps * config.batch_size) for c, e in zip(timings["compiled"], timings["eager"], strict=True)]
     compiling, per_image = first["compiled"] - first["eager"], statistics.median(saved)
     return {

@@ -12,8 +12,9 @@ import pytest
 from analysis import runs
 from analysis.sections import trainings
 from tests.analysis.make_results import Training, make_results
+from trainables.settings.assignments import parse_assignments
 from trainables.settings.config import as_dict
-from trainables.settings.recipe import load_recipe, parse_assignments
+from trainables.settings.recipe import load_recipe
 
 OWN: list[dict[str, Any]] = [
     {},
