@@ -27,7 +27,7 @@ report: $(READY)
 
 bench: $(READY)
 	$(PY) -m trainables.bench --set data.source=rooms --set model.weights=null --set model.encoder=densenet121 --set input=[96,128]
-	$(PY) -m study.overhead
+	$(PY) -m trainables.bench.overhead
 
 drill: $(READY)
 	$(PY) -m pytest -m slow tests

@@ -141,7 +141,7 @@ Limit = Annotated[float, Field(gt=0)] | None
 
 
 class BudgetConfig(Section):
-    """What the whole study may take; study/budget.py."""
+    """What the whole study may take; study/schedule.py."""
 
     images: Count | None
     hours: Limit

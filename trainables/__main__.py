@@ -14,7 +14,6 @@ from trainables import __version__
 # Name -> the module that is run, and its purpose.
 COMMANDS: Final = {
     "study run": ("study.run", "plan a study and train it: reproduce, claims, search, confirm"),
-    "study overhead": ("study.overhead", "what Ray, the ledger and MLflow cost a training"),
     "report": ("analysis.report", "judge and explain a study; write one page; two studies: compare them"),
     "reproduction": ("analysis.reproduction", "compare reproduced systems with what they published"),
     "claims": ("analysis.claims", "whether each published claim holds, from paired trainings"),
@@ -32,6 +31,7 @@ COMMANDS: Final = {
     "rooms": ("trainables.data.rooms", "write the embedded data set"),
     "weights_keras": ("trainables.weights_keras", "the authors' released weights as a checkpoint"),
     "parity": ("trainables.parity", "agreement with the reference code's golden numbers"),
+    "overhead": ("trainables.bench.overhead", "what Ray, the ledger and MLflow cost a training"),
     "bench": ("trainables.bench", "speed of a training, beside a plain loop"),
 }
 

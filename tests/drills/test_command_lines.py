@@ -66,7 +66,7 @@ class Command(NamedTuple):
 STUDY = Command(("study",), {})
 COMMANDS: dict[str, Command] = {
     "study run": Command(("file",), {"--set": "set", "--measure": "", "--resume": ""}, ("--plan",)),
-    "study overhead": Command((), {"--set": "set"}, ("--pairs", "0")),
+    "overhead": Command((), {"--set": "set"}, ("--pairs", "0")),
     "report": Command(("study", "study"), {"--from-table": "file"}),
     **dict.fromkeys(("reproduction", "claims", "importance", "selection", "learned", "variance"), STUDY),
     "spikes": Command(("study",), {"--replay": ""}),

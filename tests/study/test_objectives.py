@@ -212,7 +212,7 @@ def test_a_warm_start_needs_a_whole_ledger_with_as_many_objectives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    go(tmp_path, TEXT.replace("trials: 12", "trials: 2")).close()
+    go(tmp_path, TEXT.replace("trials: 12", "trials: 2")).store.close()
     ledger = tmp_path / "results/tiny/ledger.db"
     assert len(plan_of(tmp_path, TEXT, "search.warm_start=tiny").earlier) == 2
     warm = ALONE.replace("sampler: tpe", "sampler: tpe\n  warm_start: tiny")

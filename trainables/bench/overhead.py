@@ -1,4 +1,4 @@
-"""`python -m study.overhead`: cost of Ray, the ledger and MLflow between a training's first and last step.
+"""`python -m trainables.bench.overhead`: cost of Ray, the ledger and MLflow between a training's first and last step.
 
 The same training runs alone and as a study of one, both at once but never both awake: every second one of them is
 stopped, with all the processes it has, and the other continues: both see the same machine, however its speed changes.
@@ -33,8 +33,8 @@ from trainables.runtime import cli
 from trainables.runtime.errors import UserError
 from trainables.settings.assignments import parse_assignments
 
-ROOT = Path(__file__).resolve().parent.parent
-EXAMPLE = "python -m study.overhead --pairs 5 --set budget_images=960 --set validate_every_images=240"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = "python -m trainables.bench.overhead --pairs 5 --set budget_images=960 --set validate_every_images=240"
 SLICE_S = 1.0  # a shared machine's speed drifts by tens of percent within ten seconds, and hardly within two
 CATCH_UP_S = 0.5  # Ray's timers all fire at once when it wakes, which only this measurement makes it do
 SETTINGS = {
@@ -137,7 +137,7 @@ class Contender:
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    parser = cli.parser("study.overhead", __doc__ or "", EXAMPLE)
+    parser = cli.parser("trainables.bench.overhead", __doc__ or "", EXAMPLE)
     parser.add_argument("--pairs", type=int, default=3, help="pairs of trainings (default: 3)")
     parser.add_argument("--set", metavar="PATH=VALUE", action="append", default=[], dest="assignments")
     return cli.run(parser, _measure, argv)
