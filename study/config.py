@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
@@ -206,6 +207,15 @@ class StudyConfig(Section):
     resources: Annotated[ResourcesConfig, Mark.BOOKKEEPING]
     tracking: Annotated[TrackingConfig, Mark.BOOKKEEPING]
     ledger: str | None  # a database by URL; null: ledger.db in the results folder
+    # told when the study ends; a secret as a rule, so it is no part of what is stored of a study
+    notify: Annotated[str | None, Mark.BOOKKEEPING]
+
+    @field_validator("notify")
+    @classmethod
+    def _an_address(cls, value: str | None) -> str | None:
+        if value is not None and (not value.startswith(("http://", "https://")) or not urlsplit(value).hostname):
+            raise ValueError("an address that begins with https:// or http://, which takes a POST of JSON; or null")
+        return value
 
     @field_validator("name")
     @classmethod
@@ -270,8 +280,8 @@ class Study:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """Every setting of the study, as JSON types."""
-        return self.config.model_dump(mode="json")
+        """Every setting of the study but its secret address, as JSON types."""
+        return self.config.model_dump(mode="json", exclude={"notify"})
 
 
 def judge_of(config: StudyConfig) -> Judge:

@@ -70,7 +70,9 @@ def _command(args: argparse.Namespace, worker: type | None) -> Any:
         from study.estimate import show_plan
 
         return show_plan(plan, measure=args.measure)
-    return _run(plan, layout, worker, began)
+    from study.notify import noticed
+
+    return noticed(study.config.notify, study.config.name, lambda: _run(plan, layout, worker, began))
 
 
 def _run(plan: Plan, layout: Layout, worker: type | None, began: float) -> Any:

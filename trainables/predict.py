@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from trainables import colors
 from trainables.data.photos import MAX_PIXELS, read_picture
 from trainables.runtime import cli
 from trainables.runtime.durable import check_folder, sha256, write_bytes
@@ -31,7 +32,6 @@ DRAWN_PX = 1600  # the coloured picture shows every n-th pixel of anything large
 PNG_STEPS = {"depth_png_mm": 1000, "depth_png_m256": 256}
 # A model of relative depth has no scale: its 0 to 1 is spread over the range of depth, and metres are only its units.
 LEGENDS = {True: "depth (m)", False: "relative depth, near to far (scale in metres is arbitrary)"}
-COLOURS = "cividis"  # readable for colour-blind eyes, and in grey
 ENDINGS = {"depth_png": "_depth.png", "depth_npy_m": "_depth.npy", "coloured": "_coloured.png"}
 SOFTWARE = "trainables.predict of the DenseDepth study"
 # Texts of a PNG: who wrote it, SHA-256 of its pixels, the picture's name, SHA-256 of the .npy beside it.
@@ -148,7 +148,7 @@ def coloured(depth_m: NDArray[np.float32], rgb: NDArray[np.uint8], legend: str) 
     step = -(-max(height, width) // DRAWN_PX)
     left.imshow(rgb[::step, ::step])
     left.set_title("picture")
-    map_ = right.imshow(depth_m[::step, ::step], cmap=COLOURS)
+    map_ = right.imshow(depth_m[::step, ::step], cmap=colors.DEPTH)
     right.set_title("depth")
     figure.colorbar(map_, ax=right, label=legend)
     for axes in (left, right):

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure as Canvas
 
 from analysis.page import style
 from analysis.page.section import Figure
+from trainables import colors
 
 LONGEST_PX = 240  # of a picture on the page: the report stays one file that a phone can load
-HOLE = "#9a9a9a"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _draw(canvas: Canvas, rows: Sequence[Row], columns: int, labels: Sequence[st
         style.empty(canvas.add_subplot(), "no frame to show")
         return
     grid = canvas.subplots(len(rows), columns, squeeze=False, gridspec_kw={"wspace": 0.03, "hspace": 0.05})
-    depth_map, error_map = (mpl.colormaps[name].with_extremes(bad=HOLE) for name in ("viridis_r", "magma"))
+    depth_map, error_map = (mpl.colormaps[name].with_extremes(bad=colors.HOLE) for name in (colors.DEPTH, colors.ERROR))
     worst = _error_scale(rows)
     error_image = None
     for axes_row, row, label in zip(grid, rows, labels, strict=True):

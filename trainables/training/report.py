@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainables import colors
 from trainables.data.dataset import TrainingData
 from trainables.data.frames import FrameList
 from trainables.data.loader import Batch, TrainLoader, augment
@@ -190,11 +191,11 @@ def write_preview(path: Path, model: nn.Module, frames: FrameList, config: Trial
         error = np.ma.abs(pred - truth)
         row[0].imshow(frames.read(index).rgb)
         for axis, picture, colours, bounds in (
-            (row[1], truth, "viridis", (low, high)),
-            (row[2], pred, "viridis", (low, high)),
-            (row[3], error, "magma", (0.0, None)),
+            (row[1], truth, colors.DEPTH, (low, high)),
+            (row[2], pred, colors.DEPTH, (low, high)),
+            (row[3], error, colors.ERROR, (0.0, None)),
         ):
-            axis.set_facecolor("0.6")
+            axis.set_facecolor(colors.HOLE)
             image = axis.imshow(picture, cmap=colours, vmin=bounds[0], vmax=bounds[1])
             figure.colorbar(image, ax=axis, fraction=0.034, pad=0.02)
         row[0].set_ylabel(frames.ids[index].rpartition("/")[2], fontsize=7)

@@ -28,6 +28,7 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from trainables import colors
 from trainables.data import manifest as manifests
 from trainables.data.dataset import open_training
 from trainables.data.doctor.checks import KINDS, WHOLE_SPLIT, Finding, findings
@@ -397,7 +398,6 @@ def main(argv: list[str] | None = None) -> int:
 MOST, OF_ONE_KIND, ACROSS = 24, 4, 3
 TILE_PX: Final = (120, 160)
 CAPTION_PX: Final = 30
-HOLE: Final = (128, 128, 128)
 
 
 def draw_sheet(path: Path, splits: dict[str, FrameList], records: Sequence[Record], found: Sequence[Finding]) -> None:
@@ -438,6 +438,6 @@ def coloured(depth_m: NDArray[np.float32]) -> Image.Image:
     known = depth_m > 0
     low, high = (float(depth_m[known].min()), float(depth_m[known].max())) if known.any() else (0.0, 1.0)
     scaled = np.clip((depth_m - low) / max(high - low, 1e-6), 0, 1)
-    colours = (matplotlib.colormaps["viridis"](scaled)[..., :3] * 255).astype(np.uint8)
-    colours[~known] = HOLE
+    colours = (matplotlib.colormaps[colors.DEPTH](scaled)[..., :3] * 255).astype(np.uint8)
+    colours[~known] = colors.HOLE_RGB
     return Image.fromarray(colours)
