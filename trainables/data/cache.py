@@ -15,14 +15,13 @@ import os
 import shutil
 import zlib
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from trainables.data.frames import FrameList, Reader
+from trainables.data.frames import FrameList
 from trainables.data.samples import Sample
 from trainables.models.depth_model import output_size
 from trainables.runtime import locks
@@ -121,7 +120,7 @@ def open_cache(frames: FrameList, config: TrialConfig) -> SampleCache | None:
     total = len(frames.reader)
     about = {
         "version": VERSION,
-        "frames": _digest(frames.reader),
+        "frames": frames.published_digest,
         "pairing": None if frames.rgb_of == frames.depth_of else _sha([frames.rgb_of, frames.depth_of]),
         "input": list(config.input),
         "output": list(output_size(config.model, config.input)),
@@ -149,12 +148,6 @@ def open_cache(frames: FrameList, config: TrialConfig) -> SampleCache | None:
     except OSError as error:
         raise _refused(folder, error) from None
     return cache
-
-
-@lru_cache(maxsize=2)
-def _digest(reader: Reader) -> str:
-    """What all its frames are; kept, because each validation opens the cache."""
-    return reader.digest(range(len(reader)))[0]
 
 
 def _grow(path: Path, size: int) -> int:
