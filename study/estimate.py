@@ -6,11 +6,10 @@ memory from the maps that a step keeps: both good to a factor of about two. With
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,14 +96,9 @@ def _trainings(plan: Plan) -> dict[str, list[TrialConfig]]:
 
 
 def _concurrency(plan: Plan) -> tuple[int, int]:
-    """Trainings at once, and the processes of each."""
-    import torch
-
-    from study.resources import share_of
-
-    here = [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
-    share = share_of(plan, here)
-    return share.fits(here), share.workers
+    """Trainings at once on this machine, and the processes of each."""
+    share = share_of(plan, here())
+    return share.fits(here()), share.workers
 
 
 def _counted(config: TrialConfig) -> Cost:
@@ -195,12 +189,9 @@ def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
 
 def _print(plan: Plan, rows: list[dict[str, Any]], concurrency: int, *, measure: bool) -> None:
     print(f"{plan.study.config.name}: {concurrency} training{'s' if concurrency > 1 else ''} at once")
-    print(f"{'phase':<10}{'trainings':>10}{'images':>12}{'time':>18}{'disk GiB':>10}{'memory GiB each':>17}")
-    for r in rows:
-        if r["trainings"]:
-            took = duration(r["hours"] * 3600)
-            cells = f"{r['trainings']:>10}{r['images']:>12,}{took:>18}{r['disk_gib']:>10.2f}{r['memory_gib']:>17.2f}"
-            print(f"{r['phase']:<10}{cells}")
+    print(table(rows))
+    for line in _limits(plan, rows):
+        print(f"  {line}")
     total = duration(sum(r["hours"] for r in rows) * 3600)
     how = "measured" if measure else "estimated, good to a factor of about two; --measure times a few steps"
     print(f"{total} in all ({how}; pruning shortens it)")
@@ -209,6 +200,30 @@ def _print(plan: Plan, rows: list[dict[str, Any]], concurrency: int, *, measure:
     for claim in plan.stated:
         how = f"{len(claim.seeds)} pairs" if claim.untestable is None else f"not testable here: {claim.untestable}"
         print(f"  claim {claim.id}: {claim.a.name} against {claim.b.name}, {how}")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The phases' costs; columns are as wide as what stands in them."""
+    lines = [["phase", "trainings", "images", "time", "disk GiB", "memory GiB each"]]
+    for r in rows:
+        if r["trainings"]:
+            numbers = [f"{r['trainings']:,}", f"{r['images']:,}", duration(r["hours"] * 3600)]
+            lines.append([r["phase"], *numbers, f"{r['disk_gib']:,.2f}", f"{r['memory_gib']:,.2f}"])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    shown = []
+    for first, *others in lines:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        shown.append("  ".join([first.ljust(widths[0]), *cells]))
+    return "\n".join(shown)
+
+
+def _limits(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Limits that end the study before all of its trainings, as far as they can be told."""
+    whole = {"images": sum(r["images"] for r in rows), "hours": sum(r["hours"] for r in rows)}
+    for name, amount in whole.items():
+        limit = getattr(plan.study.config.budget, name)
+        if limit is not None and amount > limit:
+            yield f"budget.{name} is {limit:,g} and these take {amount:,.4g}: it ends the study before them all"
 
 
 def _range(dimension: Any) -> str:

@@ -7,7 +7,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import distributions
 from pathlib import Path
@@ -16,13 +16,42 @@ from typing import Any
 from study.config import Study, StudyConfig
 from study.contract import Claim, StudyAttr, claims_hash, judge_hash
 from study.plan import Plan
+from study.resources import here, share_of
 from study.store import Store
 from trainables.runtime.errors import UserError
-from trainables.settings.config import DataConfig, Mark, flatten, mark_of
+from trainables.settings.config import DataConfig, Mark, TrialConfig, flatten, mark_of
 from trainables.settings.recipe import recipe_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "timm", "kornia", "safetensors")
+
+
+def refuse(plan: Plan) -> None:
+    """Raise UserError for what this machine lacks where it trains: CPUs, GPUs, a place for the cache."""
+    from trainables.data.cache import check_place
+
+    study = plan.study
+    if study.config.resources.address is not None:
+        return  # that is the cluster's to say
+    share_of(plan, here())
+    for config in (*plan.configs, *plan.tried):
+        if config.device == "cuda" and not here()[0]["GPU"]:
+            raise UserError(f"{study.document.where('trial.device')}: cuda, and there is no GPU here; use auto")
+        check_place(config.data)
+
+
+def check_data(plan: Plan) -> None:
+    """Raise UserError for data that a training could not be given; nothing is rendered or written."""
+    from trainables.data import dataset
+
+    for config in _distinct((*plan.configs, *plan.tried)):
+        dataset.check_data(config)
+
+
+def _distinct(configs: Iterable[TrialConfig]) -> list[TrialConfig]:
+    """One training of each choice of data."""
+    same = {"workers": 0, "cache": None, "cache_gb": None}  # whatever these are, the data are the same
+    return list({config.data.model_copy(update=same).model_dump_json(): config for config in configs}.values())
 
 
 def prepare(plan: Plan) -> dict[str, Any]:
@@ -48,6 +77,9 @@ def prepare(plan: Plan) -> dict[str, Any]:
             if prints not in own:
                 found[f"{config.recipe}, {len(own) + 1}" if own else config.recipe] = prints
         seen.append(config.data)
+    for config in _distinct(plan.tried):
+        prepare_data(config.data)
+        open_training(config)
     return found
 
 

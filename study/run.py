@@ -63,12 +63,15 @@ def _command(args: argparse.Namespace, worker: type | None) -> Any:
     if (layout.ledger.exists() or layout.trials.exists()) and not args.resume and not args.plan:
         raise UserError(f"{layout.root} holds this study already; continue with --resume, or give it another name")
     began = time.monotonic()
+    from study import preflight
     from study.plan import make_plan
 
     plan = make_plan(study)
+    preflight.refuse(plan)
     if args.plan:
         from study.estimate import show_plan
 
+        preflight.check_data(plan)
         return show_plan(plan, measure=args.measure)
     from study.notify import noticed
 

@@ -26,8 +26,8 @@ from trainables.data.samples import Sample
 from trainables.models.depth_model import output_size
 from trainables.runtime import locks
 from trainables.runtime.durable import write_json
-from trainables.runtime.errors import Blocked
-from trainables.settings.config import TrialConfig, as_dict
+from trainables.runtime.errors import Blocked, UserError
+from trainables.settings.config import DataConfig, TrialConfig, as_dict
 
 VERSION: Final = 1  # of samples.prepare: a change of its numbers must raise it
 _PRESENT: Final = 1 << 32  # beside the CRC-32 in a checksum, so that 0 means absent
@@ -148,6 +148,17 @@ def open_cache(frames: FrameList, config: TrialConfig) -> SampleCache | None:
     except OSError as error:
         raise _refused(folder, error) from None
     return cache
+
+
+def check_place(data: DataConfig) -> None:
+    """Raise UserError for a `data.cache` that cannot be made; nothing is written."""
+    if data.cache is None:
+        return
+    folder = Path(data.cache).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "it may not be written to" if there.is_dir() else "it is a file"
+        raise UserError(f"data.cache: {folder} cannot be made in {there} ({why}); name another folder")
 
 
 def _grow(path: Path, size: int) -> int:
