@@ -6,6 +6,7 @@ memory from the maps that a step keeps: both good to a factor of about two. With
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from study.config import Study
+from study.contract import PHASES
 from study.display import duration
+from study.ledger import Entry
 from study.plan import Plan
 from trainables.runtime.errors import UserError
 from trainables.settings.config import TrialConfig
@@ -41,39 +44,46 @@ class Cost:
     measured: bool
 
 
-def show_plan(plan: Plan, *, measure: bool) -> dict[str, Any]:
-    """Print the phases' trainings and costs. Raises UserError where they cannot fit on this machine."""
+def show_plan(plan: Plan, *, measure: bool, begun: Mapping[str, Sequence[Entry]] | None = None) -> dict[str, Any]:
+    """Print the phases' trainings and costs. Raises UserError where they cannot fit on this machine.
+
+    begun: the trainings of a study that is resumed; what they have done is not counted.
+    """
     known: dict[str, Cost] = {}
     rows: list[dict[str, Any]] = []
     concurrency, workers = _concurrency(plan)
-    for phase, configs in _trainings(plan).items():
+    for phase, parts in _trainings(plan, begun or {}).items():
         costs = []
-        for config in configs:
+        for config, trainings, budgets in parts:
             key = config.model_copy(update={"seed": 0}).model_dump_json()
             if key not in known:
                 part = config.model_copy(update={"batch_size": config.batch_size // workers})  # of one of its processes
                 known[key] = _measured(part) if measure else _counted(part)
-            costs.append(known[key])
-        seconds = sum(c.seconds for c in costs) / concurrency / workers
+            costs.append((known[key], trainings, budgets))
+        seconds = sum(cost.seconds * budgets for cost, _, budgets in costs) / concurrency / workers
         rows.append(
             {
                 "phase": phase,
-                "trainings": len(configs),
-                "images": sum(c.budget_images for c in configs),
+                "trainings": sum(trainings for _, trainings, _ in parts),
+                "images": round(sum(config.budget_images * budgets for config, _, budgets in parts)),
                 "hours": round(seconds / 3600, 3),
                 "disk_gib": round(_disk(plan, phase, costs) / GIB, 3),
-                "memory_gib": round(max((c.memory_bytes for c in costs), default=0.0) / GIB, 2),
+                "memory_gib": round(max((cost.memory_bytes for cost, _, _ in costs), default=0.0) / GIB, 2),
             }
         )
     free = shutil.disk_usage(Path.cwd()).free
     running = concurrency * RUNNING_BYTES * max((c.parameters for c in known.values()), default=0) / GIB
     disk, memory = sum(r["disk_gib"] for r in rows) + running, max(r["memory_gib"] for r in rows)
+    ended = {phase: sum(e.outcome is not None for e in entries) for phase, entries in (begun or {}).items()}
+    if begun is not None:
+        print(f"{sum(ended.values())} trainings of {plan.study.config.name} have ended; this is left:")
     _print(plan, rows, concurrency, measure=measure)
     _refuse(plan.study, disk, free / GIB, memory, concurrency * workers)
     hours = sum(r["hours"] for r in rows)
     return {
         "study": plan.study.config.name,
         "phases": rows,
+        "ended": ended,
         "at_once": concurrency,
         "hours": hours,
         "measured": measure,
@@ -81,18 +91,26 @@ def show_plan(plan: Plan, *, measure: bool) -> dict[str, Any]:
     }
 
 
-def _trainings(plan: Plan) -> dict[str, list[TrialConfig]]:
-    """Each phase's settings; those of search and confirmation that are not known yet count as the recipe's own."""
-    base, counts = plan.search_base, plan.counts
-    unknown = [base] if base is not None else []
+def _trainings(plan: Plan, begun: Mapping[str, Sequence[Entry]]) -> dict[str, list[tuple[TrialConfig, int, float]]]:
+    """Each phase's settings with the number of trainings, and of whole budgets, that are left of them.
+
+    Those of search and confirmation that are not known yet count as the recipe's own.
+    """
     more = plan.study.config.confirm.images
-    longer = [c.model_copy(update={"budget_images": more}) for c in unknown] if more else unknown
-    return {
-        "reproduce": [p.config for p in plan.reproduce],
-        "claims": [p.config for p in plan.claims],
-        "search": unknown * counts["search"],
-        "confirm": longer * counts["confirm"],
-    }
+    parts: dict[str, list[tuple[TrialConfig, int, float]]] = {}
+    for phase, planned in (("reproduce", plan.reproduce), ("claims", plan.claims)):
+        known = {entry.identity for entry in begun.get(phase, ())}
+        parts[phase] = [(p.config, 1, 1.0) for p in planned if p.identity not in known]
+    for phase in ("search", "confirm"):
+        new = max(plan.counts[phase] - len(begun.get(phase, ())), 0)
+        if plan.search_base is not None and new:
+            longer = {"budget_images": more} if more and phase == "confirm" else {}
+            parts[phase] = [(plan.search_base.model_copy(update=longer), new, float(new))]
+    for phase, entries in begun.items():
+        running = [entry for entry in entries if entry.outcome is None]
+        rest = [(e.training(), 1, 1 - max(e.history, default=0) / e.budget_images) for e in running]
+        parts[phase] = [*parts.get(phase, []), *rest]
+    return {phase: parts.get(phase, []) for phase in PHASES}
 
 
 def _concurrency(plan: Plan) -> tuple[int, int]:
@@ -158,11 +176,13 @@ def _trace(config: TrialConfig) -> float:
     return config.budget_images * TRACE_BYTES if config.trace else 0.0
 
 
-def _disk(plan: Plan, phase: str, costs: list[Cost]) -> float:
+def _disk(plan: Plan, phase: str, costs: Sequence[tuple[Cost, int, float]]) -> float:
     """What a phase leaves on the disk: every trace, the checkpoints that are kept."""
-    best = max(1, plan.study.config.confirm.top) if phase == "search" else len(costs)
-    kept = sorted((c.parameters * KEPT_BYTES for c in costs), reverse=True)[:best]
-    return sum(kept) + sum(c.trace_bytes for c in costs)
+    kept, room = 0.0, max(1, plan.study.config.confirm.top) if phase == "search" else math.inf
+    for cost, trainings, _ in sorted(costs, key=lambda one: one[0].parameters, reverse=True):
+        kept += min(room, trainings) * cost.parameters * KEPT_BYTES
+        room -= min(room, trainings)
+    return kept + sum(cost.trace_bytes * budgets for cost, _, budgets in costs)
 
 
 def _matrix_rate(config: TrialConfig) -> float:

@@ -79,6 +79,9 @@ MEMORY = frozenset(
 )
 
 
+COUNTED = 10_000  # combinations of a search's values up to which those that differ are counted
+
+
 def trained(settings: Mapping[str, Any]) -> str:
     """Digest of a training's settings, as JSON types: equal for those that make the same training."""
     counted = {**settings, "loss": {term: weight for term, weight in settings["loss"].items() if weight > 0}}
@@ -165,7 +168,8 @@ def _counted(plan: Plan, before: Sequence[TrialConfig]) -> Plan:
     Raises UserError for a search of which a part would be left out: a grid's last points, more to confirm than trials.
     """
     study, search = plan.study, plan.study.config.search
-    if all(d.values() is not None for d in plan.dimensions):
+    sizes = [len(values) if (values := d.values()) is not None else math.inf for d in plan.dimensions]
+    if math.prod(sizes) <= COUNTED:
         known = {trained(as_dict(config)) for config in before}
         for settings in points(plan.dimensions, flat(before[0])):
             if (config := plan.trainable(settings)) is not None:
@@ -173,11 +177,10 @@ def _counted(plan: Plan, before: Sequence[TrialConfig]) -> Plan:
             if len(known) > search.trials:
                 break
         if search.sampler == "grid" and len(known) > search.trials:
-            size = math.prod(len(d.choices) for d in plan.dimensions)
             own = "the recipe's own setting" + (" and search.first" if search.first else "")
             raise UserError(
-                f"{study.document.where('search.trials')}: the grid has {size} points and {own} before them, so "
-                f"{search.trials} trials leave some out; write {size + 1 + len(search.first)}, or use random"
+                f"{study.document.where('search.trials')}: the grid has {math.prod(sizes)} points and {own} before "
+                f"them, so {search.trials} trials leave some out; write {math.prod(sizes) + len(before)}, or use random"
             )
         plan = replace(plan, trials=min(search.trials, len(known)))
     top = study.config.confirm.top

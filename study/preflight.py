@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from study.config import Study, StudyConfig
-from study.contract import Claim, StudyAttr, claims_hash, judge_hash
+from study.contract import PHASES, Claim, StudyAttr, claims_hash, judge_hash
 from study.plan import Plan
 from study.resources import here, share_of
 from study.store import Store
@@ -113,7 +113,7 @@ def record(store: Store, plan: Plan, data: Mapping[str, Any], now: Mapping[str, 
     study = plan.study
     judge = study.config.judge.model_dump(mode="json")
     before = store.attribute(StudyAttr.STUDY)
-    if before is None:
+    if before is None or not any(store.frozen(phase) for phase in PHASES):  # a start that was refused left it
         store.set_attributes(
             {
                 StudyAttr.STUDY: study.resolved,
@@ -126,9 +126,9 @@ def record(store: Store, plan: Plan, data: Mapping[str, Any], now: Mapping[str, 
             }
         )
         return []
-    _take_earlier(store, plan, before)
-    notes = [f"{path} is {new!r} now, was {old!r}" for path, old, new in _changes(study, before)]
-    notes += _testable(study, [Claim.of(value) for value in store.attribute(StudyAttr.CLAIMS) or ()], plan.stated)
+    notes = compare(plan, before, store.attribute(StudyAttr.CLAIMS))
+    if "ablate" in before:
+        store.set_attributes({StudyAttr.CLAIMS_HASH: claims_hash(())})
     for name, old in (store.attribute(StudyAttr.DATA) or {}).items():
         if name in data and data[name] != old:
             raise UserError(
@@ -157,17 +157,22 @@ def record(store: Store, plan: Plan, data: Mapping[str, Any], now: Mapping[str, 
     return notes + moved
 
 
-def _take_earlier(store: Store, plan: Plan, before: dict[str, Any]) -> None:
+def compare(plan: Plan, before: Mapping[str, Any], claims: Any) -> list[str]:
+    """Sentences about allowed changes of settings and claims since a study began; raises UserError for others."""
+    known = _earlier(plan, before)
+    notes = [f"{path} is {new!r} now, was {old!r}" for path, old, new in _changes(plan.study, known)]
+    return notes + _testable(plan.study, [Claim.of(value) for value in claims or ()], plan.stated)
+
+
+def _earlier(plan: Plan, before: Mapping[str, Any]) -> dict[str, Any]:
     """Refuse a study that was begun when paired trainings were the phase `ablate`; without any it continues."""
-    if "ablate" not in before:
-        return
-    if before.pop("ablate")["settings"]:
+    known = dict(before)
+    if known.pop("ablate", {}).get("settings"):
         raise UserError(
-            f"{store.layout.root}: this study was begun with the phase ablate, which is claims now; finish it with "
-            "the version that began it, or give the study another name"
+            f"{plan.study.config.name}: this study was begun with the phase ablate, which is claims now; finish it "
+            "with the version that began it, or give the study another name"
         )
-    before["claims"] = plan.study.resolved["claims"] | {"test": []}
-    store.set_attributes({StudyAttr.CLAIMS_HASH: claims_hash(())})
+    return known | {"claims": plan.study.resolved["claims"] | {"test": []}} if "ablate" in before else known
 
 
 def _testable(study: Study, before: Sequence[Claim], now: Sequence[Claim]) -> list[str]:

@@ -13,7 +13,6 @@ Warm start: complete trials of an earlier study's search, for the sampler of ano
 from __future__ import annotations
 
 import math
-import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 from study.config import SAMPLERS, SearchConfig, Study
 from study.contract import RESULTS, Layout, StudyAttr
 from study.space import STARTUP_TRIALS, Dimension
-from study.store import damage
+from study.store import damage, reader
 from trainables.runtime.errors import UserError
 from trainables.settings.config import listed
 from trainables.settings.registry import bind
@@ -220,8 +219,7 @@ def _read(ledger: Path, where: str) -> tuple[Any, list[FrozenTrial]]:
     problem = damage(ledger)
     try:
         if problem is None:
-            address = f"sqlite:///file:{urllib.parse.quote(str(ledger.resolve()))}?mode=ro&uri=true"
-            storage = optuna.storages.RDBStorage(address, skip_table_creation=True)
+            storage = reader(ledger)
             found = next((s for s in storage.get_all_studies() if s.study_name.endswith("/search")), None)
             trials = [] if found is None else storage.get_all_trials(storage.get_study_id_from_name(found.study_name))
             return found, trials

@@ -72,7 +72,7 @@ class Dimension:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or self.low is None or self.high is None or (self.integer and value != round(value)):
             return False
-        return self.low <= value <= self.high
+        return bool(self.low <= value <= self.high)
 
     def values(self) -> Sequence[Any] | None:
         """All its values; None where they are a continuous range."""

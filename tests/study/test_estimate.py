@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from study import preflight
+from study.config import load_study
+from study.contract import Layout, StudyAttr
 from study.display import duration
 from study.estimate import table
-from study.run import main
+from study.ledger import Ledger
+from study.plan import make_plan
+from study.run import _holds, main
+from study.session import Session
 from tests.study.test_config import plan_of
+from trainables.message import Message
 from trainables.runtime.errors import UserError
 
 STUDY = """\
@@ -128,6 +133,54 @@ def test_a_limit_that_ends_the_study_before_its_trainings_is_said(
         assert ("budget.images is 100 and these take 144: it ends" in capsys.readouterr().out) is said
 
 
+def begun(tmp_path: Path, ended: int, half: bool) -> None:
+    """A study of which so many trainings have ended, and one is half way."""
+    plan = make_plan(load_study(tmp_path / "study.yaml", []))
+    layout = Layout(tmp_path / "results" / "planned")
+    layout.root.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(layout, None, plan.study.judge)
+    preflight.record(ledger.store, plan, {}, {})
+    session = Session(plan, ledger, [], lambda: 1, lambda: 0)
+    for number in range(ended + half):
+        session.next("w")
+        layout.trial(f"search-{number:04d}").mkdir(parents=True)
+        report = {"images": 48 if number < ended else 24, "metrics": {"val/rmse": 1.0}, "final": number < ended}
+        session.take("w", Message("report", report=report))
+        if number < ended:
+            session.ended("w", error=False, detail="")
+    ledger.store.close()
+
+
+@pytest.mark.parametrize(("ended", "half", "left", "images"), [(3, False, 0, 0), (1, True, 2, 72), (2, False, 1, 48)])
+def test_a_resumed_plan_counts_what_is_left(
+    ended: int,
+    half: bool,
+    left: int,
+    images: int,
+    tiny_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study.yaml").write_text(STUDY.format(root=tiny_root))
+    begun(tmp_path, ended, half)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main(["--plan", "--resume", "--json"]) == 0
+    told = capsys.readouterr()
+    document = json.loads(told.out)
+    search = document["phases"][2]
+    assert (search["trainings"], search["images"], document["ended"]["search"]) == (left, images, ended)
+    assert f"{ended} trainings of planned have ended; this is left:" in told.err
+    assert (document["hours"] == 0) is (left == 0)
+    assert main(["--plan"]) == 0
+    assert "holds this study already: --resume continues it" in capsys.readouterr().out
+    assert main([]) == 2 and "holds this study already; continue with --resume" in capsys.readouterr().err
+    assert main(["--plan", "--resume", "--set", "trial.budget_images=96"]) == 2
+    assert "trial.budget_images is 96, but the study began with 48" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_a_refused_start_leaves_nothing_that_refuses_the_mended_settings(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,4 +189,12 @@ def test_a_refused_start_leaves_nothing_that_refuses_the_mended_settings(
     for setting in ("trial.threads=4000", "data.root=nowhere"):
         assert main(["--set", setting]) == 2
         assert not (tmp_path / "results" / "planned" / "ledger.db").exists()
-    shutil.rmtree(tmp_path / "results", ignore_errors=True)
+    begun(tmp_path, 0, False)  # as where the cluster's machines turned out too small, after the ledger was made
+    study = load_study(tmp_path / "study.yaml", ["judge.metric=delta1", "trial.threads=2"])
+    mended = make_plan(study)
+    ledger = Ledger(Layout(tmp_path / "results" / "planned"), None, study.judge)
+    assert preflight.record(ledger.store, mended, {}, {}) == []
+    assert ledger.store.attribute(StudyAttr.JUDGE)["metric"] == "delta1"
+    assert {s.directions[0].name for s in ledger.store.studies.values()} == {"MAXIMIZE"}
+    ledger.store.close()
+    assert not _holds(study, ledger.layout)
