@@ -70,7 +70,7 @@ class Dimension:
         if self.choices:
             return _among(value, self.choices)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or self.low is None or self.high is None or (self.integer and value != round(value)):
+        if not number or self.low is None or self.high is None or (self.integer and value % 1 != 0):
             return False
         return bool(self.low <= value <= self.high)
 
