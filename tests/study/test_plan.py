@@ -133,7 +133,7 @@ def test_a_start_that_cannot_be_is_refused(tmp_path: Path, where: str) -> None:
     }[where]
     for start, sentence in (
         ("previous_stage", "start_from: the first stage has none before it; name a checkpoint folder, or use null"),
-        (str(tmp_path / "nowhere"), "nowhere is not a checkpoint; name a training's .../checkpoints/best"),
+        (str(tmp_path / "nowhere"), "nowhere: no such checkpoint folder; name one that a training wrote"),
     ):
         text = TEXT.replace(changed[0], changed[1].format(start) if "{}" in changed[1] else changed[1])
         with pytest.raises(UserError) as refusal:

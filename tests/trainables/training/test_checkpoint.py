@@ -139,8 +139,12 @@ def test_a_start_is_checked_by_shapes_alone(best: Path, tiny_config: Make, tmp_p
     checkpoint.check_start(tiny_config())
     with pytest.raises(UserError, match=r"start_from: .*best: its weights do not fit this model"):
         checkpoint.check_start(tiny_config(**{"start_from": str(best), "model.unet_channels": 8}))
-    for place in (tmp_path, tmp_path / "nowhere", best / "weights.safetensors"):
-        with pytest.raises(UserError, match=r"is not a checkpoint; name a training's \.\.\./checkpoints/best"):
+    for place, sentence in (
+        (tmp_path, r"this folder holds no checkpoint itself; name \S+/best$"),
+        (tmp_path / "nowhere" / "x", r"no such checkpoint folder; name one that a training wrote"),
+        (best / "weights.safetensors", r"this is a file, not a checkpoint's folder; name \S+/best$"),
+    ):
+        with pytest.raises(UserError, match=rf"^start_from: \S+: {sentence}"):
             checkpoint.check_start(tiny_config(start_from=str(place)))
 
 
