@@ -20,6 +20,7 @@ from study.contract import PHASES
 from study.display import duration
 from study.ledger import Entry
 from study.plan import Plan
+from study.resources import here, share_of
 from trainables.runtime.errors import UserError
 from trainables.settings.config import TrialConfig
 
