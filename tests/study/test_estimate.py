@@ -66,9 +66,9 @@ def test_a_duration_in_words(seconds: float, words: str) -> None:
     ("setting", "sentence"),
     [
         ("data.root={tmp}/nowhere", "data.root {tmp}/nowhere does not exist"),
-        ("data.source=h5", "{root}/train is missing"),
+        ("data.source=h5", "{root}/train holds no SCENE/*.h5"),
         ("data.exclude=[data/nyu2_train/none.jpg]", "data.exclude: data/nyu2_train/none.jpg is not a frame"),
-        ("data.overfit=none", "data.overfit: none is not a frame of the training list"),
+        ("data.overfit=nobody", "data.overfit: nobody is not a frame of the training list"),
         ("data.crop_border_px=24", "data.crop_border_px 24 leaves nothing of 64x48 pixels; lower it"),
         ("search.space.data.crop_border_px={{choices: [0, 24]}}", "data.crop_border_px 24 leaves nothing"),
         ("search.first=[{{data.crop_border_px: 24}}]", "data.crop_border_px 24 leaves nothing"),

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.trainables.data.formats.test_copies import COPIES
 from tests.trainables.data.formats.test_formats import WRITERS
 from trainables.data.dataset import TrainingData, fingerprint, open_test, open_training
 from trainables.data.doctor.diagnosis import check_manifest
@@ -25,8 +26,7 @@ from trainables.settings.config import DataConfig, TrialConfig
 from trainables.settings.registry import FORMS
 
 ROOMS = {"train_scenes": 4, "test_scenes": 1, "frames_per_scene": 2, "size": [48, 64]}
-TEST_ONLY = {"eigen"}
-BOTH_DEPTHS = {"labeled"}
+TEST_ONLY = {"eigen", "moge"}
 
 
 @dataclass(frozen=True)
@@ -103,18 +103,45 @@ SETTINGS: dict[str, tuple[dict[str, Any], Check]] = {
     "cache": ({"data.cache": "cache"}, cached),
     "cache_gb": ({"data.cache": "cache", "data.cache_gb": 2e-5}, cached),  # two samples of 9,984 bytes
 }  # fmt: skip
-OF_THE_FORM = {"source", "root", "rooms", "depth", "split"}  # tested below
-PLACES = ("folder", "zip", "labeled", "h5", "eigen", "rooms")  # those of WRITERS that differ in more than packing
+# Setting of a form's coding or lists -> a value. A form that has no use for it refuses it by name.
+CODING: dict[str, Any] = {
+    "depth_scale": 800.0,
+    "max_depth_m": 6.0,
+    "hole_values": [1500],
+    "follow_links": True,
+    "lists": {"train": "none.txt", "test": None},
+    "columns": ["depth", "rgb"],
+    "depth": "filled",
+    "split": "80_10_10_by_frame",
+}
+OF_THE_FORM = {"source", "root", "rooms"}
+# A place of each form -> whether it is tried without a manifest, too.
+PLACES = {
+    **dict.fromkeys(("folder", "zip", "labeled", "h5", "eigen"), True),
+    **dict.fromkeys(("BTS", "Marigold's tar", "tar of h5", "parquet", "Ultralytics", "UniDepth", "MoGe"), False),
+    "rooms": False,  # they always come with one
+}
+
+
+def form_of(name: str) -> str:
+    return COPIES[name][0] if name in COPIES else WRITERS[name][0] if name in WRITERS else name
 
 
 def placed(name: str, folder: Path, manifest: bool, tiny: Callable[..., TrialConfig]) -> dict[str, Any]:
     """The settings of a form written in a folder; `manifest`: what the doctor writes beside it."""
-    source, write = WRITERS.get(name, ("rooms", None))
-    settings: dict[str, Any] = {"data.source": source, "data.validation.share": 0.3}
+    source = form_of(name)
+    settings: dict[str, Any] = {"data.source": source, "data.validation.share": 0.3, "data.root": str(folder / "rooms")}
     settings |= {f"data.rooms.{key}": value for key, value in ROOMS.items()}
-    settings["data.root"] = str(folder / "rooms" if write is None else write(folder))
+    if name in COPIES:
+        _, depth, write, _, (scenes, _) = COPIES[name]
+        settings |= {"data.depth": depth, "data.validation.by": "scene" if scenes else "frame"}
+        settings["data.root"] = str(write(folder))
+    elif name in WRITERS:
+        settings["data.root"] = str(WRITERS[name][1](folder))
     data = tiny(**settings).data
-    splits = {s: forms()[source].open_split(data, s) for s in ("train", "test") if (source, s) != ("eigen", "train")}
+    splits = {
+        s: forms()[source].open_split(data, s) for s in ("train", "test") if s == "test" or source not in TEST_ONLY
+    }
     if manifest:
         path = Path(check_manifest(splits, "check")[0]["path"])  # rooms come with theirs
         assert path.is_file()
@@ -122,17 +149,17 @@ def placed(name: str, folder: Path, manifest: bool, tiny: Callable[..., TrialCon
 
 
 def test_every_setting_and_every_form_is_here() -> None:
-    assert SETTINGS.keys() | OF_THE_FORM == DataConfig.model_fields.keys()
-    assert {WRITERS[name][0] if name in WRITERS else name for name in PLACES} == set(FORMS)
+    assert SETTINGS.keys() | CODING.keys() | OF_THE_FORM == DataConfig.model_fields.keys()
+    assert {form_of(name) for name in PLACES} == set(FORMS)
 
 
-@pytest.mark.parametrize("manifest", [False, True], ids=["", "manifest"])
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize(
+    ("name", "manifest"),
+    [(name, manifest) for name, bare in PLACES.items() for manifest in ([False] if bare else []) + [True]],
+)
 def test_it_works_or_is_refused_in_words(
     name: str, manifest: bool, tmp_path: Path, tiny_config: Callable[..., TrialConfig]
 ) -> None:
-    if name == "rooms" and not manifest:
-        pytest.skip("rooms always come with one")
     here = placed(name, tmp_path, manifest, tiny_config)
     source = here["data.source"]
     found = fingerprint_or_refusal(tiny_config(**here).data)
@@ -144,22 +171,24 @@ def test_it_works_or_is_refused_in_words(
         return
     plain = seen(tiny_config(**here))
     assert isinstance(found, dict) and found["train"] == plain.data.fingerprint
+    cache = str(plain.train.reader.kept(()).place.parent / "cache")
     for setting, (values, changed) in SETTINGS.items():
         given: dict[str, Any] = {key: value for key, value in values.items() if value != "first"}
         if "data.cache" in given:
-            given["data.cache"] = str(plain.train.reader.kept(()).place.parent / "cache")
+            given["data.cache"] = cache
         if values.get(f"data.{setting}") == "first":
             first = plain.train.ids[0]
             given[f"data.{setting}"] = [first] if setting == "exclude" else first
         for _ in range(2 if "data.cache" in given else 1):  # the second time from what the first one left
             assert changed(plain, seen(tiny_config(**here | given))), setting
-    for setting, value in (("depth", "raw"), ("split", "80_10_10_by_frame")):
-        config = tiny_config(**here | {f"data.{setting}": value})
-        if source in BOTH_DEPTHS:
-            assert not seen(config).same(plain), setting
-        else:
-            with pytest.raises(UserError, match=r"data\.depth and data\.split must be filled and official"):
-                open_training(config)
+    for setting, value in CODING.items():
+        given = here | {f"data.{setting}": value}
+        try:
+            bare = seen(tiny_config(**given))
+        except UserError as error:
+            assert f"data.{setting}" in str(error) or "none.txt" in str(error), setting
+            continue
+        assert seen(tiny_config(**given | {"data.cache": cache})).same(bare), setting  # not what plain has left there
 
 
 def fingerprint_or_refusal(data: DataConfig) -> dict[str, Any] | UserError:
