@@ -21,12 +21,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from study.compose import PREVIOUS_STAGE, Identity, Planned, compose, described, seed_of
+from study.compose import Identity, Planned, compose, described, published_stages, seed_of
 from study.config import Layers, Study, Within
 from study.contract import QUANTITIES, Arm, Claim, Expected
 from trainables.runtime.errors import UserError
-from trainables.settings.config import Count, Mark, NameOf, Section, TrialConfig, as_dict, mark_of
-from trainables.settings.recipe import recipe_stages, validate
+from trainables.settings.config import PREVIOUS_STAGE, Count, Mark, NameOf, Section, TrialConfig, as_dict, mark_of
+from trainables.settings.recipe import validate
 from trainables.settings.registry import METRICS, PROTOCOLS, STRUCTURE_METRICS
 from trainables.settings.yamlfile import nearest, read_yaml
 
@@ -168,10 +168,9 @@ def _side(study: Study, config: ClaimConfig, name: Literal["a", "b"], document: 
     many = isinstance(stages, list) and len(stages) > 1 and all(isinstance(stage, dict) for stage in stages)
     if stages is not None and not many:
         raise UserError(f"{document.where(f'{name}.stages')}: write two stages or more, each {{path: value}}")
-    try:
-        published = len(recipe_stages(str(recipe)))
-    except UserError as error:
-        raise UserError(f"{document.where(f'{name}.recipe' if own else 'recipe')}: {error}") from None
+    named = document.where(f"{name}.recipe" if own else "recipe")
+    place = named if own or config.recipe else study.document.where("claims.recipe")
+    published = len(published_stages(str(recipe), place))
     if many and published > 1:
         raise UserError(f"{document.where(f'{name}.stages')}: {recipe} has stages of its own; leave these out")
     inside = [(frozenset(keys), Within(document.name, {}, {}, part, document))

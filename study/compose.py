@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from study.config import Layers, Study, refuse_decided
+from trainables.runtime.errors import UserError
 from trainables.settings.config import TrialConfig
 from trainables.settings.recipe import merge, recipe_stages, validate
 from trainables.settings.registry import RELATIVE_PROTOCOL
@@ -15,7 +16,6 @@ from trainables.settings.yamlfile import Document
 
 # Each phase draws its seeds from its own range, so that a confirmation never repeats the search's luck.
 SEED_OFFSET = {"reproduce": 0, "claims": 1000, "search": 2000, "confirm": 3000}
-PREVIOUS_STAGE = "previous_stage"
 LONGEST_VALUE = 60
 Identity = tuple[str, int, int]  # group, seed, stage
 
@@ -46,7 +46,7 @@ def compose(
     """The trainings of a recipe, one per stage; `document` says where the overrides were written."""
     config = study.config
     result = []
-    for settings in recipe_stages(recipe):
+    for settings in published_stages(recipe, document.where("")):
         layers: list[tuple[frozenset[str], Document]] = []
         for layer, where in (
             ({"data": config.data}, study.within("")),
@@ -63,6 +63,14 @@ def compose(
             trial = validate(TrialConfig, settings | {"protocol": RELATIVE_PROTOCOL}, origin)
         result.append(trial)
     return result
+
+
+def published_stages(recipe: str, where: str) -> list[dict[str, Any]]:
+    """The settings of each stage of a recipe; raises UserError naming where a recipe that there is not was named."""
+    try:
+        return recipe_stages(recipe)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def seed_of(study: Study, phase: str, index: int) -> int:

@@ -247,7 +247,7 @@ class Layers(Document):
             for name in paths:
                 if path == name or path.startswith(f"{name}."):
                     return document.where(path)
-        return f"{self.name}: {path}"
+        return f"{self.name}: {path}" if path else self.name
 
 
 @dataclass(frozen=True)

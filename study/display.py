@@ -142,11 +142,13 @@ class Display:
 
 
 def duration(seconds: float) -> str:
-    """'2 h 05 min', '4 min', '12 s'."""
+    """'1,234 days', '2 h 05 min', '4 min', '12 s'."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes < 6000 else f"{minutes / 1440:,.0f} days"
 
 
 def _bar(entry: Entry, since: float, images: int, value: float | None, metric: str) -> str:

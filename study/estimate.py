@@ -6,18 +6,21 @@ memory from the maps that a step keeps: both good to a factor of about two. With
 
 from __future__ import annotations
 
-import os
+import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from study.config import Study
+from study.contract import PHASES
 from study.display import duration
+from study.ledger import Entry
 from study.plan import Plan
+from study.resources import here, share_of
 from trainables.runtime.errors import UserError
 from trainables.settings.config import TrialConfig
 
@@ -42,39 +45,46 @@ class Cost:
     measured: bool
 
 
-def show_plan(plan: Plan, *, measure: bool) -> dict[str, Any]:
-    """Print the phases' trainings and costs. Raises UserError where they cannot fit on this machine."""
+def show_plan(plan: Plan, *, measure: bool, begun: Mapping[str, Sequence[Entry]] | None = None) -> dict[str, Any]:
+    """Print the phases' trainings and costs. Raises UserError where they cannot fit on this machine.
+
+    begun: the trainings of a study that is resumed; what they have done is not counted.
+    """
     known: dict[str, Cost] = {}
     rows: list[dict[str, Any]] = []
     concurrency, workers = _concurrency(plan)
-    for phase, configs in _trainings(plan).items():
+    for phase, parts in _trainings(plan, begun or {}).items():
         costs = []
-        for config in configs:
+        for config, trainings, budgets in parts:
             key = config.model_copy(update={"seed": 0}).model_dump_json()
             if key not in known:
                 part = config.model_copy(update={"batch_size": config.batch_size // workers})  # of one of its processes
                 known[key] = _measured(part) if measure else _counted(part)
-            costs.append(known[key])
-        seconds = sum(c.seconds for c in costs) / concurrency / workers
+            costs.append((known[key], trainings, budgets))
+        seconds = sum(cost.seconds * budgets for cost, _, budgets in costs) / concurrency / workers
         rows.append(
             {
                 "phase": phase,
-                "trainings": len(configs),
-                "images": sum(c.budget_images for c in configs),
+                "trainings": sum(trainings for _, trainings, _ in parts),
+                "images": round(sum(config.budget_images * budgets for config, _, budgets in parts)),
                 "hours": round(seconds / 3600, 3),
                 "disk_gib": round(_disk(plan, phase, costs) / GIB, 3),
-                "memory_gib": round(max((c.memory_bytes for c in costs), default=0.0) / GIB, 2),
+                "memory_gib": round(max((cost.memory_bytes for cost, _, _ in costs), default=0.0) / GIB, 2),
             }
         )
     free = shutil.disk_usage(Path.cwd()).free
     running = concurrency * RUNNING_BYTES * max((c.parameters for c in known.values()), default=0) / GIB
     disk, memory = sum(r["disk_gib"] for r in rows) + running, max(r["memory_gib"] for r in rows)
+    ended = {phase: sum(e.outcome is not None for e in entries) for phase, entries in (begun or {}).items()}
+    if begun is not None:
+        print(f"{sum(ended.values())} trainings of {plan.study.config.name} have ended; this is left:")
     _print(plan, rows, concurrency, measure=measure)
     _refuse(plan.study, disk, free / GIB, memory, concurrency * workers)
     hours = sum(r["hours"] for r in rows)
     return {
         "study": plan.study.config.name,
         "phases": rows,
+        "ended": ended,
         "at_once": concurrency,
         "hours": hours,
         "measured": measure,
@@ -82,29 +92,32 @@ def show_plan(plan: Plan, *, measure: bool) -> dict[str, Any]:
     }
 
 
-def _trainings(plan: Plan) -> dict[str, list[TrialConfig]]:
-    """Each phase's settings; those of search and confirmation that are not known yet count as the recipe's own."""
-    base, counts = plan.search_base, plan.counts
-    unknown = [base] if base is not None else []
+def _trainings(plan: Plan, begun: Mapping[str, Sequence[Entry]]) -> dict[str, list[tuple[TrialConfig, int, float]]]:
+    """Each phase's settings with the number of trainings, and of whole budgets, that are left of them.
+
+    Those of search and confirmation that are not known yet count as the recipe's own.
+    """
     more = plan.study.config.confirm.images
-    longer = [c.model_copy(update={"budget_images": more}) for c in unknown] if more else unknown
-    return {
-        "reproduce": [p.config for p in plan.reproduce],
-        "claims": [p.config for p in plan.claims],
-        "search": unknown * counts["search"],
-        "confirm": longer * counts["confirm"],
-    }
+    parts: dict[str, list[tuple[TrialConfig, int, float]]] = {}
+    for phase, planned in (("reproduce", plan.reproduce), ("claims", plan.claims)):
+        known = {entry.identity for entry in begun.get(phase, ())}
+        parts[phase] = [(p.config, 1, 1.0) for p in planned if p.identity not in known]
+    for phase in ("search", "confirm"):
+        new = max(plan.counts[phase] - len(begun.get(phase, ())), 0)
+        if plan.search_base is not None and new:
+            longer = {"budget_images": more} if more and phase == "confirm" else {}
+            parts[phase] = [(plan.search_base.model_copy(update=longer), new, float(new))]
+    for phase, entries in begun.items():
+        running = [entry for entry in entries if entry.outcome is None]
+        rest = [(e.training(), 1, 1 - max(e.history, default=0) / e.budget_images) for e in running]
+        parts[phase] = [*parts.get(phase, []), *rest]
+    return {phase: parts.get(phase, []) for phase in PHASES}
 
 
 def _concurrency(plan: Plan) -> tuple[int, int]:
-    """Trainings at once, and the processes of each."""
-    import torch
-
-    from study.resources import share_of
-
-    here = [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
-    share = share_of(plan, here)
-    return share.fits(here), share.workers
+    """Trainings at once on this machine, and the processes of each."""
+    share = share_of(plan, here())
+    return share.fits(here()), share.workers
 
 
 def _counted(config: TrialConfig) -> Cost:
@@ -164,11 +177,13 @@ def _trace(config: TrialConfig) -> float:
     return config.budget_images * TRACE_BYTES if config.trace else 0.0
 
 
-def _disk(plan: Plan, phase: str, costs: list[Cost]) -> float:
+def _disk(plan: Plan, phase: str, costs: Sequence[tuple[Cost, int, float]]) -> float:
     """What a phase leaves on the disk: every trace, the checkpoints that are kept."""
-    best = max(1, plan.study.config.confirm.top) if phase == "search" else len(costs)
-    kept = sorted((c.parameters * KEPT_BYTES for c in costs), reverse=True)[:best]
-    return sum(kept) + sum(c.trace_bytes for c in costs)
+    kept, room = 0.0, max(1, plan.study.config.confirm.top) if phase == "search" else math.inf
+    for cost, trainings, _ in sorted(costs, key=lambda one: one[0].parameters, reverse=True):
+        kept += min(room, trainings) * cost.parameters * KEPT_BYTES
+        room -= min(room, trainings)
+    return kept + sum(cost.trace_bytes * budgets for cost, _, budgets in costs)
 
 
 def _matrix_rate(config: TrialConfig) -> float:
@@ -195,12 +210,9 @@ def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
 
 def _print(plan: Plan, rows: list[dict[str, Any]], concurrency: int, *, measure: bool) -> None:
     print(f"{plan.study.config.name}: {concurrency} training{'s' if concurrency > 1 else ''} at once")
-    print(f"{'phase':<10}{'trainings':>10}{'images':>12}{'time':>18}{'disk GiB':>10}{'memory GiB each':>17}")
-    for r in rows:
-        if r["trainings"]:
-            took = duration(r["hours"] * 3600)
-            cells = f"{r['trainings']:>10}{r['images']:>12,}{took:>18}{r['disk_gib']:>10.2f}{r['memory_gib']:>17.2f}"
-            print(f"{r['phase']:<10}{cells}")
+    print(table(rows))
+    for line in _limits(plan, rows):
+        print(f"  {line}")
     total = duration(sum(r["hours"] for r in rows) * 3600)
     how = "measured" if measure else "estimated, good to a factor of about two; --measure times a few steps"
     print(f"{total} in all ({how}; pruning shortens it)")
@@ -209,6 +221,30 @@ def _print(plan: Plan, rows: list[dict[str, Any]], concurrency: int, *, measure:
     for claim in plan.stated:
         how = f"{len(claim.seeds)} pairs" if claim.untestable is None else f"not testable here: {claim.untestable}"
         print(f"  claim {claim.id}: {claim.a.name} against {claim.b.name}, {how}")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The phases' costs; columns are as wide as what stands in them."""
+    lines = [["phase", "trainings", "images", "time", "disk GiB", "memory GiB each"]]
+    for r in rows:
+        if r["trainings"]:
+            numbers = [f"{r['trainings']:,}", f"{r['images']:,}", duration(r["hours"] * 3600)]
+            lines.append([r["phase"], *numbers, f"{r['disk_gib']:,.2f}", f"{r['memory_gib']:,.2f}"])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    shown = []
+    for first, *others in lines:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        shown.append("  ".join([first.ljust(widths[0]), *cells]))
+    return "\n".join(shown)
+
+
+def _limits(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Limits that end the study before all of its trainings, as far as they can be told."""
+    whole = {"images": sum(r["images"] for r in rows), "hours": sum(r["hours"] for r in rows)}
+    for name, amount in whole.items():
+        limit = getattr(plan.study.config.budget, name)
+        if limit is not None and amount > limit:
+            yield f"budget.{name} is {limit:,g} and these take {amount:,.4g}: it ends the study before them all"
 
 
 def _range(dimension: Any) -> str:

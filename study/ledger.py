@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from study.compose import Identity, Planned
 from study.contract import DEVICE_SECONDS, OPTUNA_STATE, PHASES, Attr, Judge, Layout, Outcome, trial_key
 from study.space import Dimension, label
-from study.store import Store
+from study.store import Store, damage, damaged, readable, reader
 from trainables.runtime.errors import UserError
 from trainables.settings.config import TrialConfig, as_dict, stored_config
 
@@ -75,7 +75,7 @@ class Entry:
 
     def training(self) -> TrialConfig:
         """Its settings, validated again."""
-        return stored_config(json.dumps(self.config))
+        return stored_config(json.dumps(self.config), f"{self.key} of the ledger")
 
 
 def read_entry(phase: str, frozen: FrozenTrial, judge: Judge) -> Entry:
@@ -229,6 +229,34 @@ class Ledger:
         judged = {self.judge.metric: entry.value}
         alone = len(self.store.studies[entry.phase].directions) == 1
         return judged if alone else judged | {DEVICE_SECONDS: entry.summary.get(DEVICE_SECONDS)}
+
+
+def read_ledger(layout: Layout, url: str | None, judge: Judge) -> tuple[dict[str, Any], dict[str, list[Entry]]]:
+    """Attributes and entries of a study that has begun, for a reader; nothing is written. Empty where there are none.
+
+    Raises UserError for a damaged sqlite file.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if url is None and not layout.ledger.exists():
+        return {}, {}
+    problem = damage(layout.ledger) if url is None else None
+    if problem is not None:
+        raise damaged(layout, problem)
+    with readable(layout):
+        storage = reader(layout.ledger) if url is None else optuna.storages.RDBStorage(url, skip_table_creation=True)
+        studies = {one.study_name: one for one in storage.get_all_studies()}
+        attributes: dict[str, Any] = {}
+        entries: dict[str, list[Entry]] = {}
+        for phase in PHASES:
+            name = f"{layout.name}/{phase}"
+            if name in studies:
+                attributes |= studies[name].user_attrs
+                trials = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+                entries[phase] = [read_entry(phase, trial, judge) for trial in trials]
+        storage.remove_session()
+    return attributes, entries
 
 
 class Pruning:

@@ -7,22 +7,51 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 from study.config import Study, StudyConfig
-from study.contract import Claim, StudyAttr, claims_hash, judge_hash
+from study.contract import PHASES, Claim, StudyAttr, claims_hash, judge_hash
 from study.plan import Plan
+from study.resources import here, share_of
 from study.store import Store
 from trainables.runtime.errors import UserError
-from trainables.settings.config import DataConfig, Mark, flatten, mark_of
+from trainables.settings.config import DataConfig, Mark, TrialConfig, flatten, mark_of
 from trainables.settings.recipe import recipe_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "timm", "kornia", "safetensors")
+
+
+def refuse(plan: Plan) -> None:
+    """Raise UserError for what this machine lacks where it trains: CPUs, GPUs, a place for the cache."""
+    from trainables.data.cache import check_place
+
+    study = plan.study
+    if study.config.resources.address is not None:
+        return  # that is the cluster's to say
+    share_of(plan, here())
+    for config in (*plan.configs, *plan.tried):
+        if config.device == "cuda" and not here()[0]["GPU"]:
+            raise UserError(f"{study.document.where('trial.device')}: cuda, and there is no GPU here; use auto")
+        check_place(config.data)
+
+
+def check_data(plan: Plan) -> None:
+    """Raise UserError for data that a training could not be given; nothing is rendered or written."""
+    from trainables.data import dataset
+
+    for config in _distinct((*plan.configs, *plan.tried)):
+        dataset.check_data(config)
+
+
+def _distinct(configs: Iterable[TrialConfig]) -> list[TrialConfig]:
+    """One training of each choice of data."""
+    same = {"workers": 0, "cache": None, "cache_gb": None}  # whatever these are, the data are the same
+    return list({config.data.model_copy(update=same).model_dump_json(): config for config in configs}.values())
 
 
 def prepare(plan: Plan) -> dict[str, Any]:
@@ -48,6 +77,9 @@ def prepare(plan: Plan) -> dict[str, Any]:
             if prints not in own:
                 found[f"{config.recipe}, {len(own) + 1}" if own else config.recipe] = prints
         seen.append(config.data)
+    for config in _distinct(plan.tried):
+        prepare_data(config.data)
+        open_training(config)
     return found
 
 
@@ -81,7 +113,7 @@ def record(store: Store, plan: Plan, data: Mapping[str, Any], now: Mapping[str, 
     study = plan.study
     judge = study.config.judge.model_dump(mode="json")
     before = store.attribute(StudyAttr.STUDY)
-    if before is None:
+    if before is None or not any(store.frozen(phase) for phase in PHASES):  # a start that was refused left it
         store.set_attributes(
             {
                 StudyAttr.STUDY: study.resolved,
@@ -94,9 +126,9 @@ def record(store: Store, plan: Plan, data: Mapping[str, Any], now: Mapping[str, 
             }
         )
         return []
-    _take_earlier(store, plan, before)
-    notes = [f"{path} is {new!r} now, was {old!r}" for path, old, new in _changes(study, before)]
-    notes += _testable(study, [Claim.of(value) for value in store.attribute(StudyAttr.CLAIMS) or ()], plan.stated)
+    notes = compare(plan, before, store.attribute(StudyAttr.CLAIMS))
+    if "ablate" in before:
+        store.set_attributes({StudyAttr.CLAIMS_HASH: claims_hash(())})
     for name, old in (store.attribute(StudyAttr.DATA) or {}).items():
         if name in data and data[name] != old:
             raise UserError(
@@ -125,17 +157,22 @@ def record(store: Store, plan: Plan, data: Mapping[str, Any], now: Mapping[str, 
     return notes + moved
 
 
-def _take_earlier(store: Store, plan: Plan, before: dict[str, Any]) -> None:
+def compare(plan: Plan, before: Mapping[str, Any], claims: Any) -> list[str]:
+    """Sentences about allowed changes of settings and claims since a study began; raises UserError for others."""
+    known = _earlier(plan, before)
+    notes = [f"{path} is {new!r} now, was {old!r}" for path, old, new in _changes(plan.study, known)]
+    return notes + _testable(plan.study, [Claim.of(value) for value in claims or ()], plan.stated)
+
+
+def _earlier(plan: Plan, before: Mapping[str, Any]) -> dict[str, Any]:
     """Refuse a study that was begun when paired trainings were the phase `ablate`; without any it continues."""
-    if "ablate" not in before:
-        return
-    if before.pop("ablate")["settings"]:
+    known = dict(before)
+    if known.pop("ablate", {}).get("settings"):
         raise UserError(
-            f"{store.layout.root}: this study was begun with the phase ablate, which is claims now; finish it with "
-            "the version that began it, or give the study another name"
+            f"{plan.study.config.name}: this study was begun with the phase ablate, which is claims now; finish it "
+            "with the version that began it, or give the study another name"
         )
-    before["claims"] = plan.study.resolved["claims"] | {"test": []}
-    store.set_attributes({StudyAttr.CLAIMS_HASH: claims_hash(())})
+    return known | {"claims": plan.study.resolved["claims"] | {"test": []}} if "ablate" in before else known
 
 
 def _testable(study: Study, before: Sequence[Claim], now: Sequence[Claim]) -> list[str]:

@@ -4,15 +4,17 @@ A sampler is made anew for each trial, seeded from (study's seed, trial's number
 holds the ledger's trials: number and history alone decide what is tried next, so a resumed search proposes as if
 undisturbed, and nothing is written before the whole trial is known.
 
+No training is proposed twice: a draw that the caller refuses (it has been trained, or cannot be) is drawn again from
+another seed, and where every value can be counted, what is left is tried in order. A search that has nothing left ends.
+
 Warm start: complete trials of an earlier study's search, for the sampler of another (`search.warm_start`).
 """
 
 from __future__ import annotations
 
 import math
-import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +23,7 @@ import numpy as np
 from study.config import SAMPLERS, SearchConfig, Study
 from study.contract import RESULTS, Layout, StudyAttr
 from study.space import STARTUP_TRIALS, Dimension
-from study.store import damage
+from study.store import damage, reader
 from trainables.runtime.errors import UserError
 from trainables.settings.config import listed
 from trainables.settings.registry import bind
@@ -29,6 +31,10 @@ from trainables.settings.registry import bind
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial, Trial
+
+REDRAWS = 20  # of a sampler, where what it draws is not wanted
+CHANCES = 200  # random draws after these, in a space whose values cannot be counted
+ANOTHER_SEED = 1_000_003
 
 
 def propose(
@@ -40,16 +46,39 @@ def propose(
     *,
     seed: int,
     directions: Sequence[Literal["minimize", "maximize"]],
+    wanted: Callable[[Mapping[str, Any]], bool] = lambda settings: True,
 ) -> dict[str, Any] | None:
-    """The settings {path: value} of trial number len(history); None when a grid is exhausted.
+    """The settings {path: value} of trial number len(history); None when nothing is left that is `wanted`.
 
     The first is the recipe's own setting ({}), then come `search.first`, then the sampler, which knows `earlier`, too.
     """
     number = len(history)
     if number <= len(search.first):
         return {} if number == 0 else dict(search.first[number - 1])
-    index = number - len(search.first) - 1
-    return DRAW[search.sampler](Asked(dimensions, base, history, earlier, index, seed, directions))
+    asked = Asked(dimensions, base, history, earlier, number - len(search.first) - 1, seed, directions)
+    for attempt in range(REDRAWS):
+        drawn = DRAW[search.sampler](replace(asked, seed=seed + attempt * ANOTHER_SEED))
+        if drawn is None:
+            break
+        if wanted(drawn):
+            return drawn
+    if all(d.values() is not None for d in dimensions):
+        return next(filter(wanted, points(dimensions, base)), None)
+    chances = (_random(replace(asked, seed=seed + attempt * ANOTHER_SEED)) for attempt in range(CHANCES))
+    return next(filter(wanted, chances), None)
+
+
+def points(dimensions: Sequence[Dimension], base: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every combination of the dimensions' values, the last one's changing fastest; without what is not active."""
+    if not dimensions:
+        yield {}
+        return
+    dimension, *rest = dimensions
+    for value in (dimension.values() or ()) if dimension.active(base) else ():
+        for others in points(rest, {**base, dimension.path: value}):
+            yield {dimension.path: value} | others
+    if not dimension.active(base):
+        yield from points(rest, base)
 
 
 @dataclass(frozen=True)
@@ -88,12 +117,8 @@ def _at(asked: Asked, units: Sequence[float]) -> dict[str, Any]:
     return kept
 
 
-def _grid(asked: Asked) -> dict[str, Any] | None:
-    result, index = {}, asked.index
-    for dimension in reversed(asked.dimensions):
-        index, place = divmod(index, len(dimension.choices))
-        result[dimension.path] = dimension.choices[place]
-    return result if index == 0 else None
+def _grid(asked: Asked) -> None:
+    """Nothing is drawn: `propose` takes the points in their order."""
 
 
 def _tpe(asked: Asked) -> dict[str, Any]:
@@ -194,8 +219,7 @@ def _read(ledger: Path, where: str) -> tuple[Any, list[FrozenTrial]]:
     problem = damage(ledger)
     try:
         if problem is None:
-            address = f"sqlite:///file:{urllib.parse.quote(str(ledger.resolve()))}?mode=ro&uri=true"
-            storage = optuna.storages.RDBStorage(address, skip_table_creation=True)
+            storage = reader(ledger)
             found = next((s for s in storage.get_all_studies() if s.study_name.endswith("/search")), None)
             trials = [] if found is None else storage.get_all_trials(storage.get_study_id_from_name(found.study_name))
             return found, trials

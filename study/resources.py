@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,13 @@ def share_on(plan: Plan, *, growing: bool) -> Share:
                 print(f"{error}; waiting {NODES_S:.0f} s for others to join")
         said = True
         time.sleep(LOOK_S)
+
+
+def here() -> Nodes:
+    """CPUs and GPUs of this machine."""
+    import torch
+
+    return [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
 
 
 def _nodes() -> Nodes:

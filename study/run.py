@@ -60,19 +60,53 @@ def _command(args: argparse.Namespace, worker: type | None) -> Any:
     layout = Layout(RESULTS / study.config.name)
     if args.sync:
         return _sync(study, layout)
-    if (layout.ledger.exists() or layout.trials.exists()) and not args.resume and not args.plan:
+    holds = _holds(study, layout)
+    if holds and not args.resume and not args.plan:
         raise UserError(f"{layout.root} holds this study already; continue with --resume, or give it another name")
     began = time.monotonic()
+    from study import preflight
     from study.plan import make_plan
 
     plan = make_plan(study)
+    preflight.refuse(plan)
     if args.plan:
-        from study.estimate import show_plan
-
-        return show_plan(plan, measure=args.measure)
+        return _plan(plan, layout if holds else None, args)
     from study.notify import noticed
 
     return noticed(study.config.notify, study.config.name, lambda: _run(plan, layout, worker, began))
+
+
+def _holds(study: Study, layout: Layout) -> bool:
+    """Whether a study has begun there: of a start that was refused, a ledger without trainings may be left."""
+    if layout.trials.is_dir() and any(layout.trials.iterdir()):
+        return True
+    if not layout.ledger.exists():
+        return False
+    from study.ledger import read_ledger
+
+    return any(read_ledger(layout, None, study.judge)[1].values())
+
+
+def _plan(plan: Plan, begun: Layout | None, args: argparse.Namespace) -> Any:
+    """Print the plan. begun: where the study has begun; with --resume what it has done is not counted."""
+    from study import preflight
+    from study.contract import StudyAttr
+    from study.estimate import show_plan
+    from study.ledger import read_ledger
+
+    preflight.check_data(plan)
+    if begun is None:
+        return show_plan(plan, measure=args.measure)
+    if not args.resume:
+        document = show_plan(plan, measure=args.measure)
+        print(f"{begun.root} holds this study already: --resume continues it, and --plan --resume says what is left")
+        return document
+    with _answering(plan.study.config.ledger):
+        attributes, entries = read_ledger(begun, plan.study.config.ledger, plan.study.judge)
+    if StudyAttr.STUDY in attributes:
+        for note in preflight.compare(plan, attributes[StudyAttr.STUDY], attributes.get(StudyAttr.CLAIMS)):
+            print(f"changed since the study began: {note}")
+    return show_plan(plan, measure=args.measure, begun=entries)
 
 
 def _run(plan: Plan, layout: Layout, worker: type | None, began: float) -> Any:
@@ -187,6 +221,9 @@ def _end(session: Session, ledger: Ledger, timings: dict[str, float], display: A
     if session.schedule.spent:
         document["spent"] = session.schedule.spent
         display.say(f"{session.schedule.spent}: nothing more was begun; raise it and continue with --resume")
+    if session.schedule.exhausted:
+        tried = len(ledger.entries["search"])
+        display.say(f"the search ended after {tried} trials: no other settings are left that it could try")
     session.stop.withdraw()
     display.say(display.summary())
     if session.stop.asked:

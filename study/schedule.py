@@ -7,23 +7,23 @@ settings. Then the planned ones of reproduction and claims, the search's proposa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from study.compose import Planned, seed_of
 from study.config import BudgetConfig
 from study.contract import Outcome, StudyAttr, confirm_group, trial_key
 from study.endings import Endings, pruned
 from study.ledger import Entry, Ledger, Pruning
-from study.plan import Plan
+from study.plan import Plan, trained
 from study.propose import propose
 from study.space import fits
 from trainables.message import Message
-from trainables.settings.config import flat
+from trainables.settings.config import as_dict, flat
 
-REDRAWS = 20  # settings that ran out of memory are drawn again, at most so often
 DISK_EVERY_S = 30.0  # between two looks at the results folder
 GIB = 2**30
 
@@ -36,7 +36,8 @@ class Schedule:
     ) -> None:
         self.plan, self.ledger, self.pruning, self.endings, self.budget = plan, ledger, pruning, endings, budget
         self.spent: str | None = None  # the limit of the budget that was reached
-        self.exhausted = False  # a grid with fewer points than trials
+        self.exhausted = False  # no settings are left to try
+        self.trained = {trained(entry.config) for entry in ledger.entries["search"]}
         self.again = [entry for entry in ledger.everything() if entry.outcome is None]
         confirmed = len(ledger.entries["confirm"])  # perhaps of others than will be the best: no fewer may stand there
         ledger.store.set_planned(plan.counts | {"confirm": plan.counts["confirm"] + confirmed})
@@ -96,23 +97,34 @@ class Schedule:
 
     def _search(self) -> Entry | None:
         """Enter the next trial of the search, or nothing when there is none left."""
-        plan, search = self.plan, self.plan.study.config.search
+        plan, entries = self.plan, self.ledger.entries["search"]
         history = self.ledger.store.frozen("search")
-        if len(history) >= search.trials or plan.search_base is None or self.exhausted:
+        if len(history) >= plan.counts["search"] or plan.search_base is None or self.exhausted:
             return None
-        base = flat(plan.search_base)
-        starved = {e.batch_size for e in self.ledger.entries["search"] if e.outcome is Outcome.OUT_OF_MEMORY}
-        config, directions = plan.search_base, self.ledger.store.directions
-        for redraw in range(REDRAWS):
-            seed = plan.study.config.seed + redraw * 1_000_003
-            settings = propose(search, plan.dimensions, base, history, plan.earlier, seed=seed, directions=directions)
-            if settings is None:
-                self.exhausted = True
-                self.ledger.store.set_planned({"search": len(history)})
-                return None
-            config = plan.trial(settings)
-            if config.batch_size not in starved or len(history) <= len(search.first):
-                break
+        ran_out = [entry.training() for entry in entries if entry.outcome is Outcome.OUT_OF_MEMORY]
+
+        def wanted(settings: Mapping[str, Any]) -> bool:
+            config = plan.trainable(settings)
+            if config is None or trained(as_dict(config)) in self.trained:
+                return False
+            return not plan.starved(config, ran_out)
+
+        settings = propose(
+            plan.study.config.search,
+            plan.dimensions,
+            flat(plan.search_base),
+            history,
+            plan.earlier,
+            seed=plan.study.config.seed,
+            directions=self.ledger.store.directions,
+            wanted=wanted,
+        )
+        if settings is None:
+            self.exhausted = True
+            self.ledger.store.set_planned({"search": len(history)})
+            return None
+        config = plan.trial(settings)
+        self.trained.add(trained(as_dict(config)))
         planned = Planned("search", trial_key("search", len(history)), config, None)
         return self.ledger.add(planned, plan.dimensions, fits(plan.dimensions, flat(config)))
 
@@ -127,23 +139,31 @@ class Schedule:
         """
         config, ledger = self.plan.study.config.confirm, self.ledger
         searched, there = ledger.entries["search"], ledger.entered["confirm"]
-        ended = self.exhausted or len(searched) >= self.plan.study.config.search.trials
+        ended = self.exhausted or len(searched) >= self.plan.counts["search"]
         if config.top == 0 or not ended or any(e.outcome is None for e in searched):
             return []
         by_key, wanted = {e.key: e for e in searched}, []
-        for row in ledger.judge.rank(ledger.rows("search"))[: config.top]:
-            own = by_key[str(row["key"])].training()
+        for key in self._best(config.top, by_key):
+            own = by_key[key].training()
             more = None if config.images == own.budget_images else config.images
             for index in range(config.seeds):
                 update = {
                     "seed": seed_of(self.plan.study, "confirm", index),
                     "budget_images": more or own.budget_images,
                 }
-                group, training = confirm_group(str(row["key"]), more), own.model_copy(update=update)
-                wanted.append(Planned("confirm", group, training, row["key"]))
+                group, training = confirm_group(key, more), own.model_copy(update=update)
+                wanted.append(Planned("confirm", group, training, key))
         missing = [planned for planned in wanted if planned.identity not in there]
         ledger.store.set_planned({"confirm": len(there) + len(missing)})
         return missing
+
+    def _best(self, count: int, by_key: Mapping[str, Entry]) -> list[str]:
+        """The keys of the best trials, each of another training: a ledger of an earlier version may hold one twice."""
+        best: dict[str, str] = {}
+        for row in self.ledger.judge.rank(self.ledger.rows("search")):
+            key = str(row["key"])
+            best.setdefault(trained(by_key[key].config), key)
+        return list(best.values())[:count]
 
 
 def limits(budget: BudgetConfig, ledger: Ledger, device_share: float) -> Callable[[], str | None]:

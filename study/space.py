@@ -12,7 +12,7 @@ from study.compose import compose
 from study.config import PRUNERS, SAMPLERS, Study
 from study.contract import DEVICE_SECONDS
 from trainables.runtime.errors import UserError
-from trainables.settings.config import Mark, TrialConfig, flat, mark_of
+from trainables.settings.config import Mark, TrialConfig, flat, listed_values, mark_of
 from trainables.settings.registry import LOSS_TERMS, bind
 from trainables.settings.yamlfile import Document, nearest
 
@@ -68,18 +68,30 @@ class Dimension:
     def holds(self, value: Any) -> bool:
         """Whether a setting lies within the dimension."""
         if self.choices:
-            return any(
-                label(c) == label(value) and isinstance(c, bool) == isinstance(value, bool) for c in self.choices
-            )
+            return _among(value, self.choices)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return number and self.low is not None and self.high is not None and self.low <= value <= self.high
+        if not number or self.low is None or self.high is None or (self.integer and value % 1 != 0):
+            return False
+        return bool(self.low <= value <= self.high)
+
+    def values(self) -> Sequence[Any] | None:
+        """All its values; None where they are a continuous range."""
+        if self.choices:
+            return self.choices
+        assert self.low is not None and self.high is not None
+        return range(int(self.low), int(self.high) + 1) if self.integer else None
 
     def active(self, settings: Mapping[str, Any]) -> bool:
         """Whether the dimension exists under these settings (flat paths)."""
-        return all(settings[path] in allowed for path, allowed in self.when)
+        return all(_among(settings[path], allowed) for path, allowed in self.when)
 
     def _number(self, value: Any) -> Any:
         return round(value) if self.integer else float(value)
+
+
+def _among(value: Any, allowed: Sequence[Any]) -> bool:
+    """Whether a value is one of those; true is not 1."""
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed)
 
 
 def label(choice: Any) -> Any:
@@ -108,7 +120,9 @@ def read_space(study: Study, base: Mapping[str, Any]) -> list[Dimension]:
     for dimension in ordered.values():
         _reachable(study, dimension, ordered, base)
     _combinations(study, list(ordered.values()))
+    _counts(study)
     _objectives(study)
+    _pruner(study, base["budget_images"])
     _extended(study, base["budget_images"])
     return list(ordered.values())
 
@@ -164,6 +178,9 @@ def _range(given: Mapping[str, Any], path: str, within: Document, when: Any, *, 
                 f"{within.where(name)} is missing; write {{low: ..., high: ..., scale: linear | log}} or choices"
             )
     low, high, scale = given["low"], given["high"], given["scale"]
+    if values := listed_values(TrialConfig, path):
+        listed = ", ".join("null" if value is None else str(value) for value in values)
+        raise UserError(f"{within.where('')}: {path} takes {listed} alone; write choices: [{listed}]")
     if scale not in ("linear", "log"):
         raise UserError(f"{within.where('scale')}: write linear or log, not {scale!r}")
     for name, bound in (("low", low), ("high", high)):
@@ -209,13 +226,18 @@ def _reachable(
         where = study.document.where(f"search.space.{dimension.path}.when.{name}")
         if name in dimensions:
             for value in allowed:
+                if dimensions[name].values() is None:
+                    raise UserError(
+                        f"{where}: {name} is searched over a continuous range, in which no trial has exactly "
+                        f"{json.dumps(value)}; search {name} among choices, or {dimension.path} without `when`"
+                    )
                 if not dimensions[name].holds(value):
                     near = nearest(str(value), map(str, dimensions[name].choices))
                     raise UserError(
                         f"{where}: {name} is never {json.dumps(value)} in this search{near}; write values that "
                         f"search.space.{name} has"
                     )
-        elif base[name] not in allowed:
+        elif not _among(base[name], allowed):
             words = " or ".join(json.dumps(value) for value in allowed)
             raise UserError(
                 f"{where}: {dimension.path} is never searched, because {name} is {json.dumps(base[name])} in every "
@@ -235,8 +257,18 @@ def _combinations(study: Study, dimensions: Sequence[Dimension]) -> None:
         raise UserError(
             f"{where}: {search.sampler} cannot search {conditional[0]}, which has `when`; use tpe or random"
         )
-    if search.trials > 1 and not dimensions:
+    if search.trials > 1 + len(search.first) and not dimensions:
         raise UserError(f"{study.document.where('search.space')} is empty, so every trial would be the same; add one")
+
+
+def _counts(study: Study) -> None:
+    """Settings to try are not more than the trials."""
+    search, where = study.config.search, study.document.where("search.first")
+    if len(search.first) >= search.trials:
+        raise UserError(
+            f"{where}: {len(search.first)} settings come after the recipe's own, and search.trials is {search.trials}; "
+            f"raise it to {len(search.first) + 1} or more"
+        )
 
 
 def _objectives(study: Study) -> None:
@@ -254,6 +286,24 @@ def _objectives(study: Study) -> None:
             f"{where('search.pruner.kind')}: {search.pruner.kind} cannot weigh two objectives; use none, or "
             "search.objectives: null"
         )
+
+
+def least_images(study: Study, budget_images: int) -> int:
+    """Images before which no trial is stopped early."""
+    pruner = study.config.search.pruner
+    return pruner.min_images or max(budget_images // pruner.reduction**2, 1)
+
+
+def _pruner(study: Study, budget_images: int) -> None:
+    """A pruner has images to look at before the end."""
+    search, where = study.config.search, study.document.where("search.pruner.min_images")
+    searched = any("budget_images" in settings for settings in (search.space, *search.first))
+    if search.pruner.kind == "none" or searched or (least := least_images(study, budget_images)) < budget_images:
+        return
+    raise UserError(
+        f"{where}: trials end at budget_images, {budget_images}, so none would be stopped early after {least}; lower "
+        "it, or write search.pruner.kind: none"
+    )
 
 
 def _extended(study: Study, budget_images: int) -> None:
@@ -280,9 +330,7 @@ def make_pruner(study: Study) -> BasePruner | None:
     if search.trials == 0:
         return None
     budget = compose(study, search.recipe, {}, study.within("search"), 0)[0].budget_images
-    reduction = search.pruner.reduction
-    least = search.pruner.min_images or max(budget // reduction**2, 1)
-    return PRUNER[search.pruner.kind](least, budget, reduction)
+    return PRUNER[search.pruner.kind](least_images(study, budget), budget, search.pruner.reduction)
 
 
 def _successive_halving(least: int, budget: int, reduction: int) -> BasePruner:

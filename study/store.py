@@ -53,18 +53,30 @@ class Store:
             engine_kwargs={} if url else {"connect_args": {"timeout": BUSY_S}},
         )
         self.studies: dict[str, optuna.Study] = {
-            phase: optuna.create_study(
+            phase: self._study(phase, self.directions if phase == "search" else [direction]) for phase in PHASES
+        }
+        if objectives:
+            _name_objectives(self.studies["search"], objectives)
+
+    def _study(self, phase: str, directions: list[Direction]) -> optuna.Study:
+        """Optuna's study of a phase; one without trials, of a start that was refused, is made anew where it differs."""
+        import optuna
+
+        def made() -> optuna.Study:
+            return optuna.create_study(
                 storage=self.storage,
-                study_name=f"{layout.name}/{phase}",
-                directions=self.directions if phase == "search" else [direction],
+                study_name=f"{self.layout.name}/{phase}",
+                directions=directions,
                 sampler=optuna.samplers.RandomSampler(),
                 pruner=optuna.pruners.NopPruner(),  # see study.ledger.Pruning
                 load_if_exists=True,
             )
-            for phase in PHASES
-        }
-        if objectives:
-            _name_objectives(self.studies["search"], objectives)
+
+        study = made()
+        if [one.name.lower() for one in study.directions] == directions or study.get_trials(deepcopy=False):
+            return study
+        optuna.delete_study(study_name=study.study_name, storage=self.storage)
+        return made()
 
     def frozen(self, phase: str) -> list[FrozenTrial]:
         """Optuna's own view of a phase's trials, in order; not to be changed."""
@@ -211,6 +223,14 @@ def damage(path: Path, mode: str = "ro") -> str | None:
     if found != "ok":
         return " ".join(str(found).split())  # SQLite writes a line for each thing it finds
     return None if tables else EMPTY
+
+
+def reader(path: Path) -> optuna.storages.RDBStorage:
+    """Optuna's storage of a sqlite file that nothing is written to."""
+    import optuna
+
+    address = f"sqlite:///file:{quote(str(path.resolve()))}?mode=ro&uri=true"
+    return optuna.storages.RDBStorage(address, skip_table_creation=True)
 
 
 @contextmanager

@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 def _train(args: argparse.Namespace) -> Any:
     from trainables.data.dataset import prepare_data
     from trainables.settings.assignments import parse_assignments
+    from trainables.settings.config import PREVIOUS_STAGE
     from trainables.settings.recipe import load_recipe
     from trainables.training.trainer import iter_fit
 
@@ -50,7 +51,7 @@ def _train(args: argparse.Namespace) -> Any:
     results: list[dict[str, Any]] = []
     previous: Path | None = None
     for config, folder in zip(stages, folders, strict=True):
-        if config.start_from == "previous_stage" and previous is not None:
+        if config.start_from == PREVIOUS_STAGE and previous is not None:
             config = config.model_copy(update={"start_from": str(previous / "checkpoints" / "best")})
         prepare_data(config.data)
         try:

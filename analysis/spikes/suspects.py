@@ -23,7 +23,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import ValidationError
 
 from analysis.page.pictures import Row, depth_rows
 from analysis.page.section import Figure, number
@@ -245,12 +244,9 @@ def training_frames(tables: StudyTables, keys: Iterable[str]) -> tuple[FrameList
         if not path.exists():
             continue
         try:
-            config = stored_config(path.read_bytes())
-        except ValidationError as error:
-            what = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors()[:3])
-            tables.notes.append(
-                f"{path.parent.name}: config.json is of another version ({what}); frames are not shown."
-            )
+            config = stored_config(path.read_bytes(), f"{path.parent.name}: config.json")
+        except UserError as error:
+            tables.notes.append(f"The frames of suspect samples are not shown: {error}.")
             return None
         if config.data.pairing != "matched" or config.data.overfit is not None:
             continue

@@ -221,7 +221,11 @@ def test_claims_are_hashed_before_trial_1_and_a_changed_one_is_refused(
     layout = Layout(tmp_path / "results" / "tiny")
     layout.root.mkdir(parents=True)
     ledger = Ledger(layout, None, plan.study.judge)
-    assert preflight.record(ledger.store, plan, {}, {}) == []
+    other = claims_of(tmp_path, text.replace("seeds: 2", "seeds: 3"))
+    assert preflight.record(ledger.store, other, {}, {}) == []
+    plan = claims_of(tmp_path, text)
+    assert preflight.record(ledger.store, plan, {}, {}) == []  # nothing has been trained: it is written down anew
+    ledger.add(plan.claims[0], (), {})
     stated = ledger.store.attribute(StudyAttr.CLAIMS)
     assert [Claim.of(value) for value in stated] == list(plan.stated)
     assert ledger.store.attribute(StudyAttr.CLAIMS_HASH) == claims_hash(plan.stated)

@@ -163,6 +163,26 @@ def test_every_name_in_a_recipe_is_known(name: str) -> None:
             "when: {loss.gradient: [0.0]}", "when: {loss.normal: [0.0]}",
             "study.yaml:15: search.space.loss.sobel.when: the recipe has no loss.normal",
         ),
+        (
+            "when: {loss.gradient: [0.0]}", "when: {optim.lr: [0.001]}",
+            "study.yaml:15: search.space.loss.sobel.when.optim.lr: optim.lr is searched over a continuous range, in "
+            "which no trial has exactly 0.001",
+        ),
+        (
+            "when: {loss.gradient: [0.0]}", "when: {batch_size: [2.5]}",
+            "study.yaml:15: search.space.loss.sobel.when.batch_size: batch_size is never 2.5 in this search",
+        ),
+        (
+            "when: {loss.gradient: [0.0]}", "when: {mirrored: [1]}",
+            "loss.sobel is never searched, because mirrored is true in every trial, not 1",
+        ),
+        (
+            "[null, 0.1, 1.0]}", "[null, 0.1]}\n    model.input_pool: {low: 1, high: 4, scale: linear}",
+            "study.yaml:11: search.space.model.input_pool: model.input_pool takes 1, 2, 4 alone; write choices: [1, 2",
+        ),
+        ("densedepth, {", "densdepth, {", "study.yaml:4: reproduce.recipes.0: no recipe densdepth"),
+        ("trials: 8", "trials: 8\n  recipe: densdepth", "study.yaml:8: search.recipe: no recipe densdepth (did you"),
+        ("claims: {", "claims: {recipe: densdepth, ", "study.yaml:5: claims.recipe: no recipe densdepth (did you mean"),
         ("optim.lr:", "trace:", "study.yaml:9: search.space.trace cannot be searched: it changes no training"),
         (
             "[null, 0.1, 1.0]", "[null, 1, 1.0]",

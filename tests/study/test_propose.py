@@ -6,6 +6,7 @@ import copy
 import math
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,8 +89,14 @@ def test_grid_and_quasi_random_cover_the_space(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, text)
     assert plan.search_base is not None
     base, search = flat(plan.search_base), plan.study.config.search
-    points = [propose(search, plan.dimensions, base, [None] * n, seed=0, directions=["minimize"]) for n in range(9)]  # type: ignore[list-item]
-    assert points[0] == {} and len({str(p) for p in points[1:7]}) == 6 and points[7:] == [None, None]
+    tried: list[Any] = []
+    for number in range(9):
+        point = propose(
+            search, plan.dimensions, base, [None] * number, seed=0, directions=["minimize"],  # type: ignore[list-item]
+            wanted=lambda settings: settings not in tried,
+        )  # fmt: skip
+        tried.append(point)
+    assert tried[0] == {} and len({str(p) for p in tried[1:7]}) == 6 and tried[7:] == [None, None]
     sobol = search.model_copy(update={"sampler": "quasi_random"})
     drawn = [propose(sobol, plan.dimensions, base, [None] * n, seed=0, directions=["minimize"]) for n in range(1, 9)]  # type: ignore[list-item]
     assert [sum(p["batch_size"] == b for p in drawn if p) for b in (2, 4)] == [4, 4]

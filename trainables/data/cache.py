@@ -15,20 +15,19 @@ import os
 import shutil
 import zlib
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from trainables.data.frames import FrameList, Reader
+from trainables.data.frames import FrameList
 from trainables.data.samples import Sample
 from trainables.models.depth_model import output_size
 from trainables.runtime import locks
 from trainables.runtime.durable import write_json
-from trainables.runtime.errors import Blocked
-from trainables.settings.config import TrialConfig, as_dict
+from trainables.runtime.errors import Blocked, UserError
+from trainables.settings.config import DataConfig, TrialConfig, as_dict
 
 VERSION: Final = 1  # of samples.prepare: a change of its numbers must raise it
 _PRESENT: Final = 1 << 32  # beside the CRC-32 in a checksum, so that 0 means absent
@@ -121,7 +120,7 @@ def open_cache(frames: FrameList, config: TrialConfig) -> SampleCache | None:
     total = len(frames.reader)
     about = {
         "version": VERSION,
-        "frames": _digest(frames.reader),
+        "frames": frames.published_digest,
         "pairing": None if frames.rgb_of == frames.depth_of else _sha([frames.rgb_of, frames.depth_of]),
         "input": list(config.input),
         "output": list(output_size(config.model, config.input)),
@@ -151,10 +150,15 @@ def open_cache(frames: FrameList, config: TrialConfig) -> SampleCache | None:
     return cache
 
 
-@lru_cache(maxsize=2)
-def _digest(reader: Reader) -> str:
-    """What all its frames are; kept, because each validation opens the cache."""
-    return reader.digest(range(len(reader)))[0]
+def check_place(data: DataConfig) -> None:
+    """Raise UserError for a `data.cache` that cannot be made; nothing is written."""
+    if data.cache is None:
+        return
+    folder = Path(data.cache).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "it may not be written to" if there.is_dir() else "it is a file"
+        raise UserError(f"data.cache: {folder} cannot be made in {there} ({why}); name another folder")
 
 
 def _grow(path: Path, size: int) -> int:

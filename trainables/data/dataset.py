@@ -63,6 +63,7 @@ def open_training(config: TrialConfig) -> TrainingData:
     validation = evenly([i for i in sorted(held) if i not in bad], data.validation.max_frames)
     if not train or not validation:
         raise UserError(f"data.{'exclude or data.subset' if not train else 'validation'} leaves no frame; keep some")
+    _refuse_crop(frames.subset(train), data)
     matched = frames.subset(train)
     paired = matched if data.pairing == "matched" else mispaired(matched, config.seed)
     return TrainingData(paired, frames.subset(validation), digest, skipped)
@@ -106,8 +107,35 @@ def check_rendered(data: DataConfig) -> None:
         raise UserError(f"{folder}: these rooms are not here; run this in the folder in which the study ran")
 
 
+def check_data(config: TrialConfig) -> None:
+    """Raise UserError for data that a training could not be given, as far as that shows without rendering `rooms`."""
+    data = config.data
+    if data.source == "rooms" and not rooms_form.folder_of(data).exists():
+        rooms_form.check(data)
+        return
+    open_training(config)
+    _open(data, "test")
+
+
 def _open(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
     return guarded(forms()[data.source].open_split(data, split))  # reads are checked against the doctor's manifest
+
+
+def _refuse_crop(frames: FrameList, data: DataConfig) -> None:
+    """Refuse a border that leaves nothing of the first frame that can be read."""
+    if not data.crop_border_px:
+        return
+    from trainables.data.samples import cropped  # imports torch, which a list of frames does not need
+
+    for i in range(len(frames)):
+        try:
+            rgb = frames.read(i).rgb
+        except BadFrame:
+            if data.on_bad_frame == "stop":
+                raise
+            continue
+        cropped(rgb, data.crop_border_px)
+        return
 
 
 def _bad_frames(frames: FrameList, on_bad_frame: Literal["stop", "skip"]) -> dict[int, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -55,9 +56,6 @@ class Kept:
 
 class Reader(Protocol):
     """Access to the frames of one published form by number; picklable, usable from threads and forked processes."""
-
-    def __hash__(self) -> int:
-        """By value or identity: what is known of a reader's frames is kept by it."""
 
     def __len__(self) -> int:
         """Number of frames."""
@@ -118,6 +116,11 @@ class FrameList:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def published_digest(self) -> str:
+        """Hex SHA-256 of all frames of the reader, also of those that are not in this list."""
+        return self.reader.digest(range(len(self.reader)))[0]
 
     def read(self, i: int) -> Frame:
         """Decode frame `i`. Raises BadFrame."""

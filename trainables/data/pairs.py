@@ -70,12 +70,13 @@ def open_files(root: Path, data: DataConfig) -> Files:
 
 @dataclass(frozen=True)
 class PairReader:
-    """Pairs of files by number. lists: the files that name them."""
+    """Pairs of files by number. lists: the files that name them. others: each pair's other kind of depth, if any."""
 
     files: Files
     pairs: tuple[tuple[str, str], ...]
     coding: DepthCoding
     lists: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -112,7 +113,8 @@ class PairReader:
 
     def kept(self, indices: Sequence[int]) -> Kept:
         names = [name for index in indices for name in self.pairs[index]]
-        return self.files.kept([*names, *self.lists], pixels=False)
+        others = [self.others[index] for index in indices] if self.others else []
+        return self.files.kept([*names, *others, *self.lists], pixels=False)
 
     def kinds(self) -> tuple[Reader, ...]:
         return (self,)

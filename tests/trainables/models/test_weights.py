@@ -133,7 +133,9 @@ def small() -> tuple[Network, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("suffix", module.FILES)
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "encoder.", "module.encoder.", "model.module."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "model.", "encoder.", "module.encoder.", "model.module.", "_orig_mod.", "net.backbone."]
+)
 def test_prefixes_of_trainers(small: Any, tmp_path: Path, prefix: str, suffix: str) -> None:
     """Taken off in every kind of file; a head for other classes, or none, is not asked for."""
     network, state = small
@@ -146,7 +148,9 @@ def test_prefixes_of_trainers(small: Any, tmp_path: Path, prefix: str, suffix: s
     assert all(torch.equal(value, state[key]) for key, value in found.items())
 
 
-@pytest.mark.parametrize("wrapping", ["state_dict", "model", "model_state_dict", "model>state_dict"])
+@pytest.mark.parametrize(
+    "wrapping", ["state_dict", "model", "model_state_dict", "model>state_dict", "state_dict_ema", "run>nets>depth"]
+)
 def test_wrappings_of_trainers(small: Any, tmp_path: Path, wrapping: str) -> None:
     """As trainers save them, their arguments and optimiser beside them."""
     network, state = small
@@ -156,6 +160,45 @@ def test_wrappings_of_trainers(small: Any, tmp_path: Path, wrapping: str) -> Non
         whole = {"epoch": 3, "args": argparse.Namespace(lr=0.1), "optimizer": {"state": {}}, name: whole}
     torch.save(whole, path)
     assert all(torch.equal(value, state[key]) for key, value in read_weights(network, str(path)).items())
+
+
+def test_of_several_networks_in_a_file_the_usual_one_is_read_or_none(small: Any, tmp_path: Path) -> None:
+    """timm keeps an average beside the weights, others a teacher beside the student."""
+    network, state = small
+    other = {key: value + 1 for key, value in state.items()}
+    path = tmp_path / "w.pth"
+
+    def read(whole: Any) -> dict[str, Tensor]:
+        torch.save(whole, path)
+        return read_weights(network, str(path))
+
+    stem = state["conv_stem.weight"]
+    for whole in (
+        {"state_dict_ema": other, "state_dict": state},
+        {"ema_model.conv": torch.zeros(1), **{f"model.{key}": value for key, value in state.items()}},
+        {f"{name}.{key}": value for name, part in (("ema", other), ("module", state)) for key, value in part.items()},
+        {"epoch": 3, "best": 0.5, **state},
+        {"net": state, "again": state},
+    ):
+        assert torch.equal(read(whole)["conv_stem.weight"], stem)
+    for whole, places in (
+        ({"net": state, "ema": other}, "net and ema"),
+        ({f"{n}.{k}": v for n, part in (("student", state), ("teacher", other)) for k, v in part.items()},
+         "student and teacher"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=rf"holds weights that fit under {places}; save those that are meant"):
+            read(whole)
+    with pytest.raises(UserError, match=r"does not fit .* \(conv_stem\.weight is missing; its names are like a\.b\)"):
+        read({"a.b": torch.zeros(1)})
+
+
+def test_a_whole_model_and_a_folder_are_named(small: Any, tmp_path: Path) -> None:
+    network, _ = small
+    torch.save({"state_dict": {}, "net": torchvision.models.resnet18()}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"more than tensors \(\S+: save its state_dict alone, where it was trained\);"):
+        read_weights(network, str(tmp_path / "w.pth"))
+    with pytest.raises(UserError, match=r"is a folder; name a file in it \(a checkpoint's weights\.safetensors\)"):
+        read_weights(network, str(tmp_path))
 
 
 def test_checkpoints_of_ours(tmp_path: Path) -> None:

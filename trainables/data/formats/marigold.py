@@ -38,7 +38,8 @@ def open_split(data: DataConfig, split: Literal["train", "test"]) -> FrameList:
         raise Absent(f"{files.where(split)} holds no SCENE/rgb_NNNN.png; set data.root to {ARCHIVE} or its folder")
     pairs = tuple((color, _depth_of(color, data.depth)) for color in colors)
     scenes = [scene_name(color.rpartition("/")[0].rpartition("/")[2]) for color in colors]
-    reader = PairReader(files, pairs, DepthCoding.of(data))
+    other: Literal["filled", "raw"] = "raw" if data.depth == "filled" else "filled"
+    reader = PairReader(files, pairs, DepthCoding.of(data), others=tuple(_depth_of(color, other) for color in colors))
     return FrameList.of(colors, scenes, reader, data.depth, data.reach_m)
 
 

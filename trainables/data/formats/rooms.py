@@ -7,6 +7,8 @@ from typing import Final, Literal
 
 from trainables.data.formats import kaggle
 from trainables.data.frames import FrameList
+from trainables.data.pairs import root_of
+from trainables.data.split import held_out
 from trainables.settings.config import DataConfig
 
 DEPTHS: Final = kaggle.DEPTHS
@@ -27,6 +29,17 @@ def folder_of(data: DataConfig) -> Path:
     from trainables.data.rooms.writer import rooms_root
 
     return (Path(data.root) if data.root else rooms_root(data.rooms)).absolute()
+
+
+def check(data: DataConfig) -> None:
+    """Raise UserError for settings that could not be rendered, or not be split by scene; nothing is written."""
+    from trainables.data.rooms.writer import check_rooms
+
+    root_of(data.model_copy(update={"root": str(Path())}), "the folder of the rooms", DEPTHS)
+    check_rooms(data.rooms)
+    scenes = [str(n) for n in range(data.rooms.train_scenes) for _ in range(data.rooms.frames_per_scene)]
+    if data.overfit is None:
+        held_out(scenes, data.validation.by, data.validation.share, data.validation.seed, "data.validation")
 
 
 def open_split(data: DataConfig, split: Literal["train", "test"]) -> FrameList:

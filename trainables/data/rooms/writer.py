@@ -117,6 +117,15 @@ def write_rooms(config: RoomsConfig, root: Path) -> dict[str, Any]:
     return manifest
 
 
+def check_rooms(config: RoomsConfig) -> None:
+    """Raise UserError for settings that cannot be rendered."""
+    planned = sum(config.defects.values())
+    if planned > config.train_scenes * config.frames_per_scene:
+        raise UserError(f"data.rooms.defects plants {planned} defects in fewer training frames; plant fewer")
+    if config.defects.get("wrong_pair", 0) and config.train_scenes < 2:
+        raise UserError("data.rooms.defects.wrong_pair needs depth of another scene; set train_scenes to 2 or more")
+
+
 def _existing(config: RoomsConfig, root: Path) -> dict[str, Any]:
     path = root / MANIFEST
     try:
@@ -131,11 +140,7 @@ def _existing(config: RoomsConfig, root: Path) -> dict[str, Any]:
 
 def _fill(config: RoomsConfig, folder: Path) -> dict[str, Any]:
     """Render everything into a new folder; returns its manifest."""
-    planned = sum(config.defects.values())
-    if planned > config.train_scenes * config.frames_per_scene:
-        raise UserError(f"data.rooms.defects plants {planned} defects in fewer training frames; plant fewer")
-    if config.defects.get("wrong_pair", 0) and config.train_scenes < 2:
-        raise UserError("data.rooms.defects.wrong_pair needs depth of another scene; set train_scenes to 2 or more")
+    check_rooms(config)
     scenes = {"train": config.train_scenes, "test": config.test_scenes}
     jobs = [(split, k) for split in SPLITS for k in range(scenes[split])]
     lines = _render_all(config, folder, jobs)
@@ -143,7 +148,7 @@ def _fill(config: RoomsConfig, folder: Path) -> dict[str, Any]:
     for split in SPLITS:
         _write_rows(data / f"nyu2_{split}.csv", [(rgb, depth) for s, rgb, depth, _ in lines if s == split])
     _write_rows(data / "scenes.csv", [(rgb, scene) for _, rgb, _, scene in lines])
-    if planned:
+    if sum(config.defects.values()):
         _write_rows(data / "defects.csv", _plant(config, folder, [line for line in lines if line[0] == "train"]))
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = {name: durable.sha256(folder / name) for name in names}
