@@ -44,6 +44,8 @@ class Cost:
 
 def show_plan(plan: Plan, *, measure: bool) -> dict[str, Any]:
     """Print the phases' trainings and costs. Raises UserError where they cannot fit on this machine."""
+    if measure:
+        _prepared(plan)
     known: dict[str, Cost] = {}
     rows: list[dict[str, Any]] = []
     concurrency, workers = _concurrency(plan)
@@ -80,6 +82,17 @@ def show_plan(plan: Plan, *, measure: bool) -> dict[str, Any]:
         "measured": measure,
         "claims": {claim.id: claim.untestable or "to be tested" for claim in plan.stated},
     }
+
+
+def _prepared(plan: Plan) -> None:
+    """The data that trainings are timed on, and what a run refuses once it has them."""
+    from study.inert import refuse_inert
+    from trainables.data.dataset import prepare_data
+
+    for config in plan.configs:
+        prepare_data(config.data)
+    for note in refuse_inert(plan):
+        print(note)
 
 
 def _trainings(plan: Plan) -> dict[str, list[TrialConfig]]:
