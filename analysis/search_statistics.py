@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,7 @@ def budget_curve(values: Sequence[float], hours: Sequence[float], seed: int) -> 
     return Curve(expected_best(ordered), np.arange(1, count + 1) * float(np.mean(hours)), low, high)
 
 
+@lru_cache(maxsize=64)
 def distribution_band(count: int, seed: int) -> tuple[Floats, Floats]:
     """What share of a distribution lies at or below each of `count` sorted draws from it: a simultaneous 95% band."""
     place = np.arange(1, count + 1)

@@ -32,6 +32,7 @@ SPIKE = 1e6  # by which one step's gradients are lengthened
 STALLED = 200  # validations without improvement that the plateau schedule is shown
 VALIDATED = 2  # frames
 BATCH = 4
+LEAST = 16  # rows and columns of an answer, into which the windows of a loss fit
 VARYING = ("seconds",)  # of a step trace, what no two runs share
 
 
@@ -56,12 +57,13 @@ def small(config: TrialConfig, input_hw: tuple[int, int], kept: Collection[str])
 
 
 def small_input(configs: Collection[TrialConfig]) -> tuple[int, int]:
-    """The least input that all of these take with two rows and columns left at the bottleneck, and with the same
-    remainder as the first one's own, so that maps that do not fit a skip still do not.
+    """The least input that all of these take with two rows and columns left at the bottleneck, LEAST at the answer,
+    and the same remainder as the first one's own, so that maps that do not fit a skip still do not.
     """
     reduced = math.lcm(*(_reduction(config) for config in configs))
-    first = next(iter(configs)).input
-    rows, columns = (min(side, 2 * reduced + side % reduced) for side in first)
+    least = max(2 * reduced, 2 * LEAST * max(config.model.input_pool for config in configs))
+    whole = reduced * -(-least // reduced)
+    rows, columns = (min(side, whole + side % reduced) for side in next(iter(configs)).input)
     return rows, columns
 
 
