@@ -1,8 +1,8 @@
 """Dead dimensions of a search: before it starts, each searched setting is shown to change the training.
 
-Two values of a setting are trained for a few steps on a small input (trainables/training/probe.py). Where all its values
-give one trace, bit for bit, it is probed longer, and under every choice of the other searched settings, one of which may
-switch it on. What then still changes nothing would be searched in vain, and is refused.
+Two values of a setting are trained for a few steps on a small input (trainables/training/probe.py). Where all its
+values give one trace, bit for bit, it is probed longer, and under every choice of the other searched settings, one of
+which may switch it on. What then still changes nothing would be searched in vain, and is refused.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def refuse_inert(plan: Plan) -> list[str]:
     where = plan.study.document.where
     named = "; ".join(f"{where(f'search.space.{d.path}')} ({_values(d)})" for d in found)
     said = (
-        f"{named}: changes nothing, neither with the recipe's other settings nor with any choice of those searched: its "
-        "trainings are equal, bit for bit"
+        f"{named}: changes nothing, neither with the recipe's other settings nor with any choice of those searched: "
+        "its trainings are equal, bit for bit"
     )
     if search.allow_inert:
         return [f"{said}; searched all the same (search.allow_inert)"]

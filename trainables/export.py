@@ -44,8 +44,8 @@ class Check:
 
     protocol: str
     frames: int
-    torch: dict[str, float]
-    onnx: dict[str, float]
+    checkpoint_scores: dict[str, float]
+    onnx_scores: dict[str, float]
     worst: float
     pixel_m: float
 
@@ -167,7 +167,7 @@ def _export(args: argparse.Namespace) -> Any:
         scratch.replace(out)
     finally:
         scratch.unlink(missing_ok=True)
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in found.onnx.items())
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in found.onnx_scores.items())
     print(
         f"{out}: {len(content) / 2**20:.1f} MiB; on {found.frames} validation frames, protocol {found.protocol}: "
         f"{scores}; no score differs from the checkpoint's by more than {found.worst:.1e}, no pixel by more than "

@@ -55,9 +55,7 @@ def analyse(tables: StudyTables) -> Section:
     return Section("frames", TITLE, _sentences(rows, metric, unit), [figure], [table], plain({"configurations": rows}))
 
 
-def _configurations(
-    document: Mapping[str, Any], scores: pd.DataFrame, metric: str, protocol: str
-) -> dict[str, Scores]:
+def _configurations(document: Mapping[str, Any], scores: pd.DataFrame, metric: str, protocol: str) -> dict[str, Scores]:
     """The scored seeds of each configuration by name, the champion's first, on frames that all seeds have values of."""
     own = scores[(scores["requested"] == protocol) & ~scores["failed"].astype(bool)].dropna(subset=[metric])
     values = {

@@ -95,8 +95,8 @@ def _saved_sentences(saved: Mapping[str, Any]) -> list[str]:
         return ["No trial was pruned."]
     share = saved["images"] / max(1, saved["images"] + saved["spent_images"])
     return [
-        f"Pruning stopped {counted(saved['trials'], 'trial')} and saved {saved['images']:,} images, {share:.0%} of what "
-        f"the search would have seen, about {number(saved['hours'])} hours of training at the speed they had."
+        f"Pruning stopped {counted(saved['trials'], 'trial')} and saved {saved['images']:,} images, {share:.0%} of "
+        f"what the search would have seen, about {number(saved['hours'])} hours of training at the speed they had."
     ]
 
 
@@ -127,16 +127,15 @@ def _correlation_sentences(rungs: Sequence[Row]) -> list[str]:
     ]
 
 
-def _cost_sentences(
-    cost: search_statistics.Regret | None, saved: Mapping[str, Any], judge: Judge
-) -> list[str]:
+def _cost_sentences(cost: search_statistics.Regret | None, saved: Mapping[str, Any], judge: Judge) -> list[str]:
     if not saved["trials"]:
         return []
     if cost is None:
         return ["What they would have become cannot be estimated: too few complete trials passed the same reports."]
     loss = f"{number(cost.loss)} {unit_of(judge.metric)}".rstrip()
     return [
-        f"If the pruned trials ({cost.pruned} that complete ones can be set beside) had improved as the complete ones did from the same report on, one "
+        f"If the pruned trials ({cost.pruned} that complete ones can be set beside) had improved as the complete ones "
+        "did from the same report on, one "
         f"would have ended better than the best found in {cost.missed:.0%} of resamples, by {loss} on average over "
         "all. Stopped trials may improve otherwise; only training some to their end (search.pruner.kind: none) shows."
     ]

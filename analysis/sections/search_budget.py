@@ -153,9 +153,7 @@ def _curve_figure(curve: Curve, tables: StudyTables, judge: Judge, own: float | 
     )  # fmt: skip
 
 
-def _overtakings(
-    tables: StudyTables, ended: pd.DataFrame, sign: float
-) -> tuple[list[tuple[str, Overtaking]], int]:
+def _overtakings(tables: StudyTables, ended: pd.DataFrame, sign: float) -> tuple[list[tuple[str, Overtaking]], int]:
     """Pairs of choices of one setting of which one overtakes the other, and how many pairs were compared."""
     found, compared = [], 0
     for dimension in dimensions_of(tables):
@@ -210,13 +208,13 @@ def _times(tables: StudyTables, own: float | None, judge: Judge) -> tuple[float 
                               "reached": reached})  # fmt: skip
 
 
-def _target_sentences(
-    target: float | None, times: pd.DataFrame, reached: Reached | None, judge: Judge
-) -> list[str]:
+def _target_sentences(target: float | None, times: pd.DataFrame, reached: Reached | None, judge: Judge) -> list[str]:
     if target is None or times.empty:
         return []
     hit, what = int(times["reached"].sum()), f"{judge.metric} {number(target)} {unit_of(judge.metric)}".rstrip()
-    said = f"{hit} of the other {counted(len(times), 'trial')} reached what the recipe's own setting ended with ({what})"
+    said = (
+        f"{hit} of the other {counted(len(times), 'trial')} reached what the recipe's own setting ended with ({what})"
+    )
     if reached is None:
         return [f"{said}."]
     half = "" if reached.half is None else f", half of all after {number(reached.half)} s of training"
@@ -228,7 +226,8 @@ def _reached_figure(
     reached: Reached, times: pd.DataFrame, target: float | None, tables: StudyTables, judge: Judge
 ) -> Figure:
     frame = pd.DataFrame({"seconds": np.append(0.0, reached.seconds), "share": np.append(0.0, reached.share),
-                          "low": np.append(0.0, reached.low), "high": np.append(reached.high[0], reached.high)})  # fmt: skip
+                          "low": np.append(0.0, reached.low),
+                          "high": np.append(reached.high[0], reached.high)})  # fmt: skip
 
     def draw(canvas: Canvas, data: pd.DataFrame) -> None:
         axes = canvas.add_subplot()
@@ -242,8 +241,8 @@ def _reached_figure(
     return Figure(
         "budget-target", "Time to the recipe's own score",
         f"Share of {len(times)} trials that had reached {judge.metric} {number(target)} by each time.",
-        f"n = {len(times)} trials, {int(times['reached'].sum())} reached it; one that the pruner stopped has not, and may "
-        f"have been slow rather than bad. Times are those of reports. Study {tables.name}, validation split.",
+        f"n = {len(times)} trials, {int(times['reached'].sum())} reached it; one that the pruner stopped has not, and "
+        f"may have been slow rather than bad. Times are those of reports. Study {tables.name}, validation split.",
         draw, frame, size_in=(6.2, 3.0),
     )  # fmt: skip
 
@@ -263,7 +262,8 @@ def versus(first: tuple[str, StudyTables], second: tuple[str, StudyTables]) -> t
         for name, (values, hours) in sides.items()
     ]
     crossing = search_statistics.overtaking(sides, SEED)
-    said = "Neither search overtakes the other within the smaller budget in 95% of resamples." if crossing is None else (
+    said = "Neither search overtakes the other within the smaller budget in 95% of resamples." \
+        if crossing is None else (
         f"The search of {crossing.early} is expected to be ahead up to {number(crossing.hours)} device-hours, that of "
         f"{crossing.late} beyond (95% interval {number(crossing.low)} to {number(crossing.high)})."
     )  # fmt: skip

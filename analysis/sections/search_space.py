@@ -43,7 +43,10 @@ def analyse(tables: StudyTables) -> Section:
     complete = search[(search["outcome"] == Outcome.COMPLETE) & search["value"].notna()]
     where = f"Study {tables.name}, validation split"
     footprint = _footprint(search, dimensions)
-    answers, figures = [_covered(search, dimensions, footprint)], [_footprint_figure(footprint, dimensions, search, where)]
+    answers, figures = (
+        [_covered(search, dimensions, footprint)],
+        [_footprint_figure(footprint, dimensions, search, where)],
+    )
     data: Row = {"trials": len(search), "complete": len(complete), "footprint": footprint, "score": None}
     needed = max(MIN_TRIALS, TRIALS_PER_DIMENSION * len(dimensions))
     if len(complete) < needed:
@@ -72,7 +75,9 @@ def analyse(tables: StudyTables) -> Section:
     if len(path):
         figures.append(_path_figure(path, complete, judge, where))
         units = dict.fromkeys(("expected", "low", "high"), unit_of(judge.metric))
-        note = "expected: by the forest, after this and all flips before; low, high: 95% over forests of resampled trials."
+        note = (
+            "expected: by the forest, after this and all flips before; low, high: 95% over forests of resampled trials."
+        )
         parts.append(Table("space-ablation", "From the recipe's setting to the best", path, note, units))
     data |= {"dependence": curves, "strongest": strongest, "ablation": path}
     return Section("space", TITLE, answers, figures, parts, plain(data))
@@ -109,10 +114,17 @@ def _covered(search: pd.DataFrame, dimensions: Sequence[Dimension], footprint: p
         (first, m), (second, n) = (_cells(d, search, PAIR_CELLS) for d in (a, b))
         kept = (first >= 0) & (second >= 0)
         tried, possible = tried + len(set(zip(first[kept], second[kept], strict=True))), possible + m * n
-    pairs = f", and of {possible} cells of two settings (thirds of ranges, choices) {tried / possible:.0%}" if possible else ""
+    pairs = (
+        f", and of {possible} cells of two settings (thirds of ranges, choices) {tried / possible:.0%}"
+        if possible
+        else ""
+    )
     empty = footprint[footprint["trials"] == 0].groupby("setting", sort=False).size()
     gaps = "" if empty.empty else f" Untried parts: {', '.join(f'{count} of {name}' for name, count in empty.items())}."
-    return f"{counted(len(search), 'trial')} tried {alone:.0%} of the tenths of ranges and choices of single settings{pairs}.{gaps}"
+    return (
+        f"{counted(len(search), 'trial')} tried {alone:.0%} of the tenths of ranges and choices of single settings"
+        f"{pairs}.{gaps}"
+    )
 
 
 def _footprint_figure(
@@ -144,8 +156,8 @@ def _footprint_figure(
     return Figure(
         "space-footprint", "What was covered",
         f"Number of trials in each tenth of the range, or with each choice, of {len(dimensions)} settings.",
-        f"Complete trials / all trials (n = {len(search)}) in each tenth of a range on its own scale, or of each choice, "
-        "from left to right as the space lists them. A part without a trial says nothing of its values. The recipe's "
+        f"Complete trials / all trials (n = {len(search)}) in each tenth of a range on its own scale, or of each "
+        "choice, from left to right as the space lists them. A part without a trial says nothing of its values. The recipe's "
         f"own trial may lie outside the space. {where}.",
         draw, footprint, size_in=(7.0, 0.5 + 0.55 * len(dimensions)),
     )  # fmt: skip
@@ -180,11 +192,11 @@ def _dependence_sentence(
     good, bad = own.iloc[0], own.iloc[-1]
     unit = unit_of(judge.metric)
     return (
-        f"A forest fitted to the {len(complete)} complete trials (R2 = {number(found.score)} on trials it has not seen) "
+        f"A forest fitted to the {len(complete)} complete trials (R2 = {number(found.score)} on trials not seen) "
         f"expects most of {strongest[0]}: {judge.metric} {number(good['expected'])} {unit}".rstrip()
         + f" at {_value_at(dimension, float(good['place']))} against {number(bad['expected'])} {unit}".rstrip()
-        + f" at {_value_at(dimension, float(bad['place']))}, averaged over the other settings; what matters for sure is "
-        "tested under importance."
+        + f" at {_value_at(dimension, float(bad['place']))}, averaged over the other settings; what matters for sure "
+        "is tested under importance."
     )
 
 
@@ -223,8 +235,8 @@ def _dependence_figure(
         "space-dependence", "What a model expects of each setting",
         f"Partial dependence of validation {judge.metric} on {len(shown)} settings, with bands.",
         f"Forest of n = {len(complete)} complete trials, averaged over their other settings; band: 95% over forests of "
-        "resampled trials; ticks: trials. Where there are none the forest guesses, and pruned trials, which were worse, "
-        f"are not in it: read it as direction and range, not as the effect of setting one value. {where}.",
+        "resampled trials; ticks: trials. Where there are none the forest guesses, and pruned trials, which were "
+        f"worse, are not in it: read it as direction and range, not as the effect of setting one value. {where}.",
         draw, frame, size_in=(7.0, 0.6 + 2.0 * rows),
     )  # fmt: skip
 
@@ -252,7 +264,8 @@ def _contour_figure(
     def draw(canvas: Canvas, data: pd.DataFrame) -> None:
         left, right = canvas.subplots(1, 2, sharey=True)
         panels = ((left, "expected", f"expected {with_unit(judge.metric)}", "viridis"),
-                  (right, "half_band", f"half its 95% band ({unit_of(judge.metric) or judge.metric})", "cividis"))  # fmt: skip
+                  (right, "half_band", f"half its 95% band ({unit_of(judge.metric) or judge.metric})",
+                   "cividis"))  # fmt: skip
         for axes, column, name, colours in panels:
             table = data.pivot(index="y", columns="x", values=column)
             shown = axes.pcolormesh(table.columns, table.index, table.to_numpy(), cmap=colours, shading="nearest",
@@ -318,13 +331,15 @@ def _path_sentences(path: pd.DataFrame, best: int, judge: Judge) -> list[str]:
     gained = path["expected"].diff().iloc[1:] * (1.0 if judge.minimise else -1.0)
     total = float(gained.sum())
     if total >= 0:
-        return ["Between the recipe's setting and the best one the forest expects no difference that flips could explain."]
+        return [
+            "Between the recipe's setting and the best one the forest expects no difference that flips could explain."
+        ]
     place = int(np.argmin(gained.to_numpy())) + 1
     row = path.iloc[place]
     return [
         f"Of what the forest expects the best setting to gain over the recipe's own ({number(-total)} "
-        f"{unit_of(judge.metric)}".rstrip() + f"), {float(gained.iloc[place - 1]) / total:.0%} comes from {row['flip']} "
-        f"({row['from']} to {row['to']}); no training was run between the two ends."
+        f"{unit_of(judge.metric)}".rstrip() + f"), {float(gained.iloc[place - 1]) / total:.0%} comes from "
+        f"{row['flip']} ({row['from']} to {row['to']}); no training was run between the two ends."
     ]  # fmt: skip
 
 
@@ -335,7 +350,9 @@ def _path_figure(path: pd.DataFrame, complete: pd.DataFrame, judge: Judge, where
         axes.hlines(places, data["low"], data["high"], color=FAINT, linewidth=3)
         axes.plot(data["expected"], places, "o-", color=BLUE, linewidth=1)
         axes.plot(data["expected"].iloc[-1:], places[-1:], "o", color=VERMILION, label="the best setting")
-        named = [f"{row['flip']}: {row['from']} to {row['to']}" if row["to"] else row["flip"] for _, row in data.iterrows()]
+        named = [
+            f"{row['flip']}: {row['from']} to {row['to']}" if row["to"] else row["flip"] for _, row in data.iterrows()
+        ]
         axes.set_yticks(places, named)
         axes.set_ylim(-0.6, len(data) - 0.4)
         axes.set_xlabel(f"expected {with_unit(judge.metric)}")

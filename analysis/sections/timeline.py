@@ -30,8 +30,8 @@ def analyse(tables: StudyTables) -> Section:
     wall = float(load["seconds"].sum())
     most, idle = int(load["trainings"].max()), float(load.loc[load["trainings"] == 0, "seconds"].sum())
     answers = [
-        f"{counted(len(frame), 'training')} took {number(busy / 3600)} hours of training in {number(wall / 3600)} hours, "
-        f"at most {most} at once and {number(busy / wall)} on average; for {idle / wall:.0%} of the time none ran."
+        f"{counted(len(frame), 'training')} took {number(busy / 3600)} hours of training in {number(wall / 3600)} "
+        f"hours, at most {most} at once and {number(busy / wall)} on average; for {idle / wall:.0%} of the time none ran."
     ]
     memory = load["memory_gib"]
     if memory.max() > 0:
@@ -88,8 +88,8 @@ def _figure(frame: pd.DataFrame, tables: StudyTables) -> Figure:
         "timeline", "When each training ran",
         f"{len(frame)} trainings in time, on {lanes} lanes, with the memory that those running together held.",
         f"n = {len(frame)} ended trainings; a line under a bar: it did not complete, in the colour of how it ended. A "
-        "lane is what was free first, not a worker or a device; a bar includes waiting, and the time between a kill and "
-        f"its resume. Memory: sum of each training's own peak. Study {tables.name}.",
+        "lane is what was free first, not a worker or a device; a bar includes waiting, and the time between a kill "
+        f"and its resume. Memory: sum of each training's own peak. Study {tables.name}.",
         draw, frame, size_in=(7.0, 2.2 + 0.22 * min(lanes, 16)),
     )  # fmt: skip
 

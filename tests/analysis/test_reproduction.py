@@ -52,7 +52,9 @@ def test_how_often_reproduced_is_wrong(seeds: int) -> None:
     """A recipe at the margin in one metric and as published in the others is called reproduced in 5% of 2,000 draws."""
     rng, wrong = np.random.default_rng(5), 0
     for _ in range(2000):
-        ours = {name: PAPER.metrics[name] + 0.3 * margin * rng.standard_normal(seeds) for name, margin in MARGINS.items()}
+        ours = {
+            name: PAPER.metrics[name] + 0.3 * margin * rng.standard_normal(seeds) for name, margin in MARGINS.items()
+        }
         ours["rmse"] += MARGINS["rmse"]
         found, _ = reproduction.verdict({name: own.tolist() for name, own in ours.items()}, PAPER.metrics, MARGINS)
         wrong += found == "reproduced"

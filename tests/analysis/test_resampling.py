@@ -1,4 +1,4 @@
-"""Resampling over seeds and scenes: values by hand and by scipy, intervals that hold in drawn studies of known truth."""
+"""Resampling over seeds and scenes: values by hand and by scipy, intervals that hold in drawn studies."""
 
 from __future__ import annotations
 
@@ -71,5 +71,7 @@ def test_intervals_hold_the_truth(monkeypatch: pytest.MonkeyPatch, seeds: int, l
 
 
 def test_seeds_are_matched_on_the_frames_that_all_have() -> None:
-    found = resampling.matched([[("a", "x", 1.0), ("b", "x", 2.0), ("c", None, 3.0)], [("c", None, 5.0), ("a", "x", 4.0)]])
+    found = resampling.matched(
+        [[("a", "x", 1.0), ("b", "x", 2.0), ("c", None, 3.0)], [("c", None, 5.0), ("a", "x", 4.0)]]
+    )
     assert found.values.tolist() == [[1.0, 3.0], [4.0, 5.0]] and found.scenes == ("x", None)

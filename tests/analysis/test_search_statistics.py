@@ -64,7 +64,9 @@ def test_the_rank_correlation_by_hand() -> None:
 
 def test_what_pruning_may_have_cost() -> None:
     """Complete trials end at half or at four fifths of what they had at 100 images."""
-    complete = pd.DataFrame({"key": list("abcdef"), "images": 100.0, "value": 1.0, "final": [0.5, 0.5, 0.5, 0.8, 0.8, 0.8]})
+    complete = pd.DataFrame(
+        {"key": list("abcdef"), "images": 100.0, "value": 1.0, "final": [0.5, 0.5, 0.5, 0.8, 0.8, 0.8]}
+    )
     found = search_statistics.regret([(100.0, 0.8)], complete, 0.5, 0)
     assert found is not None and found.pruned == 1
     assert found.missed == pytest.approx(0.5, abs=0.06) and found.loss == pytest.approx(0.05, abs=0.006)

@@ -155,8 +155,8 @@ def test_how_often_the_rule_errs_over_two_thousand_studies(seeds: int) -> None:
 
 
 def test_the_p_value_of_two_one_sided_tests_by_hand() -> None:
-    """SMALL has mean and deviation 0.001, so its error is 0.000577; against 0.0027, t(2) = 0.0017 / 0.000577 = 2.944, of
-    which the upper tail is (1 - t / root(t^2 + 2)) / 2 = 0.0493.
+    """SMALL has mean and deviation 0.001, so its error is 0.000577; against 0.0027, t(2) = 0.0017 / 0.000577 = 2.944,
+    of which the upper tail is (1 - t / root(t^2 + 2)) / 2 = 0.0493.
     """
     t = 0.0017 / (0.001 / math.sqrt(3))
     assert statistics.tost(SMALL, 0.0027) == pytest.approx((1 - t / math.sqrt(t**2 + 2)) / 2)

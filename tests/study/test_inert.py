@@ -1,4 +1,4 @@
-"""Dead dimensions: every searchable setting of a training is live or declared, and an inert one is named and refused."""
+"""Dead dimensions: every searchable setting is live or declared, and an inert one is named and refused."""
 
 from __future__ import annotations
 

@@ -83,19 +83,21 @@ def probe(config: TrialConfig, data: TrainingData, extent: Extent) -> str:
     config = config.model_copy(update={"budget_images": images, "validate_every_images": images})
     process, rows = Process(own=False), list[dict[str, Any]]()
     try:
-        with tempfile.TemporaryDirectory(prefix="probe-") as folder:
-            with contextlib.closing(Training(config, Path(folder), chosen)) as training:
-                batches = iter(training.loader)
-                shown: dict[str, Any] = {"frames": data.train.ids, "depth_of": data.train.depth_of}
-                rows += _steps(training, batches, extent.steps)
-                skipped: dict[str, str] = {}
-                shown["validation"] = validate(
-                    training.model, chosen.validation, config, training.device, training.dtype, skipped
-                )
-                with _lengthened(training):
-                    rows += _steps(training, batches, 1)
+        with (
+            tempfile.TemporaryDirectory(prefix="probe-") as folder,
+            contextlib.closing(Training(config, Path(folder), chosen)) as training,
+        ):
+            batches = iter(training.loader)
+            shown: dict[str, Any] = {"frames": data.train.ids, "depth_of": data.train.depth_of}
+            rows += _steps(training, batches, extent.steps)
+            skipped: dict[str, str] = {}
+            shown["validation"] = validate(
+                training.model, chosen.validation, config, training.device, training.dtype, skipped
+            )
+            with _lengthened(training):
                 rows += _steps(training, batches, 1)
-                shown["plateau"] = _stalled(training)
+            rows += _steps(training, batches, 1)
+            shown["plateau"] = _stalled(training)
     finally:
         process.swap()
     shown["trace"] = [{name: value for name, value in row.items() if name not in VARYING} for row in rows]
