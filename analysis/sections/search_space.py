@@ -157,8 +157,8 @@ def _footprint_figure(
         "space-footprint", "What was covered",
         f"Number of trials in each tenth of the range, or with each choice, of {len(dimensions)} settings.",
         f"Complete trials / all trials (n = {len(search)}) in each tenth of a range on its own scale, or of each "
-        "choice, from left to right as the space lists them. A part without a trial says nothing of its values. The recipe's "
-        f"own trial may lie outside the space. {where}.",
+        "choice, in the space's order. A part without a trial says nothing of its values. The recipe's own trial may "
+        f"lie outside the space. {where}.",
         draw, footprint, size_in=(7.0, 0.5 + 0.55 * len(dimensions)),
     )  # fmt: skip
 

@@ -31,7 +31,8 @@ def analyse(tables: StudyTables) -> Section:
     most, idle = int(load["trainings"].max()), float(load.loc[load["trainings"] == 0, "seconds"].sum())
     answers = [
         f"{counted(len(frame), 'training')} took {number(busy / 3600)} hours of training in {number(wall / 3600)} "
-        f"hours, at most {most} at once and {number(busy / wall)} on average; for {idle / wall:.0%} of the time none ran."
+        f"hours, at most {most} at once and {number(busy / wall)} on average; for {idle / wall:.0%} of the time none "
+        "ran."
     ]
     memory = load["memory_gib"]
     if memory.max() > 0:
