@@ -45,7 +45,7 @@ class Curve:
     high: Floats
 
 
-def expected_best(values: Sequence[float]) -> Floats:
+def expected_best(values: Sequence[float] | Floats) -> Floats:
     """E[least of n of these] for n = 1 to as many as there are, drawn with replacement (Dodge et al. 2019)."""
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     return _best_of(ordered, np.arange(1, len(ordered) + 1) / len(ordered), np.arange(1, len(ordered) + 1))
@@ -60,7 +60,8 @@ def budget_curve(values: Sequence[float], hours: Sequence[float], seed: int) -> 
     # the most that may lie at or below each value, from the value itself on; the least, from the next one on
     low = _best_of(ordered, np.append(upper[1:], 1.0), n)
     high = _best_of(ordered, np.append(lower[:-1], 1.0), n)
-    return Curve(expected_best(ordered), np.arange(1, count + 1) * float(np.mean(hours)), low, high)
+    spent = np.arange(1, count + 1, dtype=np.float64) * float(np.mean(hours))
+    return Curve(expected_best(ordered), spent, low, high)
 
 
 @lru_cache(maxsize=64)
@@ -70,7 +71,8 @@ def distribution_band(count: int, seed: int) -> tuple[Floats, Floats]:
     uniform = np.sort(np.random.default_rng(seed).random((BAND_DRAWS, count)), axis=1)
     level = special.betainc(place, count - place + 1, uniform)
     local = np.quantile(np.minimum(level, 1 - level).min(1), 1 - LEVEL)
-    return tuple(special.betaincinv(place, count - place + 1, share) for share in (local, 1 - local))  # type: ignore[return-value]
+    lower, upper = (special.betaincinv(place, count - place + 1, share) for share in (local, 1 - local))
+    return lower, upper
 
 
 def _best_of(ordered: Floats, share: Floats, n: npt.NDArray[np.int_]) -> Floats:
