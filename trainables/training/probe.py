@@ -25,8 +25,8 @@ from trainables.models.backbone import STRIDE
 from trainables.runtime.device import Process
 from trainables.runtime.errors import Diverged
 from trainables.settings.config import TrialConfig
+from trainables.training.report import validate
 from trainables.training.trainer import Training
-from trainables.training.validation import validate
 
 SPIKE = 1e6  # by which one step's gradients are lengthened
 STALLED = 200  # validations without improvement that the plateau schedule is shown
@@ -92,7 +92,12 @@ def probe(config: TrialConfig, data: TrainingData, extent: Extent) -> str:
             rows += _steps(training, batches, extent.steps)
             skipped: dict[str, str] = {}
             shown["validation"] = validate(
-                training.model, chosen.validation, config, training.device, training.dtype, skipped
+                training.learner.model,
+                chosen.validation,
+                config,
+                training.learner.device,
+                training.learner.dtype,
+                skipped,
             )
             with _lengthened(training):
                 rows += _steps(training, batches, 1)
@@ -125,7 +130,7 @@ def _steps(training: Training, batches: Iterator[Any], count: int) -> list[dict[
 @contextlib.contextmanager
 def _lengthened(training: Training) -> Iterator[None]:
     """Gradients a million times as long, for a block."""
-    trained = [parameter for parameter in training.model.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in training.learner.model.parameters() if parameter.requires_grad]
     hooks = [parameter.register_hook(lambda gradient: gradient * SPIKE) for parameter in trained]
     try:
         yield
