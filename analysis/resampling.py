@@ -147,7 +147,7 @@ def _stretched(values: Floats, counts: Draws) -> Floats:
         return _mean(values, Draws(np.ones_like(counts.seeds), counts.frames))
     own = values.mean(1)
     by_seed = counts.seeds @ own / counts.seeds.sum(1) - own.mean()
-    return _mean(values, counts) + (_stretch(seeds) - 1) * by_seed
+    return np.asarray(_mean(values, counts) + (_stretch(seeds) - 1) * by_seed, dtype=np.float64)
 
 
 def _stretch(n: int) -> float:

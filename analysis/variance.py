@@ -81,8 +81,10 @@ def _seeds_sentences(judge: Judge, split: Sequence[Row]) -> list[str]:
         return []
     deviation = max(row["deviation"] for row in by_seed) * math.sqrt(2)  # of a difference of two such trainings
     unit = unit_of(judge.metric)
-    needs = [statistics.seeds_needed(mean, deviation, expected, margin) for mean, expected in
-             ((margin, "a_better"), (0.0, "no_difference"))]  # fmt: skip
+    needs = (
+        statistics.seeds_needed(margin, deviation, "a_better", None),
+        statistics.seeds_needed(0.0, deviation, "no_difference", margin),
+    )
     told, alike = (f"more than {statistics.MOST_SEEDS:,}" if n is None else f"about {n:,}" for n in needs)
     return [
         f"With this spread a comparison of two settings sees a true difference of {number(margin)} {unit}".rstrip()

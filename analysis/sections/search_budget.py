@@ -121,7 +121,13 @@ def _curve_sentences(curve: Curve, judge: Judge, own: float | None, ended: pd.Da
 
 def _curve_figure(curve: Curve, tables: StudyTables, judge: Judge, own: float | None, ended: pd.DataFrame) -> Figure:
     frame = _curve_frame(curve, judge).assign(own=own)
-    per_trial = float(frame["hours"].iloc[0])
+    per_trial = max(float(frame["hours"].iloc[0]), 1e-12)
+
+    def hours_of(trials: Any) -> Any:
+        return np.asarray(trials, dtype=np.float64) * per_trial
+
+    def trials_of(hours: Any) -> Any:
+        return np.asarray(hours, dtype=np.float64) / per_trial
 
     def draw(canvas: Canvas, data: pd.DataFrame) -> None:
         axes = canvas.add_subplot()
@@ -136,7 +142,7 @@ def _curve_figure(curve: Curve, tables: StudyTables, judge: Judge, own: float | 
         seen = data[["expected", "own"]].to_numpy(float)
         room = 0.15 * (np.nanmax(seen) - np.nanmin(seen))
         axes.set_ylim(np.nanmin(seen) - room, np.nanmax(seen) + room)
-        top = axes.secondary_xaxis("top", functions=(lambda n: n * per_trial, lambda h: h / max(per_trial, 1e-12)))
+        top = axes.secondary_xaxis("top", functions=(hours_of, trials_of))
         top.set_xlabel("device-hours")
         axes.legend()
 

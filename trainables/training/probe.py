@@ -131,7 +131,7 @@ def _steps(training: Training, batches: Iterator[Any], count: int) -> list[dict[
 def _lengthened(training: Training) -> Iterator[None]:
     """Gradients a million times as long, for a block."""
     trained = [parameter for parameter in training.learner.model.parameters() if parameter.requires_grad]
-    hooks = [parameter.register_hook(lambda gradient: gradient * SPIKE) for parameter in trained]
+    hooks: list[Any] = [p.register_hook(lambda gradient: gradient * SPIKE) for p in trained]  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
