@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4  # of every metric of the protocol, absolute
 FRAMES = 50
-EXAMPLE = "python -m trainables.export results/rooms/trials/search-0000/checkpoints/best --onnx depth.onnx"
+EXAMPLE = "python -m trainables.export results/rooms/trials/confirm-0000/checkpoints/best --onnx --out depth.onnx"
 INSTALL = 'install it with: pip install "densedepth-study[onnx]"'
 
 
@@ -146,9 +146,11 @@ def _export(args: argparse.Namespace) -> Any:
 
     if args.frames < 1:
         raise UserError("--frames: name at least one frame for the check")
-    out: Path = args.onnx
-    if out.is_dir():
-        raise UserError(f"{out} is a folder, and --onnx must name a file; for example {out / 'depth.onnx'}")
+    out: Path = args.out
+    if not args.onnx:
+        raise UserError("say what to write: --onnx is the one form that there is")
+    if out.exists():
+        raise UserError(f"{out} is there already; name another file with --out, or remove it")
     model = load_model(args.checkpoint, "cpu")
     frames = _frames(model.config, args.data, args.frames)
     content = export_onnx(model, sha256(args.checkpoint / WEIGHTS))
@@ -179,9 +181,13 @@ def _export(args: argparse.Namespace) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; exit code 1 where the exported model scores otherwise, and is not written."""
     parser = cli.parser("trainables.export", "Write a checkpoint as an ONNX model, and check its scores.", EXAMPLE)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint folder")
-    parser.add_argument("--onnx", type=Path, required=True, metavar="FILE", help="the ONNX model to write")
-    parser.add_argument("--data", type=Path, metavar="ROOT", help="the training's data, where they lie elsewhere now")
+    parser.add_argument("checkpoint", type=cli.path, metavar="CHECKPOINT", help="a checkpoint folder")
+    parser.add_argument("--onnx", action="store_true", help="as an ONNX model")
+    parser.add_argument("--out", type=cli.path, default=Path("depth.onnx"), metavar="FILE",
+                        help="the file to write (default: depth.onnx)")  # fmt: skip
+    parser.add_argument(
+        "--data", type=cli.path, metavar="ROOT", help="the training's data, where they lie elsewhere now"
+    )
     parser.add_argument("--frames", type=int, default=FRAMES, metavar="N",
                         help=f"validation frames of the check (default: {FRAMES})")  # fmt: skip
     return cli.run(parser, _export, None if argv is None else list(argv))

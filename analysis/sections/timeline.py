@@ -79,7 +79,7 @@ def _figure(frame: pd.DataFrame, tables: StudyTables) -> Figure:
         below.step(load["at"], load["memory_gib"], where="post", color=GREY)
         below.fill_between(load["at"], load["memory_gib"], step="post", color=FAINT, alpha=0.3, linewidth=0)
         below.set(ylabel="memory (GiB)", ylim=(0, None), xlabel="time (as the ledger's clock had it)")
-        locator = AutoDateLocator(maxticks=7)  # type: ignore[no-untyped-call]
+        locator = AutoDateLocator(minticks=3, maxticks=7)  # type: ignore[no-untyped-call]
         below.xaxis.set_major_locator(locator)
         below.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
         colours = [Patch(color=PHASE_COLOUR.get(phase, GREY), label=phase) for phase in phases]

@@ -53,7 +53,7 @@ def test_the_onnx_model_scores_as_the_checkpoint(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     folder, out = checkpoint(tiny_config(**overrides), tmp_path / "best"), tmp_path / "depth.onnx"
-    assert export.main([str(folder), "--onnx", str(out), "--frames", "4", "--json"]) == 0
+    assert export.main([str(folder), "--onnx", "--out", str(out), "--frames", "4", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["frames"] == 4 and document["worst"] <= export.TOLERANCE and document["onnx"] == str(out)
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
@@ -81,7 +81,7 @@ def test_a_model_that_scores_otherwise_is_not_written(
     assert export.check(right, tmp_path / "wrong.onnx", frames).worst > export.TOLERANCE
     monkeypatch.setattr(export, "export_onnx", lambda model, digest: (tmp_path / "wrong.onnx").read_bytes())
     monkeypatch.setattr("trainables.trained.load_model", lambda path, device: right)
-    assert export.main([str(folder), "--onnx", str(out)]) == 1
+    assert export.main([str(folder), "--onnx", "--out", str(out)]) == 1
     assert "is not written: on" in capsys.readouterr().err and not out.exists()
 
 
@@ -90,9 +90,11 @@ def test_what_is_missing_is_said_in_a_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     folder = checkpoint(tiny_config(), tmp_path / "best")
-    assert export.main([str(folder), "--onnx", str(tmp_path)]) == 2
-    assert "is a folder, and --onnx must name a file" in capsys.readouterr().err
-    assert export.main([str(folder), "--onnx", str(tmp_path / "d.onnx"), "--data", str(tmp_path / "none")]) == 2
+    assert export.main([str(folder), "--onnx", "--out", str(tmp_path)]) == 2
+    assert "is there already; name another file with --out" in capsys.readouterr().err
+    assert export.main([str(folder)]) == 2 and "say what to write: --onnx" in capsys.readouterr().err
+    none = ["--data", str(tmp_path / "none")]
+    assert export.main([str(folder), "--onnx", "--out", str(tmp_path / "d.onnx"), *none]) == 2
     assert "none" in capsys.readouterr().err and not (tmp_path / "d.onnx").exists()
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(UserError, match="--onnx needs onnxscript, which is not here; install it with: pip install"):
