@@ -104,7 +104,7 @@ def _curve_sentences(curve: Curve, judge: Judge, own: float | None, ended: pd.Da
     count = len(frame)
     half, last = frame["expected"].iloc[count // 2 - 1], frame["expected"].iloc[-1]
     said = (
-        f"Of trials like these {counted(count, 'trial')}, one alone is expected to reach {judge.metric} "
+        f"Of trials like these {count}, one alone is expected to reach {judge.metric} "
         f"{number(frame['expected'].iloc[0])}, the best of {count // 2} {number(half)} and the best of all {count} "
         f"{number(last)} {unit}".rstrip()
         + f"; the second half of the search, {number(ended['hours'].sum() / 2)} device-hours, was worth "
@@ -121,13 +121,8 @@ def _curve_sentences(curve: Curve, judge: Judge, own: float | None, ended: pd.Da
 
 def _curve_figure(curve: Curve, tables: StudyTables, judge: Judge, own: float | None, ended: pd.DataFrame) -> Figure:
     frame = _curve_frame(curve, judge).assign(own=own)
-    per_trial = max(float(frame["hours"].iloc[0]), 1e-12)
-
-    def hours_of(trials: Any) -> Any:
-        return np.asarray(trials, dtype=np.float64) * per_trial
-
-    def trials_of(hours: Any) -> Any:
-        return np.asarray(hours, dtype=np.float64) / per_trial
+    per_trial = number(float(frame["hours"].iloc[0]))
+    ticks = [n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if n <= len(frame)]
 
     def draw(canvas: Canvas, data: pd.DataFrame) -> None:
         axes = canvas.add_subplot()
@@ -138,12 +133,15 @@ def _curve_figure(curve: Curve, tables: StudyTables, judge: Judge, own: float | 
         if data["own"].notna().any():
             value = float(data["own"].iloc[0])
             axes.axhline(value, color=VERMILION, linewidth=1, linestyle="--", label="the recipe's own setting")
-        axes.set(xlabel="trials", ylabel=f"validation {with_unit(judge.metric)}", xscale="log")
+        axes.set(
+            xlabel=f"trials, each {per_trial} device-hours on average", ylabel=f"validation {with_unit(judge.metric)}",
+            xscale="log",
+        )  # fmt: skip
+        axes.set_xticks(ticks, [str(n) for n in ticks])
+        axes.set_xticks([], minor=True)
         seen = data[["expected", "own"]].to_numpy(float)
         room = 0.15 * (np.nanmax(seen) - np.nanmin(seen))
         axes.set_ylim(np.nanmin(seen) - room, np.nanmax(seen) + room)
-        top = axes.secondary_xaxis("top", functions=(hours_of, trials_of))
-        top.set_xlabel("device-hours")
         axes.legend()
 
     lost = int((~ended["outcome"].isin([Outcome.COMPLETE, Outcome.PRUNED])).sum())
