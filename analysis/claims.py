@@ -233,7 +233,8 @@ def _table(found: Sequence[ClaimAnswer]) -> Table:
     note = (
         "effect: mean paired difference of what is measured, above zero a is better, with its 95% t interval over n "
         "seeds. holds, does not hold: the interval leaves out zero on the expected side, on the other. No difference: "
-        "the 90% interval lies within the margin. About m would do: so many seeds would tell, if mean and spread stay."
+        "the 90% interval lies within the margin. About m would do: so many seeds would tell in four of five studies, "
+        "if these mean and spread are the true ones."
     )
     return Table("claims", "Verdicts", frame, note)
 

@@ -1,9 +1,9 @@
 """The sealed test: one frozen, hashed list is scored once, and the opening is recorded before a prediction is scored.
 
 `score_test` is the only function of the project that scores targets of the test split (DESIGN.md, house rule 8). The
-list is written first: the champion, the other seeds of its confirmation, the judged checkpoint of each recipe, and two
-baselines. Scores are kept per image and used again; `--again REASON` opens once more, and that is counted too. What is
-kept, and how it is counted: analysis/tables/sealed.py.
+list is written first: the champion, the other seeds of its confirmation, the judged checkpoint of each recipe and its
+other seeds, and two baselines. Scores are kept per image and used again; `--again REASON` opens once more, and that is
+counted too. What is kept, and how it is counted: analysis/tables/sealed.py.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def _isolation(dimensions: Sequence[Dimension], search: pd.DataFrame, metric: st
                     edge = axes.get_xaxis_transform()
                     axes.plot(lost, np.ones(len(lost)), marker, color=colour, transform=edge, clip_on=False)
             axes.set_title(dimension.path)
-            _scale(axes, dimension)
+            scale(axes, dimension)
         for axes in grid[len(dimensions) :]:
             axes.set_axis_off()
         for axes in grid[::columns]:
@@ -126,7 +126,7 @@ def _isolation(dimensions: Sequence[Dimension], search: pd.DataFrame, metric: st
     )  # fmt: skip
 
 
-def _scale(axes: Axes, dimension: Dimension) -> None:
+def scale(axes: Axes, dimension: Dimension) -> None:
     """Ticks of a setting's own range on its 0 to 1 places."""
     if dimension.choices:
         places = np.arange(len(dimension.choices)) / max(1, len(dimension.choices) - 1)
@@ -157,7 +157,7 @@ def _pair(first: Dimension, second: Dimension, search: pd.DataFrame, metric: str
         axes.scatter(x[~done], y[~done], s=12, color=GREY, marker="x", label=f"not complete (n = {int((~done).sum())})")
         points = axes.scatter(x[done], y[done], c=data["value"].to_numpy()[done], cmap="viridis", s=22)
         canvas.colorbar(points, label=metric)
-        _scale(axes, first)
+        scale(axes, first)
         axes.set(xlabel=first.path, ylabel=f"{second.path} (its place from {_end(second, 0)} to {_end(second, -1)})")
         axes.legend()
 

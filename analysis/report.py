@@ -25,7 +25,20 @@ from analysis.mlflow_store import log_to_parent, run_pages
 from analysis.page import html
 from analysis.page.section import Section, Table
 from analysis.runs import load
-from analysis.sections import compare, cost, first_screen, learned, overview, sealed_test, trainings
+from analysis.sections import (
+    compare,
+    cost,
+    first_screen,
+    frames,
+    learned,
+    overview,
+    pruning,
+    sealed_test,
+    search_budget,
+    search_space,
+    timeline,
+    trainings,
+)
 from analysis.spikes import causes
 from analysis.tables.tidy import StudyTables, read_table, write_table
 from trainables.runtime import cli
@@ -46,16 +59,21 @@ EVIDENCE: Sequence[tuple[str, Callable[[StudyTables], Any]]] = (  # what is meas
 )
 PAGE: Sequence[tuple[str, Callable[[StudyTables], Section]]] = (  # in the page's order, the first screen's included
     ("evaluation", sealed_test.build),
+    ("frames", frames.analyse),
     ("learned", learned.analyse),
     ("reproduction", reproduction.analyse),
     ("claims", claims.analyse),
     ("importance", importance.analyse),
+    ("space", search_space.analyse),
+    ("budget", search_budget.analyse),
+    ("pruning", pruning.analyse),
     ("spikes", causes.analyse),
     ("selection", selection.analyse),
     ("variance", variance.analyse),
     ("curves", overview.curves),
     ("history", overview.history),
     ("outcomes", overview.outcomes),
+    ("timeline", timeline.analyse),
     ("trainings", trainings.analyse),
     ("cost", cost.cost),
     ("data", cost.data),

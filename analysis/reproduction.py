@@ -3,22 +3,31 @@
 A verdict needs the same data, a protocol that ran as published, and the recipe as published: where one is missing the
 row says "cannot be compared" and why. Published numbers stand only beside numbers measured on NYU Depth v2. Sources:
 analysis/tables/published.py.
+
+The verdict is over seeds: a published number is of one training on the same test frames, so what differs by chance is
+the training. Per metric the seeds' test scores minus the published number, taken as exact because nobody published its
+spread: two one-sided tests (analysis/statistics.py, `tost`) at 5%. A metric is within its margin where the 90% interval
+lies inside, beyond it where the 95% interval lies outside on one side, else it cannot be told. Reproduced: all are
+within. That all have to be needs no correction (Berger 1982): a recipe that is off in one is called reproduced in 5% at
+most. Not reproduced: all are beyond. Partly: each is one or the other.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
-from analysis import runs
+from analysis import runs, statistics
 from analysis.page.section import Figure, Headline, Section, Table, plain
 from analysis.page.style import BLUE, FAINT, VERMILION
 from analysis.sections.protocol_effects import edge_figure, explained, structure_table
 from analysis.selection import unit_of
+from analysis.tables import sealed
 from analysis.tables.published import ELSEWHERE, PAPER, ROWS, Published, comparable, obstacles, on_nyu
 from analysis.tables.tidy import StudyTables
 from study.contract import Outcome
@@ -27,7 +36,7 @@ from trainables.settings.config import Mark, TrialConfig, flatten, mark_of, reac
 from trainables.settings.recipe import recipe_stages
 
 AS_PUBLISHED = Mark.DECIDED | Mark.BOOKKEEPING | Mark.PLACE  # may differ without making it another training
-VERDICTS = ("reproduced", "partly reproduced", "not reproduced", "cannot be compared")
+VERDICTS = ("reproduced", "partly reproduced", "not reproduced", "cannot be told", "cannot be compared")
 Row = dict[str, Any]
 
 
@@ -55,13 +64,45 @@ def analyse(tables: StudyTables) -> Section:
     return Section("reproduction", "Does it reproduce?", answers, figures, parts, plain(data), headline)
 
 
-def verdict(ours: Mapping[str, float], published: Mapping[str, float], margins: Mapping[str, float]) -> tuple[str, Row]:
-    """'reproduced' when every margin's metric is within it, 'partly' when some are, 'not' when none; and the gaps."""
-    gaps = {m: ours[m] - published[m] for m in margins if m in published and ours.get(m) is not None}
+@dataclass(frozen=True)
+class Gap:
+    """A metric against its published value: mean difference over the seeds with its 90% interval (None with fewer than
+    MIN_SEEDS), the p value of being within the margin, and what follows: within, beyond or untold.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    p: float | None
+    said: str
+
+
+WITHIN, BEYOND, UNTOLD = "within", "beyond", "untold"
+
+
+def gap(ours: Sequence[float], published: float, margin: float) -> Gap:
+    """The gap of one metric over the seeds' scores."""
+    differences = [value - published for value in ours]
+    mean = sum(differences) / len(differences)
+    if len(differences) < statistics.MIN_SEEDS:
+        return Gap(mean, None, None, None, UNTOLD)
+    told = statistics.rule(mean, statistics.spread(differences), len(differences), "no_difference", margin)
+    said = {statistics.HOLDS: WITHIN, statistics.FAILS: BEYOND, None: UNTOLD}[told]
+    half = statistics.half_one_sided(differences)
+    return Gap(mean, mean - half, mean + half, statistics.tost(differences, margin), said)
+
+
+def verdict(
+    ours: Mapping[str, Sequence[float]], published: Mapping[str, float], margins: Mapping[str, float]
+) -> tuple[str, dict[str, Gap]]:
+    """The verdict by the scores of each seed, {metric: [...]}, and the gap of each metric that has a margin."""
+    gaps = {m: gap(ours[m], published[m], margins[m]) for m in margins if m in published and ours.get(m)}
+    said = {one.said for one in gaps.values()}
     if not gaps:
-        return VERDICTS[3], {}
-    within = [abs(gap) <= margins[metric] for metric, gap in gaps.items()]
-    return (VERDICTS[0] if all(within) else VERDICTS[1] if any(within) else VERDICTS[2]), gaps
+        return VERDICTS[4], {}
+    if UNTOLD in said:
+        return VERDICTS[3], gaps
+    return (VERDICTS[0] if said == {WITHIN} else VERDICTS[2] if said == {BEYOND} else VERDICTS[1]), gaps
 
 
 def _groups(tables: StudyTables) -> list[str]:
@@ -76,7 +117,8 @@ def _compare(tables: StudyTables, group: str, entries: Mapping[str, Row]) -> lis
     trainings = trainings[trainings["stage"] == trainings["stage"].max()]  # the stages before it are only its start
     recipe = str(trainings.iloc[0]["recipe"])
     done = trainings[(trainings["outcome"] == Outcome.COMPLETE) & trainings["value"].notna()]
-    entry = next((e for e in entries.values() if f"recipe {group}" in e["roles"]), None)
+    entry = next((e for e in entries.values() if f"{sealed.RECIPE} {group}" in e["roles"]), None)
+    seeds = [e for e in entries.values() if f"{sealed.RECIPE} {group}" in sealed.configurations(e)]
     base: Row = {
         "recipe": group, "seeds": f"{done['seed'].nunique()} of {trainings['seed'].nunique()}",
         "data": _data(trainings.iloc[0], entry), "validation": float(done["value"].median()) if len(done) else None,
@@ -87,11 +129,13 @@ def _compare(tables: StudyTables, group: str, entries: Mapping[str, Row]) -> lis
     for published in against or [None]:
         reasons = _obstacles(tables, trainings.iloc[0], entry, published)
         ours = _ours(entry, published)
-        word, gaps = VERDICTS[3], dict[str, float]()
+        word, gaps = VERDICTS[4], dict[str, Gap]()
         if published is not None and ours and tables.judge is not None:
-            word, gaps = verdict(ours, published.metrics, tables.judge.margins)
+            every = [_ours(one, published) for one in seeds]
+            scored = {m: [one[m] for one in every if m in one] for m in tables.judge.margins}
+            word, gaps = verdict(scored, published.metrics, tables.judge.margins)
         row: Row = base | {
-            "verdict": VERDICTS[3] if reasons else word,
+            "verdict": VERDICTS[4] if reasons else word,
             "why": "; ".join(reasons),
             "against": published.who if published else None,
             "protocol": _protocol_run(entry, published),
@@ -101,8 +145,15 @@ def _compare(tables: StudyTables, group: str, entries: Mapping[str, Row]) -> lis
                 published.metrics.get(metric) if published and entry and on_nyu(entry) else None
             )
             row[f"ours_{metric}"] = ours.get(metric)
-        rows.append(row | {"gaps": ", ".join(f"{m} {gap:+.3f}" for m, gap in gaps.items())})
+        rows.append(row | {"gaps": ", ".join(_gap_words(m, one) for m, one in gaps.items()), "scored": len(seeds)})
     return rows
+
+
+def _gap_words(metric: str, one: Gap) -> str:
+    """'rmse +0.012 (90% interval +0.004 to +0.020, within)'."""
+    if one.low is None or one.high is None:
+        return f"{metric} {one.value:+.3f} (no interval)"
+    return f"{metric} {one.value:+.3f} (90% interval {one.low:+.3f} to {one.high:+.3f}, {one.said})"
 
 
 def _ours(entry: Row | None, published: Published | None) -> dict[str, float]:
@@ -180,7 +231,7 @@ def _merged(rows: Sequence[Row]) -> pd.DataFrame:
     merged: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         shown = {name: value for name, value in row.items() if not name.startswith(("published_", "ours_"))}
-        alone = row["verdict"] == VERDICTS[3] and row["published_rmse"] is None
+        alone = row["verdict"] == VERDICTS[4] and row["published_rmse"] is None
         key = tuple(str(shown[name]) for name in ("recipe", "verdict", "why")) if alone else (len(merged),)
         if alone and key in merged:
             merged[key]["against"] = f"{merged[key]['against']}; {row['against']}"
@@ -192,18 +243,25 @@ def _merged(rows: Sequence[Row]) -> pd.DataFrame:
 def _verdicts(rows: Sequence[Row]) -> list[str]:
     """One sentence per verdict that there is, 'cannot be compared' aside."""
     said = []
-    for word in VERDICTS[:3]:
-        named = [f"{r['recipe']} ({r['against']}: {r['gaps']})" for r in rows if r["verdict"] == word]
+    for word in VERDICTS[:4]:
+        named = [f"{r['recipe']} ({r['against']}: {r['gaps']}{_too_few(r)})" for r in rows if r["verdict"] == word]
         if named:
             said.append(f"{word.capitalize()}: {'; '.join(named)}.")
     return said
+
+
+def _too_few(row: Row) -> str:
+    """What a verdict over seeds lacks, where it is seeds."""
+    if row["verdict"] != VERDICTS[3] or row["scored"] >= statistics.MIN_SEEDS:
+        return ""
+    return f"; {row['scored']} of the {statistics.MIN_SEEDS} seeds that a test needs: raise reproduce.seeds"
 
 
 def _headline(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return ["This study reproduces no published system, so it cannot say whether one does."]
     answers = _verdicts(rows)
-    blocked = [r for r in rows if r["verdict"] == VERDICTS[3]]
+    blocked = [r for r in rows if r["verdict"] == VERDICTS[4]]
     if len(blocked) == len(rows):
         recipes = list(dict.fromkeys(r["recipe"] for r in rows))
         which = f"{recipes[0]} cannot" if len(recipes) == 1 else f"None of the {len(recipes)} recipes can"
@@ -241,7 +299,8 @@ def _note(tables: StudyTables) -> str:
     margins = ", ".join(f"{m} {v:g}" for m, v in tables.judge.margins.items()) if tables.judge else "none"
     return (
         f"Margins, absolute, fixed before trial 1: {margins}. Ours: the judged checkpoint (median seed) on the test "
-        "split; validation and spread: the judged metric over the seeds."
+        "split; gaps: mean over the scored seeds, two one-sided tests at 5% against the published number taken as "
+        "exact; validation and spread: the judged metric over the seeds."
     )
 
 

@@ -19,24 +19,27 @@ does not where the 95% interval begins above it. A question is answered by "a be
 
 Errors. Where both arms are alike, a claim of a direction comes out as holding in 2.5% of studies, whatever their seeds,
 and as not holding in as many, as the interval leaves out zero in 5%. Nothing is corrected over claims: each stands for
-itself, and of forty claims without an effect one is expected to hold.
+itself, and of forty claims without an effect one is expected to hold. Two one-sided tests err in 5% at most, and where
+several margins have to be met at once (analysis/reproduction.py) in no more: all of them must be (Berger 1982).
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit  # scipy.stats, whose t.ppf calls it, takes a second to import
+from scipy.special import nctdtr, stdtr, stdtrit  # scipy.stats, which calls them, takes a second to import
 
 from analysis.page.section import number
 
 LEVEL = 0.95
 MIN_CLUSTERS = 30  # DESIGN.md, the judge
+POWER = 0.8  # share of studies in which as many seeds as are called enough would tell
 MIN_SEEDS = 3  # below, a t interval says nothing that the numbers themselves do not
 DRAWS = 2000
 Floats = npt.NDArray[np.float64]
@@ -203,17 +206,75 @@ def rule(mean: float, deviation: float, n: int, expected: Direction, margin: flo
 
 
 def enough(differences: Sequence[float], expected: Direction, margin: float | None) -> int | None:
-    """The least number of seeds above those there are at which the rule would tell, if mean and standard deviation
-    stayed as they are; MIN_SEEDS where there are too few to have one; None: more than MOST_SEEDS.
+    """The least number of seeds above those there are at which the rule would tell in POWER of studies, if mean and
+    standard deviation were the true ones; MIN_SEEDS where there are too few to have one; None: more than MOST_SEEDS.
     """
     n = len(differences)
     if n < 2:
         return MIN_SEEDS
-    mean, deviation = float(np.mean(differences)), spread(differences)
-    for more in range(max(n + 1, MIN_SEEDS), MOST_SEEDS + 1):
-        if rule(mean, deviation, more, expected, margin) is not None:
-            return more
-    return None
+    return seeds_needed(float(np.mean(differences)), spread(differences), expected, margin, n + 1)
+
+
+def seeds_needed(
+    mean: float, deviation: float, expected: Direction, margin: float | None, least: int = MIN_SEEDS
+) -> int | None:
+    """The least number of paired seeds, from `least` on, at which the rule tells in POWER of studies whose differences
+    have this true mean and standard deviation; None: more than MOST_SEEDS.
+    """
+    counts = range(max(least, MIN_SEEDS), MOST_SEEDS + 1)
+    place = bisect_left(counts, POWER, key=lambda n: power(mean, deviation, n, expected, margin))
+    return counts[place] if place < len(counts) else None
+
+
+def power(mean: float, deviation: float, n: int, expected: Direction, margin: float | None) -> float:
+    """The share of studies of `n` pairs in which the rule tells, of differences with a true mean and deviation.
+
+    By the noncentral t distribution; for two one-sided tests the lower bound (Phillips 1990), whose error vanishes
+    from a share of one half on.
+    """
+    if deviation == 0:
+        return float(rule(mean, deviation, n, expected, margin) is not None)
+    width, scale, freedom = margin or 0.0, math.sqrt(n) / deviation, n - 1
+    two, one = (float(stdtrit(freedom, share)) for share in ((1 + LEVEL) / 2, LEVEL))
+
+    def above(bound: float, critical: float) -> float:
+        """How often the interval's lower end lies above a bound."""
+        return 1.0 - _nct(freedom, (mean - bound) * scale, critical)
+
+    def below(bound: float, critical: float) -> float:
+        """How often its upper end lies below it."""
+        return _nct(freedom, (mean - bound) * scale, -critical)
+
+    alike = max(0.0, above(-width, one) + below(width, one) - 1.0)
+    if expected == "no_difference":
+        return min(1.0, alike + above(width, two) + below(-width, two))
+    if expected == "a_not_better":
+        return min(1.0, below(width, one) + above(width, two))
+    # both may be true of one interval, which is then told as a difference
+    return max(alike, above(0.0, two) + below(0.0, two))
+
+
+def _nct(freedom: int, shift: float, value: float) -> float:
+    """The noncentral t distribution's share below a value; far shifts, of which scipy knows none, are 0 or 1."""
+    share = float(nctdtr(freedom, shift, value))
+    return share if math.isfinite(share) else float(shift < 0)
+
+
+def half_one_sided(differences: Sequence[float]) -> float:
+    """Half the width of the 90% t interval of the mean, which two one-sided tests at 5% look at."""
+    n = len(differences)
+    return float(stdtrit(n - 1, LEVEL)) * spread(differences) / math.sqrt(n)
+
+
+def tost(differences: Sequence[float], margin: float) -> float:
+    """The p value of two one-sided t tests (Schuirmann 1987) that the mean lies within the margin; three values or
+    more. Below 0.05 the 90% interval lies within the margin.
+    """
+    n, error = len(differences), spread(differences) / math.sqrt(len(differences))
+    mean = abs(float(np.mean(differences)))
+    if error == 0:
+        return float(mean > margin)
+    return float(stdtr(n - 1, (mean - margin) / error))
 
 
 def spread(differences: Sequence[float]) -> float:

@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
-from analysis import runs
+from analysis import runs, statistics
 from analysis.page.section import Figure, Section, Table, counted, number, plain, records
 from analysis.page.style import BLUE, FAINT
 from analysis.selection import unit_of
 from analysis.tables.tidy import StudyTables
-from study.contract import Outcome
+from study.contract import Judge, Outcome
 from trainables.settings.config import Mark, TrialConfig, mark_of
 
 SOURCES = {
@@ -53,6 +53,7 @@ def analyse(tables: StudyTables) -> Section:
         answers.append(
             "No setting was trained twice, so luck and effect cannot be separated: add seeds to confirm or reproduce."
         )
+    answers += _seeds_sentences(tables.judge, split)
     missing = [name for name in SOURCES if name not in known]
     if missing and split:
         answers.append(f"Not measured in this study, for lack of such pairs: {'; '.join(missing)}.")
@@ -69,6 +70,27 @@ def analyse(tables: StudyTables) -> Section:
     figures = [_figure(tables, frame, unit)] if split else []
     return Section("variance", "How much is luck?", answers, figures, parts,
                    plain({"split": split, "not_measured": missing}))  # fmt: skip
+
+
+def _seeds_sentences(judge: Judge, split: Sequence[Row]) -> list[str]:
+    """The seeds that a comparison takes to see a difference as large as the judge's margin, by the largest spread of
+    trainings that differ by seed.
+    """
+    margin, by_seed = judge.margins.get(judge.metric), [row for row in split if row["source"] != "hardware"]
+    if margin is None or not by_seed:
+        return []
+    deviation = max(row["deviation"] for row in by_seed) * math.sqrt(2)  # of a difference of two such trainings
+    unit = unit_of(judge.metric)
+    needs = (
+        statistics.seeds_needed(margin, deviation, "a_better", None),
+        statistics.seeds_needed(0.0, deviation, "no_difference", margin),
+    )
+    told, alike = (f"more than {statistics.MOST_SEEDS:,}" if n is None else f"about {n:,}" for n in needs)
+    return [
+        f"With this spread a comparison of two settings sees a true difference of {number(margin)} {unit}".rstrip()
+        + f" (the judge's margin) in four of five studies with {told} seeds of each, and shows that there is none so "
+        f"large with {alike}; pairs that share a seed may need fewer."
+    ]
 
 
 def _groups(tables: StudyTables) -> list[Row]:

@@ -126,6 +126,7 @@ class SearchConfig(Section):
     objectives: tuple[str, ...] | None  # null: the judge's metric alone
     pruner: PrunerConfig
     space: dict[str, dict[str, Any]]
+    allow_inert: Annotated[bool, Mark.BOOKKEEPING]
     warm_start: PathText | None
     first: tuple[dict[str, Any], ...]
 

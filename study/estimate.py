@@ -50,6 +50,8 @@ def show_plan(plan: Plan, *, measure: bool, begun: Mapping[str, Sequence[Entry]]
 
     begun: the trainings of a study that is resumed; what they have done is not counted.
     """
+    if measure:
+        _prepared(plan)
     known: dict[str, Cost] = {}
     rows: list[dict[str, Any]] = []
     concurrency, workers = _concurrency(plan)
@@ -90,6 +92,17 @@ def show_plan(plan: Plan, *, measure: bool, begun: Mapping[str, Sequence[Entry]]
         "measured": measure,
         "claims": {claim.id: claim.untestable or "to be tested" for claim in plan.stated},
     }
+
+
+def _prepared(plan: Plan) -> None:
+    """The data that trainings are timed on, and what a run refuses once it has them."""
+    from study.inert import refuse_inert
+    from trainables.data.dataset import prepare_data
+
+    for config in plan.configs:
+        prepare_data(config.data)
+    for note in refuse_inert(plan):
+        print(note)
 
 
 def _trainings(plan: Plan, begun: Mapping[str, Sequence[Entry]]) -> dict[str, list[tuple[TrialConfig, int, float]]]:

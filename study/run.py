@@ -110,7 +110,7 @@ def _plan(plan: Plan, begun: Layout | None, args: argparse.Namespace) -> Any:
 
 
 def _run(plan: Plan, layout: Layout, worker: type | None, began: float) -> Any:
-    from study import preflight
+    from study import inert, preflight
     from study.tracking import check_reachable
 
     uri = plan.study.config.tracking.uri
@@ -122,6 +122,11 @@ def _run(plan: Plan, layout: Layout, worker: type | None, began: float) -> Any:
         preparing = time.monotonic()
         data = preflight.prepare(plan)
         timings["data_s"] = time.monotonic() - preparing
+        if not layout.ledger.exists():  # a search that has begun is the same ever after
+            probing = time.monotonic()
+            for note in inert.refuse_inert(plan):
+                print(note)
+            timings["probes_s"] = time.monotonic() - probing
         ledger = _open(plan.study, layout)
         for note in preflight.record(ledger.store, plan, data, preflight.environment()):
             print(f"changed since the study began: {note}")

@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "calibration": ("analysis.calibration", "score one checkpoint on a test split under every protocol"),
     "train": ("trainables.train", "one training of a published system, without Ray or MLflow"),
     "predict": ("trainables.predict", "depth of your pictures: PNG in millimetres, NPY in metres, coloured"),
+    "export": ("trainables.export", "a checkpoint as an ONNX model, checked by its scores"),
     "doctor": ("trainables.data.doctor", "what is wrong with a data set, before anything trains"),
     "rooms": ("trainables.data.rooms", "write the embedded data set"),
     "weights_keras": ("trainables.weights_keras", "the authors' released weights as a checkpoint"),

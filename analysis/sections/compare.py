@@ -11,6 +11,7 @@ from matplotlib.figure import Figure as Canvas
 
 from analysis.page import style
 from analysis.page.section import Figure, Headline, Section, Table, counted, number, plain
+from analysis.sections import search_budget
 from analysis.sections.overview import metric_of
 from analysis.selection import choose, unit_of, with_unit
 from analysis.tables.tidy import StudyTables
@@ -43,11 +44,13 @@ def analyse(first: StudyTables, second: StudyTables) -> Section:
     )
     answers = [verdict, f"Their settings differ in {len(settings)} places."]
     answers += [f"{row.study}: {row.said}" for row in sides.itertuples()]
+    said, drawn = ([], []) if obstacles else search_budget.versus((names[0], first), (names[1], second))
+    answers += said
     return Section(
         "compare",
         "Two studies side by side",
         answers,
-        [figure],
+        [figure, *drawn],
         [
             Table("compare-studies", "Both studies", sides.drop(columns="said"), "", _units(first, second)),
             Table("compare-settings", "Settings that differ", settings),

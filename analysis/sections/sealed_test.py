@@ -190,7 +190,7 @@ def _ordered(estimate: statistics.Estimate) -> tuple[float | None, float | None]
 
 def _seeds(champion: Row, entries: Mapping[str, Row], protocol: str, metric: str, unit: str) -> list[str]:
     named = champion["protocols"][protocol]["name"]
-    others = [e for e in entries.values() if "confirmation seed" in e["roles"]]
+    others = [e for e in entries.values() if sealed.CONFIRMATION in e["roles"]]
     values = [e["summary"][named][metric] for e in [champion, *others] if named in e["summary"]]
     known = [v for v in values if v is not None and math.isfinite(v)]
     if len(known) < 2:

@@ -28,6 +28,7 @@ from trainables.runtime.errors import UserError
 from trainables.settings.registry import PROTOCOLS
 from trainables.training import checkpoint
 
+CONFIRMATION, RECIPE, RECIPE_SEED = "confirmation seed", "recipe", "another seed of recipe"  # roles on the list
 RANDOM_GUESS, TRAINING_MEAN = "random guess", "training mean"
 LIST, OPENINGS, DONE = "list.json", "openings.json", "evaluation.json"
 SCORES, PICTURES = "scores.parquet", "pictures.npz"
@@ -42,11 +43,16 @@ def freeze(tables: StudyTables, folder: Path) -> dict[str, Any]:
     roles: dict[str, list[str]] = {chosen.champion: ["champion"]}
     if chosen.phase == "confirm":
         for key in chosen.members:
-            roles.setdefault(key, []).extend([] if key == chosen.champion else ["confirmation seed"])
+            roles.setdefault(key, []).extend([] if key == chosen.champion else [CONFIRMATION])
     for group in dict.fromkeys(tables.phase("reproduce")["group"]):
-        best = tables.judge.choose(selection.judged_rows(tables, "reproduce", str(group)))
+        judged = selection.judged_rows(tables, "reproduce", str(group))
+        best = tables.judge.choose(judged)
         if best is not None:
-            roles.setdefault(best.champion, []).append(f"recipe {group}")
+            roles.setdefault(best.champion, []).append(f"{RECIPE} {group}")
+            for row in tables.judge.rank(judged):  # a verdict on a recipe is over its seeds (analysis/reproduction.py)
+                roles.setdefault(str(row["key"]), []).extend(
+                    [] if row["key"] == best.champion else [f"{RECIPE_SEED} {group}"]
+                )
     part = checkpoint.BEST if tables.judge.report == "best" else checkpoint.LATEST
     entries = [_entry(tables, key, role, part) for key, role in roles.items()]
     entries += [{"name": name, "roles": ["baseline"], "key": None} for name in (RANDOM_GUESS, TRAINING_MEAN)]
@@ -57,6 +63,15 @@ def freeze(tables: StudyTables, folder: Path) -> dict[str, Any]:
     frozen: dict[str, Any] = plain(body | {"sha256": digest_of(body), "frozen_at": now()})
     write_json(path, frozen)
     return frozen
+
+
+def configurations(entry: Mapping[str, Any]) -> list[str]:
+    """The configurations that a scored entry is a seed of: 'champion', 'recipe NAME', or a baseline by its name."""
+    if "baseline" in entry["roles"]:
+        return [str(entry["name"])]
+    found = {"champion" if role in ("champion", CONFIRMATION) else role.replace(RECIPE_SEED, RECIPE, 1)
+             for role in entry["roles"]}  # fmt: skip
+    return sorted(found)
 
 
 def digest_of(frozen: Mapping[str, Any]) -> str:

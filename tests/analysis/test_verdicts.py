@@ -65,9 +65,9 @@ SMALL = (0.0, 0.001, 0.002)
         ([-d for d in CLEAR], "a_not_better", 0.0001, "holds"),
         (SMALL, "a_better", 0.0027, "no difference beyond the margin"),  # 0.001 + 0.00169 = 0.00269
         (SMALL, "open", 0.0027, "no difference beyond the margin"),
-        (SMALL, "a_better", 0.0026, "cannot be told (3 seeds; about 4 would do)"),
-        # t / root n is 2.571 / 2.449 = 1.05 for six and 2.447 / 2.646 = 0.92 for seven
-        (SMALL, "a_better", None, "cannot be told (3 seeds; about 7 would do)"),
+        (SMALL, "a_better", 0.0026, "cannot be told (3 seeds; about 5 would do)"),
+        # mean = deviation: (1.960 + 0.842)^2 = 7.85 by the normal, and 1.96^2 / 2 = 1.9 more for Student's t
+        (SMALL, "a_better", None, "cannot be told (3 seeds; about 10 would do)"),
         ((0.0, 0.0, 0.0), "a_better", None, "no difference beyond the margin"),
         ((-1.0, 1.0, 0.0), "a_better", None, "cannot be told (3 seeds; more than 1,000 would do)"),
         ((0.02, 0.03), "a_better", None, "cannot be told (2 seeds; about 3 would do)"),
@@ -125,25 +125,64 @@ def test_stand_in_trainings_of_equal_arms_and_of_a_false_claim_reach_their_verdi
     assert verdict_of["false"]["holds"] == 0 and verdict_of["false"]["does not hold"] >= 17, verdict_of
 
 
-@pytest.mark.slow
+STUDIES_DRAWN = 2000
+
+
+def told(rng: np.random.Generator, effect: float, seeds: int, expected: statistics.Direction, margin: float) -> Counter:
+    """Verdicts on so many drawn studies whose true difference is `effect`."""
+    found: Counter = Counter()
+    for own in effect + LUCK * math.sqrt(2) * rng.standard_normal((STUDIES_DRAWN, seeds)):
+        found[statistics.rule(float(own.mean()), float(own.std(ddof=1)), seeds, expected, margin)] += 1
+    return found
+
+
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_how_often_the_rule_errs_over_two_thousand_studies(seeds: int) -> None:
-    """2.5% of claims of a direction hold, and as many do not, where both arms are alike; 5% of claims of no difference
-    hold where the truth lies just at the margin.
+    """2.5% of claims of a direction hold, and as many do not, where both arms are alike; of claims of no difference 5%
+    hold at most where the truth lies just at the margin or beyond, and 2.5% do not where there is none.
     """
-    studies, margin = 2000, 0.03
-    rng = np.random.default_rng(17)
+    margin, rng = 0.03, np.random.default_rng(17)
+    error = 3 * math.sqrt(0.05 * 0.95 / STUDIES_DRAWN)  # three standard errors
+    alike = told(rng, 0.0, seeds, "a_better", margin)
+    for word in ("holds", "does not hold"):
+        assert abs(alike[word] / STUDIES_DRAWN - 0.025) < error
+    for effect in (margin, 1.5 * margin):
+        assert told(rng, effect, seeds, "no_difference", margin)["holds"] / STUDIES_DRAWN < 0.05 + error
+        assert told(rng, effect, seeds, "a_not_better", margin)["holds"] / STUDIES_DRAWN < 0.05 + error
+    same = told(rng, 0.0, seeds, "no_difference", margin)
+    assert same["does not hold"] / STUDIES_DRAWN < 0.05
+    assert told(rng, margin, seeds, "a_better", None)["does not hold"] / STUDIES_DRAWN < 0.05  # type: ignore[arg-type]
 
-    def told(effect: float, expected: statistics.Direction, margin: float | None) -> str | None:
-        differences = drawn(rng, effect, seeds)
-        mean, deviation = float(np.mean(differences)), statistics.spread(differences)
-        return statistics.rule(mean, deviation, seeds, expected, margin)
 
-    alike = Counter(told(0.0, "a_better", None) for _ in range(studies))
-    within = 3 * math.sqrt(0.025 * 0.975 / studies)  # three standard errors
-    assert abs(alike["holds"] / studies - 0.025) < within and abs(alike["does not hold"] / studies - 0.025) < within
-    edge = Counter(told(margin, "no_difference", margin) for _ in range(studies))
-    assert edge["holds"] / studies < 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
+def test_the_p_value_of_two_one_sided_tests_by_hand() -> None:
+    """SMALL has mean and deviation 0.001, so its error is 0.000577; against 0.0027, t(2) = 0.0017 / 0.000577 = 2.944,
+    of which the upper tail is (1 - t / root(t^2 + 2)) / 2 = 0.0493.
+    """
+    t = 0.0017 / (0.001 / math.sqrt(3))
+    assert statistics.tost(SMALL, 0.0027) == pytest.approx((1 - t / math.sqrt(t**2 + 2)) / 2)
+    assert statistics.tost(SMALL, 0.0027) < 0.05 < statistics.tost(SMALL, 0.0026)  # as the 90% interval says
+    assert (statistics.tost((0.0, 0.0, 0.0), 0.1), statistics.tost((0.2, 0.2, 0.2), 0.1)) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("mean", "expected", "margin"),
+    [(0.03, "a_better", None), (0.0, "no_difference", 0.03), (0.01, "no_difference", 0.03), (0.0, "a_not_better", 0.03),
+     (0.05, "no_difference", 0.03), (0.0, "open", 0.03)],
+)  # fmt: skip
+def test_seeds_needed_are_within_half_as_many_again_of_the_truth(
+    mean: float, expected: statistics.Direction, margin: float | None
+) -> None:
+    """Four of five drawn studies are told somewhere between n / 1.5 and 1.5 n seeds, and not below or above."""
+    deviation = LUCK * math.sqrt(2)
+    needed = statistics.seeds_needed(mean, deviation, expected, margin)
+    assert needed is not None and needed > 4
+    rng = np.random.default_rng(3)
+    few, many = (
+        1 - told(rng, mean, seeds, expected, margin)[None] / STUDIES_DRAWN  # type: ignore[arg-type]
+        for seeds in (round(needed / 1.5), round(needed * 1.5))
+    )
+    assert few < statistics.POWER < many
+    assert statistics.seeds_needed(0.0, deviation, "a_better", None) is None  # there is nothing to find
 
 
 def test_planted_claims_are_answered_from_the_results(tmp_path: Path) -> None:

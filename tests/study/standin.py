@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from study import executor, plan, preflight, run
+from study import executor, inert, plan, preflight, run
 from trainables.ray_trainable import TrainingWorker
 from trainables.runtime import locks
 from trainables.runtime.durable import write_bytes, write_json
@@ -112,9 +112,15 @@ def unchecked(where: str, config: Any) -> None:
     """In place of building the model."""
 
 
+def unprobed(plan: plan.Plan) -> list[str]:
+    """In place of training a few steps for each searched setting."""
+    return []
+
+
 def without_data() -> None:
     """The study's command without data and model, which stand-ins do not need."""
     preflight.prepare = prepared
+    inert.refuse_inert = unprobed
     plan.check_parts = unchecked
 
 
