@@ -24,11 +24,12 @@ from analysis import final_evaluation, mlflow_store
 from analysis.page.section import Section, Table, number, plain
 from analysis.tables.published import ROWS
 from analysis.tables.tidy import StudyTables, report_frame, trial_frame
+from trainables.evaluation.protocols import PROTOCOLS
 from trainables.runtime import cli
 from trainables.runtime.durable import sha256
 from trainables.runtime.errors import UserError
 from trainables.settings.config import TrialConfig
-from trainables.settings.registry import FORMS, PROTOCOLS
+from trainables.settings.registry import FORMS
 from trainables.training import checkpoint
 
 REPOSITORY = "densedepth_repo"  # the protocol of the published evaluator

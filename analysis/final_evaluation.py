@@ -33,11 +33,11 @@ from trainables.data.frames import FrameList
 from trainables.evaluation import baselines
 from trainables.evaluation.evaluate import Scorer, predictions
 from trainables.evaluation.metrics import edge_share
+from trainables.evaluation.protocols import PROTOCOLS
 from trainables.runtime import device, locks
 from trainables.runtime.durable import sha256, write_bytes, write_json
 from trainables.runtime.errors import UserError
 from trainables.settings.config import DataConfig, TrialConfig
-from trainables.settings.registry import PROTOCOLS
 from trainables.training import checkpoint
 
 BANDS_M = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)  # edges of the distance bands
@@ -165,13 +165,13 @@ def score_test(
     """
     config = configs.get(str(entry["name"]), reference)
     frames = open_test(config.data)
-    scorer = Scorer(list(PROTOCOLS), frames.truth)
+    scorer = Scorer(list(PROTOCOLS.values()), frames.truth)
     bands = np.zeros((len(BANDS_M) - 1, 3))
     edges: list[Tensor] = []
     holes: dict[str, float] = {}
     for indices, pred, truth in _predicted(tables, entry, config, frames, model):
         ids = [frames.ids[i] for i in indices]
-        scorer.add(ids, [frames.scenes[i] for i in indices], pred, truth)
+        scorer.add(ids, [frames.scenes[i] for i in indices], pred, {frames.truth: truth})
         bands += _banded(pred, truth)
         edges.append(torch.stack([edge_share(m, truth > 0, list(EDGE_THRESHOLDS)).cpu() for m in (truth, pred)], dim=1))
         holes |= dict(zip(ids, (truth <= 0).float().mean((1, 2)).tolist(), strict=True))

@@ -12,9 +12,9 @@ import torch
 from analysis import calibration
 from trainables.data.dataset import fingerprint, open_test
 from trainables.evaluation.evaluate import evaluate
+from trainables.evaluation.protocols import PROTOCOLS
 from trainables.models.depth_model import build_model
 from trainables.settings.config import TrialConfig
-from trainables.settings.registry import PROTOCOLS
 from trainables.training import checkpoint
 
 

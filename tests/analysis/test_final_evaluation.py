@@ -24,10 +24,10 @@ from study.contract import Layout
 from tests.analysis.make_results import Training, make_results
 from trainables.data.dataset import fingerprint, open_test
 from trainables.evaluation.evaluate import evaluate
+from trainables.evaluation.protocols import PROTOCOLS
 from trainables.models.depth_model import build_model
 from trainables.runtime.errors import UserError
 from trainables.settings.config import TrialConfig, as_dict
-from trainables.settings.registry import PROTOCOLS
 from trainables.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,11 +19,12 @@ from study.propose import DRAW
 from study.space import PRUNER, fits, read_space
 from tests.study.test_config import TEXT, plan_of, study_of
 from trainables.evaluation.metrics import FUNCTIONS
+from trainables.evaluation.protocols import PROTOCOLS
 from trainables.models.losses import TERMS
 from trainables.runtime.errors import UserError
 from trainables.settings.config import Mark, NameOf, Section, TrialConfig, flat, mark_of
 from trainables.settings.recipe import load_recipe, recipe_names
-from trainables.settings.registry import FORMS, LOSS_TERMS, METRICS, PROTOCOLS
+from trainables.settings.registry import FORMS, LOSS_TERMS, METRICS
 from trainables.settings.yamlfile import read_yaml
 from trainables.train import main
 

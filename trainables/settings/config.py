@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from trainables.settings.registry import FORMS, LOSS_TERMS, METRICS, PROTOCOLS
+from trainables.evaluation.protocols import PROTOCOLS
+from trainables.settings.registry import FORMS, LOSS_TERMS, METRICS
 from trainables.settings.yamlfile import nearest
 
 

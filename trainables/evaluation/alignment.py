@@ -1,0 +1,158 @@
+"""Alignments of a prediction with the truth, image by image, as each protocol's evaluator does them.
+
+Every function takes predictions and truth (N, H, W), float64, and a mask, and returns the prediction in metres, not yet
+clipped. Sources: the evaluators named in trainables/evaluation/protocols.py. Deviation: `l1_affine` finds its optimum
+by descending from line to line (Wesolowsky 1981), where MoGe tries the lines through every pixel: the same minimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from trainables.evaluation.protocols import ALIGNED, Protocol
+from trainables.settings.registry import bind
+
+LEAST_DISPARITY = 1e-3  # per metre: where Marigold ends a fitted disparity
+GRID = 64  # rows and columns of the pixels that MoGe fits on
+ON_THE_LINE = 1e-9  # relative residual of a point that lies on a line
+MOST_TURNS = 200  # of the descent, which takes about ten
+
+
+def aligned(protocol: Protocol, pred: Tensor, truth: Tensor, mask: Tensor, *, disparity: bool = False) -> Tensor:
+    """The prediction (N, H, W) after the protocol's alignment with the truth, in metres, not yet clipped.
+
+    disparity: the prediction is inverse depth of unknown scale and shift, which `affine_disparity` alone takes.
+    """
+    assert not disparity or protocol.scaling == "affine_disparity", protocol.name
+    if protocol.scaling == "affine_disparity" and not disparity:
+        pred = torch.where(pred > 0, 1 / pred, torch.zeros((), dtype=pred.dtype, device=pred.device))
+    return _ALIGNMENTS[protocol.scaling](pred, truth, mask, protocol.clip_m[0])
+
+
+def _none(pred: Tensor, truth: Tensor, mask: Tensor, least_m: float) -> Tensor:
+    return pred
+
+
+def _median(pred: Tensor, truth: Tensor, mask: Tensor, least_m: float) -> Tensor:
+    """Medians over each mask; of an even number of pixels the lower one."""
+    return torch.stack(
+        [p * (t[m].median() / p[m].clamp_min(least_m).median()) for p, t, m in zip(pred, truth, mask, strict=True)]
+    )
+
+
+def _affine(pred: Tensor, truth: Tensor, mask: Tensor, least_m: float) -> Tensor:
+    """Least squares; a constant map can only be shifted."""
+    count = mask.sum((1, 2))
+    zero = torch.zeros((), dtype=pred.dtype, device=pred.device)
+    mean_p = torch.where(mask, pred, zero).sum((1, 2)) / count
+    mean_t = torch.where(mask, truth, zero).sum((1, 2)) / count
+    p, t = (torch.where(mask, m - mean[:, None, None], zero) for m, mean in ((pred, mean_p), (truth, mean_t)))
+    variance = p.square().sum((1, 2))
+    slope = torch.where(variance > 0, (p * t).sum((1, 2)) / variance, zero)
+    return (pred - mean_p[:, None, None]) * slope[:, None, None] + mean_t[:, None, None]
+
+
+def _affine_disparity(pred: Tensor, truth: Tensor, mask: Tensor, least_m: float) -> Tensor:
+    """Least squares of the inverse, where both are above 0."""
+    mask = mask & (pred > 0) & (truth > 0)
+    inverse = torch.where(mask, 1 / truth, torch.zeros((), dtype=pred.dtype, device=pred.device))
+    return 1 / _affine(pred, inverse, mask, least_m).clamp_min(LEAST_DISPARITY)
+
+
+def _l1_scale(pred: Tensor, truth: Tensor, mask: Tensor, least_m: float) -> Tensor:
+    """The scale a that minimises sum |a p - t| / t over the pixels of the grid."""
+    scaled = []
+    for p, t, m in zip(pred, truth, mask, strict=True):
+        x, y = _sampled(p, t, m)
+        scaled.append(p * _weighted_ratio(x, y, 1 / y) if len(x) else p)
+    return torch.stack(scaled)
+
+
+def _l1_affine(pred: Tensor, truth: Tensor, mask: Tensor, least_m: float) -> Tensor:
+    """The scale a and shift b that minimise sum |a p + b - t| / t over the pixels of the grid."""
+    fitted = []
+    for p, t, m in zip(pred, truth, mask, strict=True):
+        x, y = _sampled(p, t, m)
+        slope, shift = least_absolute_line(x, y, 1 / y) if len(x) else (1.0, 0.0)
+        fitted.append(p * slope + shift)
+    return torch.stack(fitted)
+
+
+_ALIGNMENTS: Mapping[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = bind(
+    ALIGNED,
+    {
+        "none": _none,
+        "median": _median,
+        "affine": _affine,
+        "affine_disparity": _affine_disparity,
+        "l1_scale": _l1_scale,
+        "l1_affine": _l1_affine,
+    },
+)
+
+
+def _sampled(pred: Tensor, truth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps (H, W) at the valid pixel nearest to the centre of each of GRID x GRID cells; empty cells are left out.
+
+    A cell holds the pixels whose centres lie in it, its lower and right border included.
+    """
+    cells, offsets = zip(*(_cells(side, mask.device) for side in mask.shape), strict=True)
+    cell = cells[0][:, None] * GRID + cells[1]
+    distance = offsets[0].square()[:, None] + offsets[1].square()
+    kept = mask.flatten()
+    cell, distance = cell.flatten()[kept], distance.flatten()[kept]
+    nearest = distance.new_full((GRID * GRID,), torch.inf).scatter_reduce(0, cell, distance, "amin")
+    place = torch.arange(len(cell), device=cell.device)
+    closest = distance == nearest[cell]  # several: the first in the order of rows
+    first = place.new_full((GRID * GRID,), len(cell)).scatter_reduce(0, cell[closest], place[closest], "amin")
+    chosen = first[first < len(cell)]
+    return pred.flatten()[kept][chosen], truth.flatten()[kept][chosen]
+
+
+def _cells(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The cell of each row or column, and how far its centre lies from the cell's, in pixels, float32 as in MoGe."""
+    length = side / GRID
+    centre = torch.arange(side, device=device, dtype=torch.float32) + 0.5
+    cell = torch.ceil((centre - torch.finfo(torch.float32).eps * side) / length).long().sub_(1).clamp_(0, GRID - 1)
+    return cell, centre - (cell.float() + 0.5) / GRID * side
+
+
+def _weighted_ratio(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """The a that minimises sum weight |a x - y|: the median of y / x under the weights weight |x|."""
+    usable = x != 0
+    ratio, order = (y[usable] / x[usable]).sort()
+    if not len(ratio):
+        return torch.zeros((), dtype=y.dtype, device=y.device)
+    mass = (weight[usable] * x[usable].abs())[order].cumsum(0)
+    place = torch.searchsorted(2 * mass, mass[-1:])
+    return ratio[place.clamp_max(len(ratio) - 1)][0]
+
+
+def least_absolute_line(x: Tensor, y: Tensor, weight: Tensor) -> tuple[float, float]:
+    """Slope and shift that minimise sum weight |slope x + shift - y| over points (n,), n >= 1.
+
+    From a point the best line through it leads to a second point, whose best line is no worse; where none of the points
+    on the line leads on, the line is the optimum, because the sum is convex.
+    """
+
+    def loss(slope: float, shift: float) -> float:
+        return float((weight * (slope * x + shift - y).abs()).sum())
+
+    def through(place: int) -> tuple[float, float, float]:
+        slope = float(_weighted_ratio(x - x[place], y - y[place], weight))
+        shift = float(y[place] - slope * x[place])
+        return loss(slope, shift), slope, shift
+
+    start = float(_weighted_ratio(x, y, weight))
+    best = through(int((start * x - y).abs().argmin()))
+    for _ in range(MOST_TURNS):
+        residual = (best[1] * x + best[2] - y).abs()
+        corners = (residual <= ON_THE_LINE * y.abs().max()).nonzero()[:, 0]
+        turned = min((through(int(place)) for place in corners[:GRID]), default=best)
+        if not turned[0] < best[0] * (1 - 1e-12):
+            break
+        best = turned
+    return best[1], best[2]
