@@ -84,7 +84,7 @@ def score(pred: Tensor, truth_depth_m: Tensor, protocol: Protocol, *, disparity:
     first, second = (truth, pred) if protocol.arguments_swapped else (pred, truth)
     compared = Comparison(pred=first, target=second, mask=mask)
     values = torch.stack([FUNCTIONS[name](compared) for name in protocol.metrics])
-    measured = (pred.isfinite() | ~mask).flatten(1).all(1)
+    measured = compared.maps[1 if protocol.arguments_swapped else 0].sum((1, 2)).isfinite()
     table = torch.cat([mask.sum((1, 2))[None], measured[None], values]).T.tolist()  # one transfer from the device
     return [
         {
