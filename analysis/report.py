@@ -26,7 +26,7 @@ from analysis.mlflow_store import log_to_parent, run_pages
 from analysis.page import html
 from analysis.page.section import Section, Table
 from analysis.runs import load
-from analysis.sections import compare, cost, first_screen, learned, overview, sealed_test
+from analysis.sections import compare, cost, first_screen, gap, learned, overview, sealed_test
 from analysis.spikes import causes
 from analysis.tables.tidy import StudyTables, read_table, write_table
 from trainables.runtime import cli
@@ -47,6 +47,7 @@ PAGE: Sequence[tuple[str, Callable[[StudyTables], Section]]] = (  # in the page'
     ("evaluation", sealed_test.build),
     ("learned", learned.analyse),
     ("reproduction", reproduction.analyse),
+    ("gap", gap.analyse),
     ("claims", claims.analyse),
     ("importance", importance.analyse),
     ("spikes", causes.analyse),

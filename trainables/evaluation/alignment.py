@@ -109,25 +109,32 @@ def _sampled(pred: Tensor, truth: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]
 
     A cell holds the pixels whose centres lie in it, its lower and right border included.
     """
-    order, cell = (one.to(mask.device) for one in _by_cell(*mask.shape))
-    places = mask.flatten()[order].nonzero()[:, 0]
-    cells = cell[places]
-    first = torch.ones_like(cells, dtype=torch.bool)
-    first[1:] = cells[1:] != cells[:-1]
-    chosen = order[places[first]]
+    order, cell, nearest = (one.to(mask.device) for one in _by_cell(*mask.shape))
+    chosen, valid = order[nearest], mask.flatten()
+    if not valid[chosen].all():  # look further in every cell: ten times the time
+        places = valid[order].nonzero()[:, 0]
+        chosen = order[places[_firsts(cell[places])]]
     return pred.flatten()[chosen], truth.flatten()[chosen]
 
 
+def _firsts(cells: Tensor) -> Tensor:
+    """Where a sorted row of cells has each cell's first entry."""
+    first = torch.ones_like(cells, dtype=torch.bool)
+    first[1:] = cells[1:] != cells[:-1]
+    return first
+
+
 @lru_cache(maxsize=4)
-def _by_cell(rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """All pixels by cell, each cell's nearest to its centre first (of equals the first in the order of rows), and their
-    cells.
+def _by_cell(rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """All pixels by cell, each cell's nearest to its centre first (of equals the first in the order of rows); their
+    cells; and where each cell begins.
     """
     (row_cell, down), (column_cell, across) = _cells(rows), _cells(columns)
     cell = (row_cell[:, None] * GRID + column_cell).flatten()
     near = (down.square()[:, None] + across.square()).flatten().argsort(stable=True)
     order = near[cell[near].argsort(stable=True)]
-    return order, cell[order]
+    cells = cell[order]
+    return order, cells, _firsts(cells).nonzero()[:, 0]
 
 
 def _cells(side: int) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,9 @@ truth, each protocol gets its own.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from trainables.settings.yamlfile import nearest
 FARTHEST_M = 1000.0  # depth of an inverse depth of 0 or below, before a protocol clips it
 SHAPE_TOLERANCE = 0.02  # by which a whole frame's proportions may change: inputs are often multiples of 14 or 32
 AHEAD = 2  # frames read ahead, per thread
+Job = Callable[[], Measured]
 
 
 def score(
@@ -76,24 +78,34 @@ def score_maps(
     """Scores of one map per frame, in the frames' order, under protocols as values. Raises UserError."""
     scorer = Scorer(protocols, frames.truth, disparity=kind == "disparity")
     readers = truth_readers(frames)
-    pool, workers = device.side_by_side(len(frames), "score")
-    waiting: deque[Future[Measured]] = deque()
-    count = 0
-    with pool:
+
+    def jobs() -> Iterator[Job]:
+        count = 0
         for i, values in enumerate(maps):
             if i >= len(frames):
                 raise UserError(f"predictions: more maps than the {len(frames)} frames; give one for each")
             truths = truths_of(frames, readers, i)
             checked = whole_map(values, truths[frames.truth].shape, frames.ids[i])
-            waiting.append(pool.submit(_measured, scorer, frames, i, checked, truths, kind))
+            yield partial(_measured, scorer, frames, i, checked, truths, kind)
             count += 1
+        if count < len(frames):
+            raise UserError(f"predictions: {count} maps for {len(frames)} frames; {frames.ids[count]} has none")
+
+    gather(scorer, jobs(), len(frames))
+    return scorer.finish()
+
+
+def gather(scorer: Scorer, jobs: Iterable[Job], most: int) -> None:
+    """Run jobs, at most `most`, beside each other on the CPU's cores, each on one; gather what they give in order."""
+    pool, workers = device.side_by_side(most, "score")
+    waiting: deque[Future[Measured]] = deque()
+    with pool:
+        for job in jobs:
+            waiting.append(pool.submit(job))
             if len(waiting) > AHEAD * workers:
                 scorer.gather(waiting.popleft().result())
         for future in waiting:
             scorer.gather(future.result())
-    if count < len(frames):
-        raise UserError(f"predictions: {count} maps for {len(frames)} frames; {frames.ids[count]} has none")
-    return scorer.finish()
 
 
 def _measured(
@@ -119,6 +131,18 @@ def truths_of(frames: FrameList, readers: Mapping[Truth, Reader], i: int) -> dic
     return {kind: np.ascontiguousarray(reader.depth_m(frames.depth_of[i])) for kind, reader in readers.items()}
 
 
+def batch_truths(
+    frames: FrameList, readers: Mapping[Truth, Reader], indices: Sequence[int], truth_m: torch.Tensor
+) -> dict[Truth, torch.Tensor]:
+    """Truth (N, H, W) of every kind for a batch whose truth of the list's own kind is given, on its device."""
+    found: dict[Truth, torch.Tensor] = {frames.truth: truth_m}
+    for kind, reader in readers.items():
+        if kind not in found:
+            depths = np.stack([reader.depth_m(frames.depth_of[i]) for i in indices])
+            found[kind] = torch.from_numpy(depths).to(truth_m.device)
+    return found
+
+
 def in_metres(values: Map, kind: Kind) -> Map:
     """Depth in metres of metric and inverse maps; the others stay as they are."""
     if kind != "inverse":
@@ -133,7 +157,7 @@ def whole_map(values: npt.NDArray[np.generic], size: tuple[int, ...], name: str)
         raise BadFrame(
             f"the map of {name} holds {values.dtype} of shape {values.shape}, not (rows, columns) of numbers"
         )
-    result: Map = np.ascontiguousarray(values, dtype=np.float32)
+    result: Map = np.require(values, np.float32, ["C", "W"])
     if not np.isfinite(result).all():
         raise BadFrame(f"the map of {name} holds NaN or infinity; every pixel needs a number")
     if (fault := wrong_shape(result.shape, size)) is not None:
