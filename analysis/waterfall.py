@@ -199,10 +199,11 @@ def built(
         if convention in measured:
             effect = {m: measured[convention][m] - now[m] for m in metrics}
             now = {m: measured[convention][m] for m in metrics}
-        texts = [_shown(one, convention, goal) for one in (before, after)]
+        was, becomes = (_shown(one, convention) for one in (before, after))
         if convention == MIRRORED:
-            texts = ["ours", {True: "with the mirrored image", False: "none", None: "not stated"}[goal.mirrored]]
-        steps.append(Step(convention, *texts, effect, unmeasured.get(convention, "")))
+            was = "ours"
+            becomes = {True: "with the mirrored image", False: "none", None: "not stated"}[goal.mirrored]
+        steps.append(Step(convention, was, becomes, effect, unmeasured.get(convention, "")))
         before = after
     return Waterfall(goal, start.name, {m: ours[m] for m in metrics}, tuple(steps))
 
@@ -214,7 +215,7 @@ def unmeasured_truth(goal: Target, kinds: Collection[str]) -> dict[str, str]:
     return {TRUTH: f"the data hold no {'measured' if goal.protocol.truth == 'raw' else 'in-painted'} truth"}
 
 
-def _shown(protocol: Protocol, convention: str, goal: Target) -> str:
+def _shown(protocol: Protocol, convention: str) -> str:
     """A protocol's convention in words."""
     low, high = protocol.valid_m
     values = {
@@ -241,7 +242,7 @@ def _with(value: float, unit: str) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.4f}"
+    return f"{round(value, 4) + 0.0:+.4f}"  # no -0.0000
 
 
 def table(falls: Sequence[Waterfall], name: str) -> Table:
@@ -271,8 +272,9 @@ def figure(fall: Waterfall, name: str, caption: str) -> Figure:
         rows.append({"metric": metric, "bar": f"ours, {fall.start}", "from": 0.0, "to": level, "kind": "number"})
         for step in fall.steps:
             change = step.effect.get(metric)
-            label = step.convention if change is not None else f"{step.convention} (not measured)"
-            rows.append({"metric": metric, "bar": label, "from": level, "to": level + (change or 0.0), "kind": "step"})
+            kind = "step" if change is not None else "not measured"
+            bar = {"bar": step.convention, "from": level, "to": level + (change or 0.0), "kind": kind}
+            rows.append({"metric": metric} | bar)
             level += change or 0.0
         theirs = f"ours as {fall.target.protocol.name}"
         rows.append({"metric": metric, "bar": theirs, "from": 0.0, "to": level, "kind": "number"})
@@ -300,6 +302,7 @@ def _draw(canvas: Canvas, data: pd.DataFrame) -> None:
             color = colors.get(row["kind"], GREEN if change * better >= 0 else VERMILION)
             axes.barh(place, change, left=row["from"], color=color, height=0.7)
             text = number(row["to"]) if row["kind"] in ("number", "published") else _signed(change)
+            text = "not measured" if row["kind"] == "not measured" else text
             axes.annotate(text, (max(row["from"], row["to"]), place), (3, 0), textcoords="offset points", va="center")
         ends = rows[["from", "to"]].to_numpy()[:, 1]
         low, high = float(ends.min()), float(ends.max())

@@ -162,3 +162,10 @@ def test_the_map_of_files_is_up_to_date() -> None:
         pytest.skip("not a git checkout: the list of files is not known")
     source = runpy.run_path(str(ROOT / "docs" / "make_map.py"))
     assert (ROOT / "docs" / "MAP.md").read_text() == source["written"](), "run python docs/make_map.py"
+
+
+def test_the_table_of_protocols_is_the_registrys() -> None:
+    source = runpy.run_path(str(ROOT / "docs" / "make_protocols.py"))
+    page = (ROOT / "docs" / "which-number.md").read_text()
+    assert page == source["written"](), "run python docs/make_protocols.py"
+    assert page.count("| `") >= len(source["PROTOCOLS"])

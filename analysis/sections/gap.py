@@ -49,9 +49,9 @@ def _falls(champion: Mapping[str, Any]) -> list[waterfall.Waterfall]:
             continue
         goal = goal if on_nyu(champion) else replace(goal, published={}, who=f"protocol {goal.protocol.name}")
         unmeasured = waterfall.unmeasured_truth(goal, walks["truth"])
-        if goal.mirrored is None:
+        if goal.published and goal.mirrored is None:
             unmeasured[waterfall.MIRRORED] = f"{goal.who} does not state it"
-        elif goal.mirrored != walks["mirrored"]:
+        elif goal.published and goal.mirrored != walks["mirrored"]:
             unmeasured[waterfall.MIRRORED] = "the champion was scored once, averaged as its settings say"
         path = [step for step in waterfall.walk(start, goal.protocol) if step[0] in stored]
         measured = {name: stored[name] for name, _ in path if name not in unmeasured}
