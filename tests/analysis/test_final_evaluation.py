@@ -18,7 +18,7 @@ import torch
 
 from analysis import final_evaluation, mlflow_store, reproduction, runs, statistics
 from analysis.page.section import number
-from analysis.sections import cost, sealed_test
+from analysis.sections import cost, gap, sealed_test
 from analysis.tables import sealed
 from study.contract import Layout
 from tests.analysis.make_results import Training, make_results
@@ -124,6 +124,31 @@ def test_scores_are_the_evaluators_own_under_every_protocol(
             assert summary[protocol][name] == pytest.approx(value, rel=1e-5, nan_ok=True)
     scores = pd.read_parquet(study.evaluation / "scores.parquet")
     assert len(scores) == 6 * len(PROTOCOLS) * 6 and scores["hole_share"].max() == 0
+
+
+def test_the_champions_way_to_each_protocol_is_stored_and_shown(study: Layout) -> None:
+    tables = runs.load(study.root)
+    final_evaluation.analyse(tables)
+    section = gap.analyse(tables)
+    document = stored(study, "evaluation.json")
+    champion = next(e for e in document["entries"] if "champion" in e["roles"])
+    others = [e for e in document["entries"] if "champion" not in e["roles"]]
+    assert champion["walks"]["start"] == "densedepth" and not any(e["walks"]["measured"] for e in others)
+    assert set(champion["summary"]) == {run["name"] for run in champion["protocols"].values()}  # no step among them
+    against = {fall["protocol"]: fall for fall in section.data["against"]}
+    assert set(against) == {"densedepth_scaled", "densedepth_repo", "bts", "ultralytics", "marigold"}
+    for protocol, fall in against.items():
+        measured = champion["summary"][champion["protocols"][protocol]["name"]]
+        assert fall["measured_as_theirs"] == pytest.approx({m: measured[m] for m in fall["ours"]}, rel=1e-9)
+        assert not any(fall["published"].values())  # the data are not NYU Depth v2
+    steps = {step["convention"]: step for step in against["bts"]["steps"]}
+    assert steps["kind of truth"]["note"] == "the data hold no measured truth"
+    assert section.answers and len(section.figures) == len(against) and all(f.render() for f in section.figures)
+    del champion["walks"]
+    tables.evaluation["entries"] = [champion]
+    assert "hold no such steps" in gap.analyse(tables).answers[0]
+    tables.evaluation.clear()
+    assert "sealed" in gap.analyse(tables).answers[0]
 
 
 def test_the_training_mean_is_the_mean_of_the_training_frames(

@@ -115,7 +115,7 @@ def test_every_name_in_a_recipe_is_known(name: str) -> None:
         (
             "confirm:", "judge: {metric: silog, protocol: densedepth_repo}\nconfirm:",
             "study.yaml:16: judge.protocol: densedepth_repo yields no silog, which is the metric to judge by; write "
-            "densedepth, bts, densedepth_scaled or densedepth_affine",
+            "densedepth, densedepth_scaled, densedepth_affine, bts, ",
         ),
         (
             "confirm:", "judge: {metric: rmse, protocol: structure}\nconfirm:",

@@ -302,11 +302,10 @@ def _exr(content: bytes, where: str) -> npt.NDArray[Any]:
         file.write(content)
         file.flush()
         try:
-            with library.File(file.name, header_only=True) as picture:
-                header = picture.header()
-            low, high = header["dataWindow"]
-            channels = [str(one.name) for one in header["channels"]]
-            if int(high[0] - low[0] + 1) * int(high[1] - low[1] + 1) > MAX_PIXELS or len(channels) != 1:
+            with library.File(file.name, header_only=True) as picture:  # what it holds is gone when it closes
+                low, high = (tuple(map(int, corner)) for corner in picture.header()["dataWindow"])
+                channels = [str(one.name) for one in picture.header()["channels"]]
+            if (high[0] - low[0] + 1) * (high[1] - low[1] + 1) > MAX_PIXELS or len(channels) != 1:
                 raise BadFrame(f"{where} claims {low} to {high}, channels {_some(channels)}; store one depth map")
             with library.File(file.name) as picture:
                 values: npt.NDArray[Any] = np.array(picture.channels()[channels[0]].pixels)
