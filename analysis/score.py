@@ -262,7 +262,7 @@ def _fall(
 
 def _mirror(
     path: Sequence[tuple[str, Protocol]],
-    measured: dict[str, Mapping[str, float]],
+    measured: dict[str, dict[str, float]],
     source: Source,
     frames: FrameList,
     start: Protocol,

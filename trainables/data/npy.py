@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from trainables.data.frames import BadFrame
 from trainables.data.pictures import MAX_PIXELS
@@ -22,11 +21,12 @@ from trainables.runtime.errors import UserError
 MAX_FRAMES: Final = 1 << 16
 
 
-def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, npt.DTypeLike]:
+def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether columns come first, and dtype of a .npy file at its start. Raises ValueError for no header."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
+    shape, columns_first, dtype = read(file)
+    return shape, columns_first, np.dtype(dtype)
 
 
 class Stack:
@@ -35,7 +35,7 @@ class Stack:
     def __init__(self, root: Path, name: str, where: str) -> None:
         self.root, self.name, self.where = root, name, where
         self.shape: tuple[int, ...] = ()
-        self.dtype = np.dtype(np.uint8)
+        self.dtype: np.dtype[Any] = np.dtype(np.uint8)
         self.start = 0
         self._open: tuple[int, IO[bytes]] | None = None
         self._lock = threading.Lock()

@@ -260,8 +260,7 @@ def decode(content: bytes, where: str) -> npt.NDArray[Any]:
 
 def _npy(content: bytes, where: str) -> npt.NDArray[Any]:
     file = io.BytesIO(content)
-    shape, columns_first, kind = read_npy_header(file)
-    dtype = np.dtype(kind)
+    shape, columns_first, dtype = read_npy_header(file)
     if dtype.kind not in "fiu":
         held = "Python objects, which are never unpickled" if dtype.hasobject else str(dtype)
         raise BadFrame(f"{where} holds {held}; store plain numbers")

@@ -147,8 +147,7 @@ def in_metres(values: Map, kind: Kind) -> Map:
     """Depth in metres of metric and inverse maps; the others stay as they are."""
     if kind != "inverse":
         return values
-    result: Map = 1 / np.maximum(values, np.float32(1 / FARTHEST_M))
-    return result
+    return np.reciprocal(np.maximum(values, np.float32(1 / FARTHEST_M)), dtype=np.float32)
 
 
 def whole_map(values: npt.NDArray[np.generic], size: tuple[int, ...], name: str) -> Map:
