@@ -8,7 +8,7 @@ by descending from line to line (Wesolowsky 1981), where MoGe tries the lines th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -166,6 +166,7 @@ def least_absolute_line(x: Tensor, y: Tensor, weight: Tensor) -> tuple[float, fl
     def loss(slope: float, shift: float) -> float:
         return float((weight * (slope * x + shift - y).abs()).sum())
 
+    @cache
     def through(place: int) -> tuple[float, float, float]:
         slope = float(_weighted_ratio(x - x[place], y - y[place], weight))
         shift = float(y[place] - slope * x[place])

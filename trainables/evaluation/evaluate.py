@@ -79,7 +79,9 @@ def score(pred: Tensor, truth_depth_m: Tensor, protocol: Protocol, *, disparity:
         truth_depth_m = functional.interpolate(truth_depth_m[:, None], pred.shape[1:], mode="nearest")[:, 0]
     rows, columns = protocol.crop_at((truth_depth_m.shape[1], truth_depth_m.shape[2]))
     pred, truth = pred[:, rows, columns].double(), truth_depth_m[:, rows, columns].double()
-    mask = (truth > protocol.valid_m[0]) & (truth < protocol.valid_m[1])
+    mask = truth > protocol.valid_m[0]
+    if math.isfinite(protocol.valid_m[1]):
+        mask &= truth < protocol.valid_m[1]
     pred = aligned(protocol, pred, truth, mask, disparity=disparity).clamp(*protocol.clip_m)
     first, second = (truth, pred) if protocol.arguments_swapped else (pred, truth)
     compared = Comparison(pred=first, target=second, mask=mask)
@@ -150,18 +152,21 @@ class Scorer:
         """
         some = truths[self._truth]
         size = (some.shape[1], some.shape[2])
-        resized = resize_depth(pred, size)  # once, not for every protocol
+        resized, pred = resize_depth(pred, size).double(), pred.double()  # once, not for every protocol
+        given = {kind: truth_m.double() for kind, truth_m in truths.items()}
+        holed = {kind: bool((truth_m <= 0).any()) for kind, truth_m in given.items()}
         shared: dict[tuple[object, ...], list[Row]] = {}
         rows: dict[str, list[Row]] = {}
         holes: dict[str, bool] = {}
         for protocol in self._protocols:
-            truth_m = truths[self._kind(protocol, truths)]
-            holes[protocol.name] = bool((truth_m[(slice(None), *protocol.crop_at(size))] <= 0).any())
+            kind = self._kind(protocol, truths)
+            inside = given[kind][(slice(None), *protocol.crop_at(size))]
+            holes[protocol.name] = holed[kind] and bool((inside <= 0).any())
             if protocol.measured not in shared:
                 asked = [n for p in self._protocols if p.measured == protocol.measured for n in p.metrics]
                 whole = replace(protocol, metrics=tuple(dict.fromkeys(asked)))
-                given = resized if protocol.resize == "prediction" else pred
-                shared[protocol.measured] = score(given, truth_m, whole, disparity=self._disparity)
+                maps = resized if protocol.resize == "prediction" else pred
+                shared[protocol.measured] = score(maps, given[kind], whole, disparity=self._disparity)
             rows[protocol.name] = [
                 {"id": sample, "scene": scene, "requested": protocol.name, "pixels": row["pixels"]}
                 | {name: row[name] for name in protocol.metrics}
