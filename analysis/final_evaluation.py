@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analysis import mlflow_store, runs
+from analysis import mlflow_store, runs, waterfall
 from analysis.page.section import Section, plain
 from analysis.sections import sealed_test
 from analysis.tables import sealed
@@ -33,11 +33,12 @@ from trainables.data.frames import FrameList
 from trainables.evaluation import baselines
 from trainables.evaluation.evaluate import Scorer, predictions
 from trainables.evaluation.metrics import edge_share
+from trainables.evaluation.protocols import PROTOCOLS, Kind, Protocol
+from trainables.evaluation.scoring import batch_truths, truth_readers
 from trainables.runtime import device, locks
 from trainables.runtime.durable import sha256, write_bytes, write_json
 from trainables.runtime.errors import UserError
 from trainables.settings.config import DataConfig, TrialConfig
-from trainables.settings.registry import PROTOCOLS
 from trainables.training import checkpoint
 
 BANDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)  # edges of the distance bands, as shares of the largest depth
@@ -165,18 +166,24 @@ def score_test(
     """
     config = configs.get(str(entry["name"]), reference)
     frames = open_test(config.data)
-    scorer = Scorer(list(PROTOCOLS), frames.truth, frames.max_depth_m)
+    kind: Kind = "relative" if entry["key"] and config.target.kind == "relative" else "metric"
+    walks = _walks(config, kind) if "champion" in entry["roles"] else {}
+    steps = {step.name: step for walk in walks.values() for _, step in walk}
+    protocols = [protocol.reaching(frames.max_depth_m) for protocol in (*PROTOCOLS.values(), *steps.values())]
+    scorer, readers = Scorer(protocols, frames.truth), truth_readers(frames)
     edges_m = [round(share * frames.max_depth_m, 6) for share in BANDS]
     bands = np.zeros((len(edges_m) - 1, 3))
     edges: list[Tensor] = []
     holes: dict[str, float] = {}
     for indices, pred, truth in _predicted(tables, entry, config, frames, model):
         ids = [frames.ids[i] for i in indices]
-        scorer.add(ids, [frames.scenes[i] for i in indices], pred, truth)
+        truths = batch_truths(frames, readers, indices, truth)
+        scorer.add(ids, [frames.scenes[i] for i in indices], pred, truths)
         bands += _banded(pred, truth, edges_m)
         edges.append(torch.stack([edge_share(m, truth > 0, list(EDGE_THRESHOLDS)).cpu() for m in (truth, pred)], dim=1))
         holes |= dict(zip(ids, (truth <= 0).float().mean((1, 2)).tolist(), strict=True))
     evaluation = scorer.finish()
+    registered = {name: run for name, run in evaluation.resolved.items() if name in PROTOCOLS}
     return {
         "name": entry["name"],
         "roles": entry["roles"],
@@ -188,10 +195,18 @@ def score_test(
         "source": config.data.source,
         "frames": len(frames),
         "scenes": len({s for s in frames.scenes if s is not None}) if None not in frames.scenes else None,
-        "summary": evaluation.summary,
+        "summary": {run.name_as_run: evaluation.summary[run.name_as_run] for run in registered.values()},
         "protocols": {
-            name: {"name": r.name_as_run, "comparable": r.comparable, "note": r.note}
-            for name, r in evaluation.resolved.items()
+            name: {"name": r.name_as_run, "comparable": r.comparable, "note": r.note} for name, r in registered.items()
+        },
+        "walks": {
+            "start": config.protocol,
+            "truth": sorted(readers),
+            "mirrored": config.mirrored,
+            "measured": {
+                name: {what: evaluation.summary[evaluation.resolved[step.name].name_as_run] for what, step in walk}
+                for name, walk in walks.items()
+            },
         },
         "bands": [
             {"from_m": low, "to_m": high, "pixels": int(n), "abs_rel": relative / n, "rmse": float(np.sqrt(square / n))}
@@ -202,8 +217,18 @@ def score_test(
         "rows": [
             {"entry": entry["name"], **row, "hole_share": holes[row["id"]], "failed": _failed(row)}
             for row in evaluation.rows
+            if row["requested"] in PROTOCOLS
         ],
     }
+
+
+def _walks(config: TrialConfig, kind: Kind) -> dict[str, list[tuple[str, Protocol]]]:
+    """The steps from the judge's protocol to each protocol with published rows (analysis/waterfall.py)."""
+    start = PROTOCOLS[config.protocol]
+    if not start.fits(kind):
+        return {}
+    ways = {goal.protocol.name: waterfall.walk(start, goal.protocol) for goal in waterfall.targets(start, kind)}
+    return {name: [step for step in way if step[0] != waterfall.FRAMES] for name, way in ways.items()}
 
 
 def _failed(row: Mapping[str, Any]) -> bool:

@@ -36,6 +36,7 @@ import numpy.typing as npt
 from scipy.special import nctdtr, stdtr, stdtrit  # scipy.stats, which calls them, takes a second to import
 
 from analysis.page.section import number
+from trainables.evaluation.protocols import Average
 
 LEVEL = 0.95
 MIN_CLUSTERS = 30  # DESIGN.md, the judge
@@ -101,21 +102,70 @@ def reduction_by_scene(
     return Estimate(float(100 * (1 - first / second)), low, high, n)
 
 
-def _resampled(frames: Floats, scenes: Sequence[str | None], seed: int) -> tuple[Floats | None, str]:
-    """DRAWS resampled means of each column of (frames, columns), None where scenes do not carry them; n in words."""
+def average_by_scene(
+    values: Sequence[float],
+    pixels: Sequence[int],
+    scenes: Sequence[str | None],
+    average: Average,
+    power: int,
+    seed: int,
+) -> Estimate:
+    """An average of per-frame values as a protocol takes it, resampled by whole scenes.
+
+    per_image: the mean of the frames; image_median: their median; pooled: the mean over the pixels of all frames of
+    values ** power, and its root. With a scene unknown, or fewer than MIN_CLUSTERS, without an interval.
+    """
+    if average == "per_image":
+        return by_scene(values, scenes, seed)
+    array, weight = np.asarray(values, dtype=np.float64), np.asarray(pixels, dtype=np.float64)
+    if average == "pooled":
+        both = np.stack([array**power * weight, weight], axis=1)
+        value = float((both[:, 0].sum() / both[:, 1].sum()) ** (1 / power)) if len(array) else math.nan
+        means, n = _resampled(both, scenes, seed)
+        drawn = None if means is None else (means[:, 0] / means[:, 1]) ** (1 / power)
+    else:
+        value = float(np.median(array)) if len(array) else math.nan
+        known, n = _picks(len(array), scenes, seed)
+        drawn = None if known is None else _medians(array, *known)
+    low, high = (None, None) if drawn is None else _ends(drawn)
+    return Estimate(value, low, high, n)
+
+
+def _medians(values: Floats, member: npt.NDArray[np.int64], picks: npt.NDArray[np.int64]) -> Floats:
+    """The median of the frames of each draw of scenes; of an even number the lower one."""
+    times = np.stack([np.bincount(draw, minlength=picks.shape[1]) for draw in picks])
+    order = np.argsort(values)
+    reached = times[:, member[order]].cumsum(axis=1)
+    place = (2 * reached >= reached[:, -1:]).argmax(axis=1)
+    medians: Floats = values[order][place]
+    return medians
+
+
+def _picks(
+    count: int, scenes: Sequence[str | None], seed: int
+) -> tuple[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None, str]:
+    """Each frame's scene as a number, and DRAWS draws of as many scenes; None where they do not carry an interval."""
     known = [scene for scene in scenes if isinstance(scene, str)]
     names = sorted(set(known))
-    if len(known) < len(frames):
-        return None, f"{len(frames)} frames of unknown scenes"
+    if len(known) < count:
+        return None, f"{count} frames of unknown scenes"
     if len(names) < MIN_CLUSTERS:
         return None, f"{len(names)} scenes"
     place = {name: i for i, name in enumerate(names)}
     member = np.array([place[scene] for scene in known])
-    counts = np.bincount(member, minlength=len(names)).astype(np.float64)
-    picks = np.random.default_rng(seed).integers(len(names), size=(DRAWS, len(names)))
+    return (member, np.random.default_rng(seed).integers(len(names), size=(DRAWS, len(names)))), f"{len(names)} scenes"
+
+
+def _resampled(frames: Floats, scenes: Sequence[str | None], seed: int) -> tuple[Floats | None, str]:
+    """DRAWS resampled means of each column of (frames, columns), None where scenes do not carry them; n in words."""
+    known, n = _picks(len(frames), scenes, seed)
+    if known is None:
+        return None, n
+    member, picks = known
+    counts = np.bincount(member, minlength=picks.shape[1]).astype(np.float64)
     drawn = counts[picks].sum(1)
-    sums = [np.bincount(member, weights=column, minlength=len(names)) for column in frames.T]
-    return np.stack([total[picks].sum(1) / drawn for total in sums], axis=1), f"{len(names)} scenes"
+    sums = [np.bincount(member, weights=column, minlength=picks.shape[1]) for column in frames.T]
+    return np.stack([total[picks].sum(1) / drawn for total in sums], axis=1), n
 
 
 def _ends(means: Floats) -> tuple[float, float]:

@@ -24,10 +24,11 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from study.compose import Identity, Planned, compose, described, published_stages, seed_of
 from study.config import Layers, Study, Within
 from study.contract import QUANTITIES, Arm, Claim, Expected
+from trainables.evaluation.protocols import PROTOCOLS
 from trainables.runtime.errors import UserError
 from trainables.settings.config import PREVIOUS_STAGE, Count, Mark, NameOf, Section, TrialConfig, as_dict, mark_of
 from trainables.settings.recipe import validate
-from trainables.settings.registry import METRICS, PROTOCOLS, STRUCTURE_METRICS
+from trainables.settings.registry import METRICS, STRUCTURE_METRICS
 from trainables.settings.yamlfile import nearest, read_yaml
 
 LIBRARY = Path(__file__).parent / "claims.yaml"

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from study.config import Layers, Study, refuse_decided
+from trainables.evaluation.protocols import RELATIVE_PROTOCOL
 from trainables.runtime.errors import UserError
 from trainables.settings.config import TrialConfig
 from trainables.settings.recipe import merge, recipe_stages, validate
-from trainables.settings.registry import RELATIVE_PROTOCOL
 from trainables.settings.yamlfile import Document
 
 # Each phase draws its seeds from its own range, so that a confirmation never repeats the search's luck.

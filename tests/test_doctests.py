@@ -17,7 +17,10 @@ from trainables.models.depth_model import build_model
 from trainables.settings.config import TrialConfig
 from trainables.training.checkpoint import take_snapshot, write_checkpoint
 
-MODULES = ("trainables.settings.recipe", "trainables.training.trainer", "trainables.trained", "analysis")
+MODULES = (
+    "trainables.settings.recipe", "trainables.training.trainer", "trainables.trained", "trainables.evaluation.scoring",
+    "analysis",
+)  # fmt: skip
 WITHOUT = {"open_training"}  # public functions whose use is shown in another's example
 
 

@@ -114,9 +114,10 @@ def test_the_check_sees_each_kind_of_private_name(tmp_path: Path) -> None:
 
 
 def test_contract_and_registry_are_standard_library_only() -> None:
-    found = {*imports(ROOT / "study" / "contract.py"), *imports(ROOT / "trainables" / "settings" / "registry.py")}
+    light = ("study/contract.py", "trainables/settings/registry.py", "trainables/evaluation/protocols.py")
+    found = {name for path in light for name in imports(ROOT / path)}
     outside = {m for m in found if m.split(".")[0] not in sys.stdlib_module_names}
-    assert outside == {"trainables.settings.registry.METRICS", "trainables.settings.registry.Metric"}
+    assert {m.rpartition(".")[0] for m in outside} == {"trainables.settings.registry"}
 
 
 def test_settings_are_checked_without_torch() -> None:
@@ -161,3 +162,10 @@ def test_the_map_of_files_is_up_to_date() -> None:
         pytest.skip("not a git checkout: the list of files is not known")
     source = runpy.run_path(str(ROOT / "docs" / "make_map.py"))
     assert (ROOT / "docs" / "MAP.md").read_text() == source["written"](), "run python docs/make_map.py"
+
+
+def test_the_table_of_protocols_is_the_registrys() -> None:
+    source = runpy.run_path(str(ROOT / "docs" / "make_protocols.py"))
+    page = (ROOT / "docs" / "which-number.md").read_text()
+    assert page == source["written"](), "run python docs/make_protocols.py"
+    assert page.count("| `") >= len(source["PROTOCOLS"])

@@ -6,6 +6,7 @@
     load_model(path).predict(array)       depth in metres of a picture
     open_training(config)                 its training and validation frames
     evaluate(model, data, protocols)      scores of a model on frames
+    score(predictions, data, protocols)   scores of depth maps, whatever made them
 
 A name is imported when it is first used: settings need no torch, and nothing here needs Ray or MLflow.
 """
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from trainables.data.dataset import TrainingData as TrainingData
     from trainables.data.dataset import open_training as open_training
     from trainables.evaluation.evaluate import Evaluation as Evaluation
+    from trainables.evaluation.scoring import score as score
     from trainables.runtime.errors import Blocked as Blocked
     from trainables.runtime.errors import Diverged as Diverged
     from trainables.runtime.errors import OutOfMemory as OutOfMemory
@@ -42,6 +44,7 @@ HOMES = {
     "trainables.data.dataset": ("TrainingData", "open_training"),
     "trainables.runtime.errors": ("Blocked", "Diverged", "OutOfMemory", "Stopped", "UserError"),
     "trainables.evaluation.evaluate": ("Evaluation",),
+    "trainables.evaluation.scoring": ("score",),
     "trainables.training.progress": ("Report",),
     "trainables.settings.recipe": ("load_recipe", "recipe_names"),
     "trainables.trained": ("TrainedModel", "evaluate", "load_model"),

@@ -24,7 +24,7 @@ COMMANDS: Final = {
     "learned": ("analysis.sections.learned", "whether the judged checkpoints learned anything of the picture"),
     "variance": ("analysis.variance", "how much of a difference is luck"),
     "served_model": ("analysis.served_model", "register a study's champion as an MLflow model"),
-    "calibration": ("analysis.calibration", "score one checkpoint on a test split under every protocol"),
+    "score": ("analysis.score", "any model's depth maps, or a checkpoint, under every protocol"),
     "train": ("trainables.train", "one training of a published system, without Ray or MLflow"),
     "predict": ("trainables.predict", "depth of your pictures: PNG in millimetres, NPY in metres, coloured"),
     "export": ("trainables.export", "a checkpoint as an ONNX model, checked by its scores"),

@@ -107,10 +107,11 @@ def check(model: TrainedModel, path: Path, frames: FrameList) -> Check:
 
     from trainables.data.loader import EvalLoader
     from trainables.evaluation.evaluate import Scorer, predict_depth_m, resize_depth
+    from trainables.evaluation.protocols import PROTOCOLS
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     network, config = model.network.cpu().eval(), model.config
-    scorers = [Scorer([config.protocol], frames.truth) for _ in range(2)]
+    scorers = [Scorer([PROTOCOLS[config.protocol].reaching(frames.max_depth_m)], frames.truth) for _ in range(2)]
     pixel_m = 0.0
     for ids, images, depths_m, indices in EvalLoader(frames, config, 1):
         inputs = images.float().div_(255.0)
@@ -121,7 +122,7 @@ def check(model: TrainedModel, path: Path, frames: FrameList) -> Check:
         truth = torch.from_numpy(depths_m[0])[None]
         for scorer, depth in zip(scorers, (ours, theirs), strict=True):
             size = (truth.shape[1], truth.shape[2])
-            scorer.add(ids, [frames.scenes[i] for i in indices], resize_depth(depth, size), truth)
+            scorer.add(ids, [frames.scenes[i] for i in indices], resize_depth(depth, size), {frames.truth: truth})
     first, second = (next(iter(scorer.finish().summary.values())) for scorer in scorers)
     worst = max(abs(first[name] - second[name]) for name in first)
     return Check(config.protocol, len(frames), first, second, worst, pixel_m)

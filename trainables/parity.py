@@ -19,11 +19,12 @@ from torch import Tensor
 
 from trainables.data.target import data_range
 from trainables.evaluation.evaluate import Row, aggregate, depth_from_outputs, score
+from trainables.evaluation.protocols import PROTOCOLS
 from trainables.models.losses import composite
 from trainables.runtime import cli
 from trainables.runtime.errors import UserError
 from trainables.settings.config import TargetConfig
-from trainables.settings.registry import PROTOCOLS, REPOSITORY_METRICS
+from trainables.settings.registry import REPOSITORY_METRICS
 
 # Target and loss weights are the paper's.
 TARGET = TargetConfig(kind="inverse", resize="inverse_then_resize", holes="mask", min_depth_m=0.1, max_depth_m=10.0)

@@ -19,9 +19,9 @@ from trainables.data.frames import FrameList
 from trainables.data.samples import resize_rgb
 from trainables.evaluation.evaluate import Evaluation, predict_depth_m
 from trainables.evaluation.evaluate import evaluate as evaluate_network
+from trainables.evaluation.protocols import PROTOCOLS
 from trainables.runtime.errors import UserError
 from trainables.settings.config import TrialConfig
-from trainables.settings.registry import PROTOCOLS
 from trainables.settings.yamlfile import nearest
 from trainables.training.checkpoint import read_model
 

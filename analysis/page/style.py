@@ -103,6 +103,14 @@ def to_svg(canvas: Canvas) -> str:
     return out.getvalue()
 
 
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG on paper."""
+    out = io.BytesIO()
+    with style(figure.name):
+        drawn(figure).savefig(out, format="png", dpi=150, facecolor=PAPER)
+    return out.getvalue()
+
+
 def on_paper(document: str) -> str:
     """An SVG document with white paper behind it, for viewers that show nothing there."""
     head = document.index(">", document.index("<svg")) + 1

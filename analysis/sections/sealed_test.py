@@ -20,7 +20,8 @@ from analysis.page.style import BLUE, CYCLE
 from analysis.tables import sealed
 from analysis.tables.published import comparable, obstacles
 from analysis.tables.tidy import StudyTables
-from trainables.settings.registry import METRICS, PROTOCOLS
+from trainables.evaluation.protocols import PROTOCOLS
+from trainables.settings.registry import METRICS
 
 BOOTSTRAP_SEED = 0
 TITLE = "How good is it really? The sealed test"

@@ -18,14 +18,19 @@ ELSEWHERE = (
 
 @dataclass(frozen=True)
 class Published:
-    """One published row. recipe: what of this project reproduces it, None for context."""
+    """One published row. key: its short name. recipe: what of this project reproduces it, None for context.
 
+    mirrored: whether predictions were averaged with the mirrored image's; None where the source does not state it.
+    """
+
+    key: str
     who: str
     recipe: str | None
     protocol: str | None
     metrics: Mapping[str, float]
     source: str
     note: str = ""
+    mirrored: bool | None = None
 
 
 def comparable(entry: Mapping[str, Any], asked: str) -> tuple[bool, str]:
@@ -56,47 +61,60 @@ def _six(delta1: float, delta2: float, delta3: float, abs_rel: float, rmse: floa
 
 
 PAPER = Published(
-    "DenseDepth, paper", "densedepth", "densedepth", _six(0.846, 0.974, 0.994, 0.123, 0.465, 0.053),
-    "ialhashim/DenseDepth issue 75",
+    "densedepth_paper", "DenseDepth, paper", "densedepth", "densedepth",
+    _six(0.846, 0.974, 0.994, 0.123, 0.465, 0.053), "ialhashim/DenseDepth issue 75", mirrored=True,
 )  # fmt: skip
 SCALED = Published(
-    "DenseDepth, median-scaled to the ground truth", "densedepth", "densedepth_scaled",
-    _six(0.895, 0.980, 0.996, 0.103, 0.390, 0.043), "ialhashim/DenseDepth issue 142 and its follow-ups",
+    "densedepth_median_scaled", "DenseDepth, median-scaled to the ground truth", "densedepth", "densedepth_scaled",
+    _six(0.895, 0.980, 0.996, 0.103, 0.390, 0.043), "ialhashim/DenseDepth issue 142 and its follow-ups", mirrored=True,
 )  # fmt: skip
 MIXED = Published(
-    '"Alhashim-Wonka" row of the Michigan report', None, None, _six(0.846, 0.980, 0.996, 0.103, 0.390, 0.043),
-    "Michigan report, Table 2", "delta1 from the paper's row, the rest from the median-scaled row",
+    "michigan_comparison", '"Alhashim-Wonka" row of the Michigan report', None, None,
+    _six(0.846, 0.980, 0.996, 0.103, 0.390, 0.043), "Michigan report, Table 2",
+    "delta1 from the paper's row, the rest from the median-scaled row",
 )  # fmt: skip
 MICHIGAN = Published(
-    "Michigan reproduction", "michigan", None, _six(0.326, 0.598, 0.790, 0.435, 1.591, 0.185),
+    "michigan", "Michigan reproduction", "michigan", None, _six(0.326, 0.598, 0.790, 0.435, 1.591, 0.185),
     "Michigan report, Tables 2 and 3", "evaluation size, crop and target are not stated",
 )  # fmt: skip
 MICHIGAN_GUESS = Published(
-    "random guess U(0, 10 m), Michigan", None, None, _six(0.126, 0.255, 0.389, 1.527, 3.897, 0.412),
-    "Michigan report, Tables 2 and 3",
+    "michigan_guess", "random guess U(0, 10 m), Michigan", None, None,
+    _six(0.126, 0.255, 0.389, 1.527, 3.897, 0.412), "Michigan report, Tables 2 and 3",
 )  # fmt: skip
+_ULTRALYTICS = "docs.ultralytics.com, tasks/depth"
+_DEPTH_ANYTHING = "Depth-Anything metric_depth README"
 ROWS: tuple[Published, ...] = (
     PAPER,
     SCALED,
-    Published(
-        "released weights, repository's evaluator today", "densedepth", "densedepth_repo",
-        _six(0.8471, 0.9731, 0.9937, 0.1274, 0.5485, 0.0535), "ialhashim/DenseDepth issues 75, 98",
-        "abs_rel .1234 with the arguments un-swapped",
-    ),
+    Published("densedepth_released", "released weights, repository's evaluator today", "densedepth", "densedepth_repo",
+              _six(0.8471, 0.9731, 0.9937, 0.1274, 0.5485, 0.0535), "ialhashim/DenseDepth issues 75, 98",
+              "abs_rel .1234 with the arguments un-swapped", mirrored=True),
     MIXED,
     MICHIGAN,
     MICHIGAN_GUESS,
-    Published("Wavelet-MonoDepth's PyTorch DenseDepth, DenseNet-161, no SSIM", None, None,
+    Published("wavelet_monodepth", "Wavelet-MonoDepth's PyTorch DenseDepth, DenseNet-161, no SSIM", None, None,
               {"delta1": 0.8430, "abs_rel": 0.1277, "rmse": 0.5479}, "nianticlabs/wavelet-monodepth NYUv2/README"),
-    Published("DenseNet-169 U-Net, PyTorch (karoly-hars)", None, None,
+    Published("karoly_hars", "DenseNet-169 U-Net, PyTorch (karoly-hars)", None, None,
               _six(0.833, 0.962, 0.990, 0.129, 0.588, 0.056), "its README"),
-    Published("BTS DenseNet-161", None, "bts", _six(0.885, 0.978, 0.994, 0.110, 0.392, 0.047), "cleinc/bts README"),
-    Published("AdaBins", None, "bts", _six(0.903, 0.984, 0.997, 0.103, 0.364, 0.044), "its README",
+    Published("bts_densenet161", "BTS DenseNet-161", None, "bts", _six(0.885, 0.978, 0.994, 0.110, 0.392, 0.047),
+              "cleinc/bts README", mirrored=False),
+    Published("adabins", "AdaBins", None, "bts", _six(0.903, 0.984, 0.997, 0.103, 0.364, 0.044), "its README",
               "delta and log10 unverified"),
-    Published("ZoeDepth", None, "bts", _six(0.951, 0.994, 0.999, 0.077, 0.282, 0.033),
-              "Depth-Anything metric_depth README"),
-    Published("Depth Anything v1, NYU-tuned", None, "bts", _six(0.984, 0.998, 1.000, 0.056, 0.206, 0.024),
-              "Depth-Anything metric_depth README"),
+    Published("zoedepth", "ZoeDepth", None, "bts", _six(0.951, 0.994, 0.999, 0.077, 0.282, 0.033), _DEPTH_ANYTHING),
+    Published("depth_anything", "Depth Anything v1, NYU-tuned", None, "bts",
+              _six(0.984, 0.998, 1.000, 0.056, 0.206, 0.024), _DEPTH_ANYTHING),
+    Published("yolo26n_depth", "YOLO26n-depth, its own command", None, "ultralytics", {"delta1": 0.783},
+              _ULTRALYTICS, mirrored=False),
+    Published("yolo26x_depth", "YOLO26x-depth, its own command", None, "ultralytics", {"delta1": 0.860},
+              _ULTRALYTICS, mirrored=False),
+    Published("yolo26n_depth_table", "YOLO26n-depth, its table", None, None,
+              {"delta1": 0.882, "abs_rel": 0.109, "rmse": 0.414}, _ULTRALYTICS,
+              "several sizes and mirrored images averaged, least squares in the logarithm", mirrored=True),
+    Published("yolo26x_depth_table", "YOLO26x-depth, its table", None, None,
+              {"delta1": 0.933, "abs_rel": 0.080, "rmse": 0.344}, _ULTRALYTICS,
+              "several sizes and mirrored images averaged, least squares in the logarithm", mirrored=True),
+    Published("marigold_paper", "Marigold, ten predictions averaged", None, "marigold",
+              {"delta1": 0.964, "abs_rel": 0.055}, "arXiv 2312.02145, Table 1", "unverified", mirrored=False),
 )  # fmt: skip
 # Michigan's Table 2: mSSIM and edge F1, data range, size, crop and threshold not stated.
 STRUCTURE: Mapping[str, Mapping[str, float]] = {

@@ -23,9 +23,9 @@ import pandas as pd
 from analysis import mlflow_store, selection
 from analysis.page.section import plain
 from analysis.tables.tidy import StudyTables
+from trainables.evaluation.protocols import PROTOCOLS
 from trainables.runtime.durable import sha256, write_bytes, write_json
 from trainables.runtime.errors import UserError
-from trainables.settings.registry import PROTOCOLS
 from trainables.training import checkpoint
 
 CONFIRMATION, RECIPE, RECIPE_SEED = "confirmation seed", "recipe", "another seed of recipe"  # roles on the list

@@ -11,9 +11,9 @@ import pytest
 from analysis import reproduction, runs
 from analysis.tables.published import PAPER, ROWS, comparable
 from tests.analysis.make_results import JUDGE, Training, make_results
+from trainables.evaluation.protocols import PROTOCOLS
 from trainables.settings.config import as_dict
 from trainables.settings.recipe import load_recipe
-from trainables.settings.registry import PROTOCOLS
 
 MARGINS: dict[str, float] = JUDGE["margins"]  # type: ignore[assignment]
 

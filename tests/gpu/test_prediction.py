@@ -16,8 +16,8 @@ from PIL import Image
 from trainables import predict
 from trainables.data.dataset import open_training
 from trainables.evaluation.evaluate import evaluate
+from trainables.evaluation.protocols import PROTOCOLS
 from trainables.settings.config import TrialConfig
-from trainables.settings.registry import PROTOCOLS
 from trainables.trained import load_model
 from trainables.training import checkpoint
 from trainables.training.trainer import iter_fit

@@ -19,11 +19,12 @@ from study.propose import DRAW
 from study.space import PRUNER, fits, read_space
 from tests.study.test_config import TEXT, plan_of, study_of
 from trainables.evaluation.metrics import FUNCTIONS
+from trainables.evaluation.protocols import PROTOCOLS
 from trainables.models.losses import TERMS
 from trainables.runtime.errors import UserError
 from trainables.settings.config import Mark, NameOf, Section, TrialConfig, flat, mark_of
 from trainables.settings.recipe import load_recipe, recipe_names
-from trainables.settings.registry import FORMS, LOSS_TERMS, METRICS, PROTOCOLS
+from trainables.settings.registry import FORMS, LOSS_TERMS, METRICS
 from trainables.settings.yamlfile import read_yaml
 from trainables.train import main
 
@@ -114,7 +115,7 @@ def test_every_name_in_a_recipe_is_known(name: str) -> None:
         (
             "confirm:", "judge: {metric: silog, protocol: densedepth_repo}\nconfirm:",
             "study.yaml:16: judge.protocol: densedepth_repo yields no silog, which is the metric to judge by; write "
-            "densedepth, bts, densedepth_scaled or densedepth_affine",
+            "densedepth, densedepth_scaled, densedepth_affine, bts, ",
         ),
         (
             "confirm:", "judge: {metric: rmse, protocol: structure}\nconfirm:",

@@ -189,7 +189,7 @@ def bench_trace(config: Any, pairs: int, steps: int) -> dict[str, Any]:
 def bench_evaluation(config: Any, pairs: int, steps: int) -> dict[str, Any]:
     """Seconds to score the validation frames under every protocol, with mirrored averaging as the config says."""
     from trainables.evaluation.evaluate import evaluate
-    from trainables.settings.registry import PROTOCOLS
+    from trainables.evaluation.protocols import PROTOCOLS
 
     with training_of(config) as training:
         frames = training.data.validation

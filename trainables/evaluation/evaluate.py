@@ -1,4 +1,4 @@
-"""Evaluation: protocols as values, predictions to metres as in the reference code, rows and means of frames.
+"""Evaluation: predictions to metres as in the reference code, rows and means of frames under protocols.
 
 Source: FACTS.md section 5; ialhashim/DenseDepth@2e15107 (utils.py, Tensorflow/evaluate.py); cleinc/bts@5e3406b
 (pytorch/bts_eval.py). Deviation: upsampling is PyTorch's bilinear, where the reference uses scikit-image's; and clipped
@@ -8,11 +8,11 @@ depths are averaged before they are upsampled: the same number, since bilinear r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,60 +22,13 @@ from torch.nn import functional
 from trainables.data.frames import FrameList
 from trainables.data.loader import EvalLoader
 from trainables.data.target import y_to_depth_m
-from trainables.evaluation.metrics import FUNCTIONS
+from trainables.evaluation.alignment import aligned
+from trainables.evaluation.metrics import FUNCTIONS, Comparison
+from trainables.evaluation.protocols import PREDICTION_RANGE_M, PROTOCOLS, Protocol, Resolved, Truth, resolve
 from trainables.settings.config import TargetConfig, TrialConfig
-from trainables.settings.registry import (
-    METRICS,
-    NYU_MAX_DEPTH_M,
-    PREDICTION_RANGE_M,
-    PROTOCOLS,
-    REFERENCE_SIZE,
-    Protocol,
-)
+from trainables.settings.registry import METRICS
 
 Row = dict[str, Any]  # id, scene, requested, protocol, pixels, then metrics: float, or None where nothing was measured
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """A protocol as it was run: another name and not comparable where the data lack what it needs."""
-
-    protocol: Protocol
-    name_as_run: str
-    comparable: bool
-    note: str  # one sentence per condition; empty for the protocol as published
-
-
-def resolve(
-    protocol: Protocol, *, has_holes: bool, truth: Literal["filled", "raw"], size: tuple[int, int] | None
-) -> Resolved:
-    """The name of a protocol on given truth (holes inside its crop, kind, rows and columns; None: mixed sizes)."""
-    name, notes = protocol.name, []
-    if protocol.truth == "raw" and truth == "filled":
-        name = f"{protocol.name} crop, in-painted truth"
-        notes.append("the truth is in-painted where the protocol scores measured depth")
-    elif protocol.truth == "filled" and (has_holes or truth == "raw"):
-        name = f"{protocol.name}+mask" if has_holes else f"{protocol.name} crop, raw truth"
-        if has_holes:
-            notes.append("pixels without truth are left out; the published evaluation has none")
-        if truth == "raw":
-            notes.append("the truth is measured where the protocol scores in-painted depth")
-    if protocol.crop is not None and size != REFERENCE_SIZE:
-        rows, columns = REFERENCE_SIZE
-        found = "several sizes" if size is None else f"{size[0]} x {size[1]}"
-        notes.append(f"the crop's edges are scaled from {rows} x {columns} to frames of {found}")
-    published = PROTOCOLS[protocol.name]
-    if (protocol.valid_m, protocol.clip_m) != (published.valid_m, published.clip_m):
-        name = f"{name}, to {protocol.clip_m[1]:g} m"
-        notes.append(
-            f"depth counts to {protocol.clip_m[1]:g} m, the largest of the data, not {published.clip_m[1]:g} m"
-        )
-    if protocol.diagnostic:
-        notes.append(f"diagnostic: {protocol.diagnostic}")
-        if protocol.crop is None and size is not None:
-            notes.append(f"frames of {size[0]} x {size[1]}")
-    comparable = not notes or (protocol.scaling == "median" and len(notes) == 1)  # its published row is scaled too
-    return Resolved(protocol, name, comparable, "; ".join(notes))
 
 
 def depth_from_outputs(
@@ -115,36 +68,26 @@ def predict_depth_m(
     return depth_from_outputs(model(images), y_mirrored, config.target, size)
 
 
-def aligned(protocol: Protocol, pred: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
-    """The prediction (N, H, W) after the protocol's alignment with the truth, not yet clipped."""
-    if protocol.scaling == "none":
-        return pred
-    if protocol.scaling == "median":
-        hidden = torch.full((), math.nan, dtype=pred.dtype, device=pred.device)
-        medians = [torch.where(mask, m, hidden).flatten(1).nanmedian(1).values for m in (truth, pred)]
-        return pred * (medians[0] / medians[1])[:, None, None]
-    count = mask.sum((1, 2))
-    zero = torch.zeros((), dtype=pred.dtype, device=pred.device)
-    mean_p = torch.where(mask, pred, zero).sum((1, 2)) / count
-    mean_t = torch.where(mask, truth, zero).sum((1, 2)) / count
-    p, t = (torch.where(mask, m - mean[:, None, None], zero) for m, mean in ((pred, mean_p), (truth, mean_t)))
-    variance = p.square().sum((1, 2))
-    slope = torch.where(variance > 0, (p * t).sum((1, 2)) / variance, zero)  # a constant map can only be shifted
-    return (pred - mean_p[:, None, None]) * slope[:, None, None] + mean_t[:, None, None]
+def score(pred: Tensor, truth_depth_m: Tensor, protocol: Protocol, *, disparity: bool = False) -> list[Row]:
+    """One row {pixels, metric: value} per image of predictions (N, h, w) and truth (N, H, W), of any sizes.
 
-
-def score(pred_depth_m: Tensor, truth_depth_m: Tensor, protocol: Protocol) -> list[Row]:
-    """One row {pixels, metric: value} per image of predictions and truth (N, H, W) in metres; a truth of 0 is a hole.
-
-    A value is None where there was nothing to measure, and NaN where the prediction was.
+    Predictions are metres, or with `disparity` inverse depth of unknown scale and shift; the truth is metres, 0 is a
+    hole. A value is None where there was nothing to measure, and NaN where the prediction was.
     """
+    if protocol.resize == "prediction":
+        pred = resize_depth(pred, (truth_depth_m.shape[1], truth_depth_m.shape[2]))
+    elif truth_depth_m.shape[1:] != pred.shape[1:]:
+        truth_depth_m = functional.interpolate(truth_depth_m[:, None], pred.shape[1:], mode="nearest")[:, 0]
     rows, columns = protocol.crop_at((truth_depth_m.shape[1], truth_depth_m.shape[2]))
-    pred, truth = pred_depth_m[:, rows, columns].double(), truth_depth_m[:, rows, columns].double()
-    mask = (truth > protocol.valid_m[0]) & (truth < protocol.valid_m[1])
-    pred = aligned(protocol, pred, truth, mask).clamp(*protocol.clip_m)
+    pred, truth = pred[:, rows, columns].double(), truth_depth_m[:, rows, columns].double()
+    mask = truth > protocol.valid_m[0]
+    if math.isfinite(protocol.valid_m[1]):
+        mask &= truth < protocol.valid_m[1]
+    pred = aligned(protocol, pred, truth, mask, disparity=disparity).clamp(*protocol.clip_m)
     first, second = (truth, pred) if protocol.arguments_swapped else (pred, truth)
-    values = torch.stack([FUNCTIONS[name](pred=first, target=second, mask=mask) for name in protocol.metrics])
-    measured = torch.where(mask, pred, torch.ones_like(pred)).isfinite().all(2).all(1)
+    compared = Comparison(pred=first, target=second, mask=mask)
+    values = torch.stack([FUNCTIONS[name](compared) for name in protocol.metrics])
+    measured = compared.maps[1 if protocol.arguments_swapped else 0].sum((1, 2)).isfinite()
     table = torch.cat([mask.sum((1, 2))[None], measured[None], values]).T.tolist()  # one transfer from the device
     return [
         {
@@ -159,7 +102,7 @@ def score(pred_depth_m: Tensor, truth_depth_m: Tensor, protocol: Protocol) -> li
 
 
 def aggregate(rows: Sequence[Row], protocol: Protocol) -> dict[str, float]:
-    """The protocol's mean of its rows, metric by metric; NaN when no row has a value."""
+    """The protocol's average of its rows, metric by metric; NaN when no row has a value."""
     result = {}
     for name in protocol.metrics:
         kept = [r for r in rows if r[name] is not None]
@@ -168,6 +111,8 @@ def aggregate(rows: Sequence[Row], protocol: Protocol) -> dict[str, float]:
             result[name] = math.nan
         elif protocol.average == "per_image":
             result[name] = float(values.mean())
+        elif protocol.average == "image_median":
+            result[name] = float(np.median(values))
         else:
             power = 2 if METRICS[name].root else 1
             pooled = np.average(values**power, weights=[r["pixels"] for r in kept])
@@ -185,37 +130,90 @@ class Evaluation:
 
 
 class Scorer:
-    """Gathers rows batch by batch and names the protocols when all truth has been seen."""
+    """Gathers rows batch by batch and names the protocols when all truth has been seen.
 
-    def __init__(
-        self, protocols: Sequence[str], truth: Literal["filled", "raw"], max_depth_m: float = NYU_MAX_DEPTH_M
-    ) -> None:
-        self._protocols = [PROTOCOLS[name].reaching(max_depth_m) for name in protocols]
-        self._truth = truth
-        self._rows: dict[str, list[Row]] = {name: [] for name in protocols}
-        self._holes = dict.fromkeys(protocols, False)
+    truth: the kind that a protocol gets which asks for none, or for one that is not given.
+    """
+
+    def __init__(self, protocols: Sequence[Protocol], truth: Truth, *, disparity: bool = False) -> None:
+        self._protocols = list(protocols)
+        self._truth: Truth = truth
+        self._disparity = disparity
+        self._rows: dict[str, list[Row]] = {p.name: [] for p in protocols}
+        self._holes = dict.fromkeys(self._rows, False)
+        self._kinds: dict[str, Truth] = dict.fromkeys(self._rows, truth)
         self._sizes: set[tuple[int, int]] = set()
 
-    def add(self, ids: Sequence[str], scenes: Sequence[str | None], pred_m: Tensor, truth_m: Tensor) -> None:
-        """Score predictions (N, H, W) against truth of the same size, both on one device."""
-        size = (truth_m.shape[1], truth_m.shape[2])
-        self._sizes.add(size)
+    def measure(
+        self, ids: Sequence[str], scenes: Sequence[str | None], pred: Tensor, truths: Mapping[Truth, Tensor]
+    ) -> Measured:
+        """Score predictions (N, h, w) against the truth (N, H, W) of each kind that there is, all on one device.
+
+        Nothing is gathered, so that several threads may measure beside each other; `add` gathers.
+        """
+        some = truths[self._truth]
+        size = (some.shape[1], some.shape[2])
+        resized, pred = resize_depth(pred, size).double(), pred.double()  # once, not for every protocol
+        given = {kind: truth_m.double() for kind, truth_m in truths.items()}
+        holed = {kind: bool((truth_m <= 0).any()) for kind, truth_m in given.items()}
+        shared: dict[tuple[object, ...], list[Row]] = {}
+        rows: dict[str, list[Row]] = {}
+        holes: dict[str, bool] = {}
         for protocol in self._protocols:
-            self._holes[protocol.name] |= bool((truth_m[(slice(None), *protocol.crop_at(size))] <= 0).any())
-            for sample, scene, row in zip(ids, scenes, score(pred_m, truth_m, protocol), strict=True):
-                self._rows[protocol.name].append({"id": sample, "scene": scene, "requested": protocol.name, **row})
+            kind = self._kind(protocol, truths)
+            inside = given[kind][(slice(None), *protocol.crop_at(size))]
+            holes[protocol.name] = holed[kind] and bool((inside <= 0).any())
+            if protocol.measured not in shared:
+                asked = [n for p in self._protocols if p.measured == protocol.measured for n in p.metrics]
+                whole = replace(protocol, metrics=tuple(dict.fromkeys(asked)))
+                maps = resized if protocol.resize == "prediction" else pred
+                shared[protocol.measured] = score(maps, given[kind], whole, disparity=self._disparity)
+            rows[protocol.name] = [
+                {"id": sample, "scene": scene, "requested": protocol.name, "pixels": row["pixels"]}
+                | {name: row[name] for name in protocol.metrics}
+                for sample, scene, row in zip(ids, scenes, shared[protocol.measured], strict=True)
+            ]
+        return Measured(rows, holes, {p.name: self._kind(p, truths) for p in self._protocols}, size)
+
+    def add(
+        self, ids: Sequence[str], scenes: Sequence[str | None], pred: Tensor, truths: Mapping[Truth, Tensor]
+    ) -> None:
+        """Measure and gather."""
+        self.gather(self.measure(ids, scenes, pred, truths))
+
+    def gather(self, measured: Measured) -> None:
+        """Take what `measure` gave, in the order of the frames."""
+        self._sizes.add(measured.size)
+        for name, members in measured.rows.items():
+            self._rows[name] += members
+            self._holes[name] |= measured.holes[name]
+            self._kinds[name] = measured.kinds[name]
+
+    def _kind(self, protocol: Protocol, truths: Mapping[Truth, Tensor]) -> Truth:
+        return protocol.truth if protocol.truth is not None and protocol.truth in truths else self._truth
 
     def finish(self) -> Evaluation:
         """The rows, named by what the truth allowed, and their means."""
         size = self._sizes.pop() if len(self._sizes) == 1 else None
         resolved = {
-            p.name: resolve(p, has_holes=self._holes[p.name], truth=self._truth, size=size) for p in self._protocols
+            p.name: resolve(p, has_holes=self._holes[p.name], truth=self._kinds[p.name], size=size)
+            for p in self._protocols
         }
         rows = [
             {**row, "protocol": resolved[name].name_as_run} for name, members in self._rows.items() for row in members
         ]
         summary = {resolved[p.name].name_as_run: aggregate(self._rows[p.name], p) for p in self._protocols}
         return Evaluation(rows, summary, resolved)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rows, holes inside the crop and kind of truth by protocol, of frames of one size."""
+
+    rows: dict[str, list[Row]]
+    holes: dict[str, bool]
+    kinds: dict[str, Truth]
+    size: tuple[int, int]
 
 
 @contextmanager
@@ -266,7 +264,8 @@ def evaluate(
     batch_size: int,
 ) -> Evaluation:
     """Score a model, already on `device`, on every one of the frames, the last partial batch included."""
-    scorer = Scorer(protocols, frames.truth, frames.max_depth_m)
+    scorer = Scorer([PROTOCOLS[name].reaching(frames.max_depth_m) for name in protocols], frames.truth)
     for indices, pred, truth in predictions(model, frames, config, device, batch_size):
-        scorer.add([frames.ids[i] for i in indices], [frames.scenes[i] for i in indices], pred, truth)
+        ids, scenes = [frames.ids[i] for i in indices], [frames.scenes[i] for i in indices]
+        scorer.add(ids, scenes, pred, {frames.truth: truth})
     return scorer.finish()

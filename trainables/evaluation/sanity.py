@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainables.evaluation.evaluate import aligned
-from trainables.settings.registry import PROTOCOLS
+from trainables.evaluation.alignment import aligned
+from trainables.evaluation.protocols import PROTOCOLS
 
 CONSTANT_SHARE = 0.02  # a prediction whose spread is below this share of the truth's is one grey
 NOT_BETTER_SHARE = 0.98  # an error above this share of the mean map's has learned nothing of the frame

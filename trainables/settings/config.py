@@ -25,8 +25,9 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from trainables.evaluation.protocols import PROTOCOLS
 from trainables.runtime.errors import UserError
-from trainables.settings.registry import FORMS, LOSS_TERMS, METRICS, NYU_MAX_DEPTH_M, PROTOCOLS
+from trainables.settings.registry import FORMS, LOSS_TERMS, METRICS, NYU_MAX_DEPTH_M
 from trainables.settings.yamlfile import nearest
 
 

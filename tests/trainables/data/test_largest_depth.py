@@ -16,9 +16,9 @@ from trainables.data.samples import prepare
 from trainables.data.target import data_range, depth_to_y, y_to_depth_m
 from trainables.evaluation import baselines
 from trainables.evaluation.evaluate import Scorer
+from trainables.evaluation.protocols import PROTOCOLS
 from trainables.settings.config import TrialConfig
 from trainables.settings.recipe import load_recipe
-from trainables.settings.registry import PROTOCOLS
 from trainables.trained import evaluate, load_model
 from trainables.training.trainer import fit
 

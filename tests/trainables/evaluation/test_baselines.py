@@ -8,7 +8,7 @@ import torch
 from scipy.integrate import quad
 
 from trainables.evaluation.baselines import mean_depth_map, random_guess, random_guess_expectation
-from trainables.evaluation.metrics import FUNCTIONS
+from trainables.evaluation.metrics import FUNCTIONS, Comparison
 from trainables.settings.registry import NYU_MAX_DEPTH_M
 
 PER_PIXEL = {
@@ -47,7 +47,7 @@ def test_a_seeded_guess_lies_within_monte_carlo_error_per_frame() -> None:
     assert torch.equal(random_guess(tuple(truth.shape), 7), guesses[7])
     assert not torch.equal(guesses[0], guesses[1])
     for name, expectation in expected.items():
-        drawn = torch.stack([FUNCTIONS[name](pred=g, target=truth, mask=mask) for g in guesses])
+        drawn = torch.stack([FUNCTIONS[name](Comparison(pred=g, target=truth, mask=mask)) for g in guesses])
         error = (drawn.mean(0) - expectation).abs() / (drawn.std(0) / len(guesses) ** 0.5)
         assert bool((error < 4.5).all()), (name, error)
 

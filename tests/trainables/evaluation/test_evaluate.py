@@ -22,11 +22,11 @@ from trainables.evaluation.evaluate import (
     evaluate,
     evaluation_mode,
     resize_depth,
-    resolve,
     score,
 )
+from trainables.evaluation.protocols import BTS_CROP, EIGEN_CROP, PROTOCOLS, resolve
 from trainables.settings.config import TargetConfig, TrialConfig
-from trainables.settings.registry import BTS_CROP, EIGEN_CROP, PROTOCOLS, STRUCTURE_METRICS
+from trainables.settings.registry import STRUCTURE_METRICS
 
 SIZE = (480, 640)
 METRIC = TargetConfig(kind="metric", resize="inverse_then_resize", holes="mask", min_depth_m=0.1, max_depth_m=10.0)
@@ -68,8 +68,8 @@ def test_names_as_run(
     assert bool(resolved.note) == bool(note)
 
 
-@pytest.mark.parametrize(("name", "crop"), [("densedepth", EIGEN_CROP), ("bts", BTS_CROP)])
-def test_only_the_crop_is_measured_and_its_edges_scale(name: str, crop: tuple[int, int, int, int]) -> None:
+@pytest.mark.parametrize(("name", "crop"), [("densedepth", EIGEN_CROP.edges), ("bts", BTS_CROP.edges)])
+def test_only_the_crop_is_measured_and_its_edges_scale(name: str, crop: tuple[float, float, float, float]) -> None:
     for size in (SIZE, (240, 320), (120, 160)):
         truth, pred = torch.full((1, *size), 2.0), torch.full((1, *size), 2.0)
         top, bottom, left, right = (
@@ -161,11 +161,11 @@ def test_scorer_names_a_set_by_any_of_its_frames() -> None:
     truth = torch.full((3, *SIZE), 2.0)
     truth[2, 240, 320] = 0.0
     truth[1, 0, 0] = 0.0  # outside both crops: no hole of the protocol
-    scorer = Scorer(["densedepth", "bts"], "filled")
-    scorer.add(["c"], [None], 2 * truth[2:].clamp_min(1), truth[2:])
-    whole = Scorer(["densedepth"], "filled")
+    scorer = Scorer([PROTOCOLS["densedepth"], PROTOCOLS["bts"]], "filled")
+    scorer.add(["c"], [None], 2 * truth[2:].clamp_min(1), {"filled": truth[2:]})
+    whole = Scorer([PROTOCOLS["densedepth"]], "filled")
     for either in (scorer, whole):
-        either.add(["a", "b"], ["room", None], truth[:2], truth[:2])
+        either.add(["a", "b"], ["room", None], truth[:2], {"filled": truth[:2]})
     assert list(whole.finish().summary) == ["densedepth"]
     evaluation = scorer.finish()
     assert list(evaluation.summary) == ["densedepth+mask", "bts crop, in-painted truth"]

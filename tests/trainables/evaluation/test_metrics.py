@@ -13,7 +13,7 @@ from scipy import ndimage
 from skimage.metrics import structural_similarity
 from sklearn.metrics import f1_score, mean_absolute_error, mean_absolute_percentage_error, root_mean_squared_error
 
-from trainables.evaluation.metrics import FUNCTIONS, checkerboard, edge_share
+from trainables.evaluation.metrics import FUNCTIONS, Comparison, checkerboard, edge_share
 from trainables.settings.registry import DEPTH_METRICS, STRUCTURE_METRICS
 
 LN2, LN125 = math.log(2), math.log(1.25)
@@ -24,7 +24,7 @@ LAST_HIDDEN = torch.tensor([[[True, True], [True, False]]])
 
 
 def value(name: str, pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> float:
-    (result,) = FUNCTIONS[name](pred=pred, target=target, mask=mask)
+    (result,) = FUNCTIONS[name](Comparison(pred=pred, target=target, mask=mask))
     assert result.dtype == torch.float64
     return float(result)
 
@@ -139,9 +139,9 @@ def test_masked_pixels_are_inert(seed: int, junk: float) -> None:
     mask = torch.from_numpy(np.random.default_rng(seed).random((1, 14, 15)) < 0.98)
     spoilt_pred, spoilt_target = (torch.where(mask, m, junk) for m in (pred, target))
     for name, metric in FUNCTIONS.items():
-        clean = metric(pred=pred, target=target, mask=mask)
+        clean = metric(Comparison(pred=pred, target=target, mask=mask))
         assert torch.equal(
-            metric(pred=spoilt_pred, target=spoilt_target, mask=mask).nan_to_num(-1), clean.nan_to_num(-1)
+            metric(Comparison(pred=spoilt_pred, target=spoilt_target, mask=mask)).nan_to_num(-1), clean.nan_to_num(-1)
         ), name
 
 
@@ -168,7 +168,7 @@ def test_scale_behaviour(seed: int, factor: float) -> None:
 def test_images_are_measured_apart_and_an_empty_mask_is_nan() -> None:
     pred, target, mask = torch.cat([PRED, 2 * PRED]), torch.cat([TARGET, TARGET]), torch.cat([ALL, ~ALL])
     for name in DEPTH_METRICS:
-        first, second = FUNCTIONS[name](pred=pred, target=target, mask=mask).tolist()
+        first, second = FUNCTIONS[name](Comparison(pred=pred, target=target, mask=mask)).tolist()
         assert first == value(name, PRED, TARGET, ALL)
         assert math.isnan(second)
 
