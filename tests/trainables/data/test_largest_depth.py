@@ -16,7 +16,7 @@ from trainables.data.samples import prepare
 from trainables.data.target import data_range, depth_to_y, y_to_depth_m
 from trainables.evaluation import baselines
 from trainables.evaluation.evaluate import Scorer
-from trainables.evaluation.protocols import PROTOCOLS
+from trainables.evaluation.protocols import PROTOCOLS, Truth
 from trainables.settings.config import TrialConfig
 from trainables.settings.recipe import load_recipe
 from trainables.trained import evaluate, load_model
@@ -119,7 +119,8 @@ def test_a_random_guess_and_every_limit_follow(config: TrialConfig) -> None:
     for name, protocol in PROTOCOLS.items():
         assert protocol.reaching(10.0) == protocol, name
         assert protocol.reaching(80.0).clip_m[1] in (80.0, protocol.clip_m[1])
-    scorer = Scorer(["densedepth"], "filled", FAR_M)
-    scorer.add(["a"], [None], torch.full((1, ROWS, COLUMNS), 60.0), torch.full((1, ROWS, COLUMNS), 50.0))
+    scorer = Scorer([PROTOCOLS["densedepth"].reaching(FAR_M)], "filled")
+    truths: dict[Truth, torch.Tensor] = {"filled": torch.full((1, ROWS, COLUMNS), 50.0)}
+    scorer.add(["a"], [None], torch.full((1, ROWS, COLUMNS), 60.0), truths)
     (means,) = scorer.finish().summary.values()
     assert means["abs_rel"] == pytest.approx(0.2)  # not clipped to 10 m

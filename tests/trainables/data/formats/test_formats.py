@@ -430,8 +430,11 @@ def test_truncated_hdf5_and_bad_splits(tmp_path: Path, settings: Callable[..., T
 
 
 BAD_ARRAYS: dict[str, tuple[dict[str, np.ndarray], str]] = {
-    "pickled": ({"depth": np.array([{"a": 1}], object)}, "holds object"),
-    "columns first": ({"depth": np.asfortranarray(np.stack([depth_m(i) for i in TESTS]))}, "not the published"),
+    "pickled": ({"depth": np.array([{"a": 1}], object)}, "holds object|plain numbers"),
+    "columns first": (
+        {"depth": np.asfortranarray(np.stack([depth_m(i) for i in TESTS]))},
+        "store plain numbers, row by row",
+    ),
     "another size": ({"depth": np.stack([depth_m(i)[1:] for i in TESTS])}, "do not fit"),
     "float colour": ({"rgb": np.zeros((2, ROWS, COLUMNS, 3))}, "holds float64"),
     "another crop": ({"crop": np.array([0, 1, 2, 3])}, r"\[0, 1, 2, 3\] where"),
