@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -149,7 +149,7 @@ class CheckedFiles:
     """Files whose content is compared with a manifest's digests at every read."""
 
     files: Files
-    digests: Mapping[str, str]
+    digests: Mapping[str, str] = field(hash=False)
     manifest: str
 
     def has(self, name: str) -> bool:
@@ -179,7 +179,7 @@ class CheckedReader:
     """Frames whose pixels are compared with a manifest's digests at every read."""
 
     reader: Reader
-    digests: Mapping[int, tuple[str, str]]
+    digests: Mapping[int, tuple[str, str]] = field(hash=False)
     manifest: str
 
     def __len__(self) -> int:
