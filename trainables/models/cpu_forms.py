@@ -103,6 +103,10 @@ def folded(encoder: nn.Module) -> nn.Module:
             continue
         module.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
         module.set_submodule(node.target, rest)
+    for node in list(graph.nodes):
+        if isinstance(_called(module, node), nn.Identity):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
     return fx.GraphModule(module, graph).eval()
 
 
@@ -124,7 +128,7 @@ def _behind(norm: nn.BatchNorm2d) -> nn.Module | None:
     if type(norm) is nn.BatchNorm2d:
         return nn.Identity()
     if {name for name, _ in norm.named_children()} == {"drop", "act"}:  # timm's BatchNormAct2d
-        return nn.Sequential(norm.drop, norm.act)
+        return norm.act if isinstance(norm.drop, nn.Identity) else nn.Sequential(norm.drop, norm.act)
     return None
 
 
