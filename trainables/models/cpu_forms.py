@@ -55,7 +55,7 @@ class FoldedEncoder:
         self._encoder = encoder
         self._copy: nn.Module | None = None
         self._dtype: torch.dtype | None = None
-        encoder.register_load_state_dict_post_hook(self._forget)
+        encoder.register_load_state_dict_post_hook(self._forget)  # type: ignore[no-untyped-call]
 
     def serves(self, images: Tensor) -> bool:
         """Whether the copy is to be taken: on a CPU, where the images need no gradient; torch.compile folds itself."""
@@ -119,16 +119,19 @@ class _Layers(fx.Tracer):
 
 def _called(module: nn.Module, node: object) -> nn.Module | None:
     """The module that a node calls, None for any other node."""
-    is_call = isinstance(node, fx.Node) and node.op == "call_module"
-    return module.get_submodule(str(node.target)) if is_call else None  # type: ignore[union-attr]
+    if not isinstance(node, fx.Node) or node.op != "call_module":
+        return None
+    return module.get_submodule(str(node.target))
 
 
 def _behind(norm: nn.BatchNorm2d) -> nn.Module | None:
     """What a BatchNorm layer does behind its normalisation; None for a kind that is not known, which is not folded."""
     if type(norm) is nn.BatchNorm2d:
         return nn.Identity()
-    if {name for name, _ in norm.named_children()} == {"drop", "act"}:  # timm's BatchNormAct2d
-        return norm.act if isinstance(norm.drop, nn.Identity) else nn.Sequential(norm.drop, norm.act)
+    parts = dict(norm.named_children())
+    if parts.keys() == {"drop", "act"}:  # timm's BatchNormAct2d
+        does = [part for part in (parts["drop"], parts["act"]) if not isinstance(part, nn.Identity)]
+        return does[0] if len(does) == 1 else nn.Sequential(*does)
     return None
 
 

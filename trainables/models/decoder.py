@@ -131,7 +131,7 @@ def join(x: Tensor, skip: Tensor | None) -> Tensor:
     if skip is None:
         return x
     if x.requires_grad and x.device.type == "cpu" and not torch.compiler.is_compiling():
-        x.register_hook(_packed)
+        x.register_hook(_packed)  # type: ignore[no-untyped-call]
     return torch.cat([x, skip], dim=1)
 
 
