@@ -1,7 +1,9 @@
 """`--plan`: the trainings of a study and their cost; refuses what cannot fit, and starts nothing.
 
 Without --measure, time is counted from the model's multiplications and this machine's speed at a matrix product, and
-memory from the maps that a step keeps: both good to a factor of about two. With --measure, a few real steps are timed.
+memory from the maps that a step keeps: both good to a factor of about two. With --measure, a few real steps are timed,
+and on a CPU two trainings beside each other against one with their threads together, so that `threads` can be chosen:
+it is part of a training's settings, and no command changes it by itself.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ RUNNING_BYTES = 4 * (3 + 1 + 3)  # of disk per parameter: latest with two moment
 KEPT_BYTES = 4  # of disk per parameter when a training has ended (study/endings.py)
 TRACE_BYTES = 300  # per step and sample
 START_S = 6.0  # a worker's start, and the model's
+BESIDE_PAIRS, BESIDE_STEPS = 3, 8  # of trainings beside each other, and of one
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,9 @@ def show_plan(plan: Plan, *, measure: bool, begun: Mapping[str, Sequence[Entry]]
     if begun is not None:
         print(f"{sum(ended.values())} trainings of {plan.study.config.name} have ended; this is left:")
     _print(plan, rows, concurrency, measure=measure)
+    beside = _beside(plan) if measure else None
+    if beside is not None:
+        print(_advice(beside))
     _refuse(plan.study, disk, free / GIB, memory, concurrency * workers)
     hours = sum(r["hours"] for r in rows)
     return {
@@ -90,6 +96,7 @@ def show_plan(plan: Plan, *, measure: bool, begun: Mapping[str, Sequence[Entry]]
         "at_once": concurrency,
         "hours": hours,
         "measured": measure,
+        "beside": beside,
         "claims": {claim.id: claim.untestable or "to be tested" for claim in plan.stated},
     }
 
@@ -174,6 +181,38 @@ def _measured(config: TrialConfig) -> Cost:
     seconds = config.budget_images / speed + validations * validation_s + START_S
     memory = last.metrics["memory/peak_mib"] * 2**20
     return Cost(seconds, memory, _trace(config), _parameters(config), measured=True)
+
+
+def _beside(plan: Plan) -> dict[str, Any] | None:
+    """Two trainings at once, of t threads each, against one with 2 t: {threads, two_over_one}, images together over
+    images of the one. None where no training of the plan has a number of threads that the CPUs hold twice, or on a GPU.
+    """
+    import torch
+
+    from trainables.bench.measurements import bench_together
+    from trainables.data.dataset import prepare_data
+
+    config = next(iter(plan.configs))
+    cores = os.cpu_count() or 1
+    if config.threads is None or 2 * config.threads > cores or (torch.cuda.is_available() and config.device != "cpu"):
+        return None
+    prepare_data(config.data)
+    whole = config.model_copy(update={"threads": 2 * config.threads, "start_from": None})
+    return {"threads": config.threads} | bench_together(whole, BESIDE_PAIRS, BESIDE_STEPS)
+
+
+def _advice(beside: dict[str, Any]) -> str:
+    """What the measurement says about `threads`."""
+    threads, ratio = int(beside["threads"]), beside["two_over_one"]
+    said = (
+        f"two trainings of {threads} thread{'s' if threads > 1 else ''} beside each other see {ratio['median']:.2f} "
+        f"times the images of one with {2 * threads} (min {ratio['min']:.2f}, max {ratio['max']:.2f}, n = {ratio['n']})"
+    )
+    if ratio["max"] < 1:
+        return f"{said}: trial.threads: {2 * threads} is faster here"
+    if ratio["min"] > 1:
+        return f"{said}: trial.threads: {threads} is the faster choice here"
+    return f"{said}: no difference that could be told"
 
 
 def _parameters(config: TrialConfig) -> int:

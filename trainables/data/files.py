@@ -133,7 +133,8 @@ class FolderFiles:
 
     def digest(self, names: Iterable[str], *, content: bool) -> tuple[str, str]:
         present = [name for name in names if self.has(name)]
-        sizes = [(self.root / name).stat().st_size for name in present]
+        root = str(self.root)
+        sizes = [os.stat(f"{root}/{name}").st_size for name in present]  # noqa: PTH116  Path takes twice as long
         if sum(sizes) > CONTENT_LIMIT and not content:
             return _sha(f"{name} {size}" for name, size in zip(present, sizes, strict=True)), "names and sizes"
         return _sha(f"{name} {self._sha256(name)}" for name in present), "content"

@@ -132,7 +132,10 @@ def read_rows(content: bytes, where: str) -> list[Row]:
         if mark is None:
             split = [line.split() for line in lines]
         else:  # a field in quotation marks never spans lines: a name has none
-            split = [next(csv.reader([line], delimiter=mark, strict=True), []) for line in lines]
+            split = [
+                next(csv.reader([line], delimiter=mark, strict=True), []) if '"' in line else line.split(mark)
+                for line in lines
+            ]
     except (ValueError, csv.Error) as error:
         raise UserError(f"{where} is not a list of `colour,depth` lines ({error}); download it again") from None
     rows = [Row(number, [field.strip() for field in fields]) for number, fields in enumerate(split, 1)]

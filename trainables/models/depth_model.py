@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from trainables.models.backbone import BOTTLENECK, INPUT, STRIDE, Halving
 from trainables.models.backbone import Training as Statistics
+from trainables.models.cpu_forms import FoldedEncoder, is_frozen, with_pointwise
 from trainables.models.decoder import Decoder, DispNetDecoder
 from trainables.models.encoder import (
     Encoder,
@@ -82,6 +83,7 @@ class DepthModel(nn.Module):
         super().__init__()
         self.kind, self.scale, self.batch_norm_frozen = kind, scale, batch_norm_frozen
         self.encoder, self.taps, self.rectified = encoder.features, dict(encoder.taps), encoder.rectified
+        self.folded = FoldedEncoder(self.encoder) if batch_norm_frozen and is_frozen(self.encoder) else None
         self.input_is_skip = self.taps.get("s1") == INPUT
         self.project, self.decoder = project, decoder
         self.normalised = statistics is not None
@@ -100,7 +102,8 @@ class DepthModel(nn.Module):
         if self.normalised:
             images = (images - self.mean) / self.std
         self._refuse_single_pixel(images)
-        maps = self.encoder(images)
+        folded = self.folded if self.folded is not None and self.folded.serves(images) else None
+        maps = (folded or self.encoder)(images)
         if self.input_is_skip:
             maps = maps | {"s1": images}
         bottleneck = self.project(maps[BOTTLENECK])
@@ -152,6 +155,7 @@ def build_model(config: ModelConfig, kind: TargetKind, *, pretrained: bool = Tru
         scale=_scale(config, encoder.first_halving),
         batch_norm_frozen=config.batch_norm == "frozen",
     )
+    with_pointwise(model)
     return model.train()
 
 

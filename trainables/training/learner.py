@@ -60,7 +60,9 @@ class Learner:
 
     def set_mode(self, *, first_of_epoch: bool) -> None:
         """Train mode, or what `train_mode` says."""
-        self.model.train(self.config.train_mode == "train" or first_of_epoch)
+        train = self.config.train_mode == "train" or first_of_epoch
+        if self.model.training != train:  # visiting every module takes a part of a small step
+            self.model.train(train)
 
     def __call__(self, images: Tensor) -> Tensor:
         """The model's output for a batch, in the training's precision."""

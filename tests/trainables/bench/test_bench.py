@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.bench import limit, measurements
 
@@ -46,6 +48,47 @@ def test_two_at_once_are_measured_with_what_the_second_costs(
     found = json.loads(capsys.readouterr().out)["together"]
     assert 0 < found["two_over_one"]["min"] <= found["two_over_one"]["max"]
     assert found["second_process_own_mib"] > 100
+
+
+@pytest.mark.parametrize(
+    ("layer", "places", "products"),  # places of one image that the filter is laid at, products at each of them
+    [
+        (nn.Conv2d(8, 4, 3, padding=1), 6 * 6, 4 * 8 * 9),
+        (nn.Conv2d(8, 8, 3, padding=1, groups=8), 6 * 6, 8 * 9),  # depthwise: one input channel each
+        (nn.Conv2d(8, 4, 3, padding=1, groups=2), 6 * 6, 4 * 4 * 9),
+        (nn.Conv2d(8, 4, 3, stride=2, padding=1), 3 * 3, 4 * 8 * 9),
+        (nn.Conv2d(8, 8, 5, stride=2, padding=2, groups=8), 3 * 3, 8 * 25),
+        (nn.ConvTranspose2d(8, 4, 2, stride=2), 6 * 6, 8 * 4 * 4),  # laid at each pixel of the input
+        (nn.ConvTranspose2d(8, 4, 4, stride=2, padding=1, groups=2), 6 * 6, 8 * 2 * 16),
+    ],
+)
+@pytest.mark.parametrize("to_input", [True, False])
+def test_operations_are_those_counted_by_hand(layer: nn.Module, places: int, products: int, to_input: bool) -> None:
+    counted = {torch.ops.aten.convolution_backward: limit.convolution_backward_flops}
+    image = torch.rand(3, 8, 6, 6, requires_grad=to_input)
+    with FlopCounterMode(display=False, custom_mapping=counted) as counter:
+        layer(image).sum().backward()
+    passes = 3 if to_input else 2  # forward, gradient of the weight, gradient of the input
+    assert counter.get_total_flops() == passes * 3 * places * 2 * products
+
+
+def test_depthwise_convolutions_are_bound_by_memory() -> None:
+    dense, depthwise = [[2, 8, 6, 6], [4, 8, 3, 3]], [[2, 8, 6, 6], [8, 1, 3, 3]]
+    for name, (place, _) in limit.CONVOLUTIONS.items():
+        before = [[2, 4, 6, 6]] * place
+        assert limit.is_dense(name, before + dense) and not limit.is_dense(name, before + depthwise)
+    assert limit.is_dense("aten::addmm", []) and not limit.is_dense("aten::add", [])
+    assert limit.is_dense("aten::mkldnn_convolution", [[2, 1, 6, 6], [8, 1, 3, 3]])  # of a grey picture
+
+
+def test_a_profile_says_which_share_is_bound_by_memory() -> None:
+    image = torch.rand(2, 32, 48, 48)
+    layers = {"dense": nn.Conv2d(32, 32, 3, groups=1), "depthwise": nn.Conv2d(32, 32, 3, groups=32)}
+    shares = {
+        name: limit.profile(lambda: layer(image), torch.device("cpu"))["memory_bound_share"]  # noqa: B023, called here
+        for name, layer in layers.items()
+    }
+    assert 0 < shares["dense"] < 0.5 and shares["depthwise"] == 1
 
 
 def test_a_share_above_the_limit_is_an_error() -> None:

@@ -18,7 +18,7 @@ import torch
 
 from tests.conftest import write_tiny
 from trainables import train as train_command
-from trainables.runtime.errors import Diverged, UserError
+from trainables.runtime.errors import Diverged, Stopped, UserError
 from trainables.settings.config import TrialConfig, as_dict, flat
 from trainables.training import checkpoint, trainer
 from trainables.training.learner import Learner
@@ -97,6 +97,21 @@ def test_resumed_after_a_kill_in_mid_epoch_equals_uninterrupted(tiny_config: Mak
     assert 0 < state["step"] <= step
     straight, resumed = train(config, tmp_path / "straight"), train(config, tmp_path / "killed")
     assert_same(tmp_path / "straight", straight, tmp_path / "killed", resumed)
+
+
+def test_a_folded_encoder_resumes_bit_for_bit(tiny_config: Make, tmp_path: Path) -> None:
+    """The copy that a frozen encoder runs as is made anew from the checkpoint's weights."""
+    frozen = {
+        "model.family": "densedepth", "model.encoder": "timm/mobilenetv3_small_050", "model.width": 0.05,
+        "model.frozen": ["*"], "model.batch_norm": "frozen", "batch_size": 2,
+        "model.skips": dict.fromkeys(("s4", "s8"), "post_pool") | dict.fromkeys(("s1", "s2", "s16", "s32"), "none"),
+    }  # fmt: skip
+    config = tiny_config(**frozen)
+    steps = iter([False] * 9 + [True])
+    with pytest.raises(Stopped):
+        trainer.fit(config, tmp_path / "stopped", stop=lambda: next(steps))
+    straight, resumed = train(config, tmp_path / "straight"), train(config, tmp_path / "stopped")
+    assert_same(tmp_path / "straight", straight, tmp_path / "stopped", resumed)
 
 
 def assert_same(one: Path, reports: list[trainer.Report], other: Path, others: list[trainer.Report]) -> None:
