@@ -9,6 +9,7 @@ it is part of a training's settings, and no command changes it by itself.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import tempfile
 import time
