@@ -42,6 +42,9 @@ def analyse(tables: StudyTables) -> Section:
         return Section("space", TITLE, ["Nothing was searched."], data={"trials": 0})
     complete = search[(search["outcome"] == Outcome.COMPLETE) & search["value"].notna()]
     where = f"Study {tables.name}, validation split"
+    if len(search) < MIN_TRIALS:
+        said = f"n = {counted(len(search), 'trial')}: to show what of the space a search covered takes {MIN_TRIALS}."
+        return Section("space", TITLE, [said], data={"trials": len(search)})
     footprint = _footprint(search, dimensions)
     answers, figures = (
         [_covered(search, dimensions, footprint)],

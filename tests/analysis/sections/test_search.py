@@ -82,8 +82,14 @@ def test_a_search_of_noise_shows_no_curve(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_too_few_trials_are_a_sentence(tmp_path: Path) -> None:
     tables = few(tmp_path / "s")
-    assert [f.name for f in search_space.analyse(tables).figures] == ["space-footprint"]
-    assert search_space.analyse(tables).answers[-1].startswith("n = 4 trials complete: to show what a model")
+    assert not search_space.analyse(tables).figures
+    assert search_space.analyse(tables).answers == [
+        "n = 4 trials: to show what of the space a search covered takes 10."
+    ]
+    pruned = [Training("search", 0.5, PAPER, outcome=Outcome.PRUNED) for _ in range(12)]
+    covered = search_space.analyse(runs.load(make_results(tmp_path / "pruned", pruned).root))
+    assert [f.name for f in covered.figures] == ["space-footprint"]
+    assert covered.answers[-1].startswith("n = 0 trials complete: to show what a model")
     assert search_budget.analyse(tables).answers == [
         "n = 4 trials of the search ended: to say what more or fewer trials would have found takes at least 8."
     ]
