@@ -239,6 +239,6 @@ def test_a_mark_says_what_a_setting_is_for() -> None:
     }  # fmt: skip
     assert Mark.PLACE in marks["data.rooms.train_scenes"] and mark_of(TrialConfig, "data.source") == Mark.FIXED
     free = {name for name in StudyConfig.model_fields if Mark.BOOKKEEPING in mark_of(StudyConfig, name)}
-    assert free == {"resources", "tracking", "reproduce", "confirm", "budget"}
+    assert free == {"resources", "tracking", "reproduce", "confirm", "budget", "notify"}
     assert Mark.BOOKKEEPING in mark_of(StudyConfig, "search.trials")
     assert Mark.BOOKKEEPING not in mark_of(StudyConfig, "search.sampler")
