@@ -305,7 +305,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.parser(
         "analysis.score",
         "Score any model's depth maps, or a checkpoint, under every protocol at once; the opening is recorded.",
-        "python -m analysis.score maps --data nyu_data.zip --against bts_densenet161",
+        "python -m trainables.data.rooms --set train_scenes=2 --set test_scenes=4 --out data/rooms-few && "
+        "python -m analysis.score results/rooms/trials/confirm-0000/checkpoints/best --data data/rooms-few "
+        "--against densedepth_repo",
     )
     parser.add_argument(
         "predictions", metavar="PREDICTIONS", type=Path,

@@ -137,8 +137,8 @@ def _behind(norm: nn.BatchNorm2d) -> nn.Module | None:
 
 def _unfolded(input: Tensor) -> bool:
     """Whether torch would unfold the input of a 1x1 convolution (its Convolution.cpp, use_mkldnn)."""
-    if input.device.type != "cpu" or input.dtype != torch.float32 or len(input) >= SLOW_BATCH:
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):  # before the batch, which is any in an export
         return False
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if input.device.type != "cpu" or input.dtype != torch.float32 or len(input) >= SLOW_BATCH:
         return False
     return torch.get_num_threads() == 1

@@ -96,7 +96,8 @@ class FolderLock:
 
     def confirm(self) -> None:
         """End this process at once where the folder has another owner or is gone: closing would write to it."""
-        if not self.file.closed and not self._names(self.mine):
+        # In this order: a successor comes after `close`, so the folder is looked at before whether it was given up.
+        if not self._names(self.mine) and not self.file.closed:
             os._exit(1)
 
     def _names(self, lock: os.stat_result) -> bool:

@@ -266,7 +266,6 @@ def test_every_form_is_read_against_its_manifest(name: str, tmp_path: Path) -> N
     path = Path(summary["path"])
     for frames in splits.values():
         checked = manifest.guarded(frames)
-        assert hash(checked.reader) == hash(manifest.guarded(frames).reader), "what is known of a reader is kept by it"
         assert all(np.array_equal(checked.read(i).depth_m, frames.read(i).depth_m) for i in range(len(frames)))
     made = manifest.load(path)
     assert made is not None
