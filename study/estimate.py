@@ -28,6 +28,7 @@ STATE_BYTES = 16  # per parameter while training: weight, gradient, two moments
 RUNNING_BYTES = 4 * (3 + 1 + 3)  # of disk per parameter: latest with two moments, best, and latest's next while written
 KEPT_BYTES = 4  # of disk per parameter when a training has ended (study/endings.py)
 TRACE_BYTES = 300  # per step and sample
+PICTURES_BYTES = 1 << 20  # of a training: preview.png and its most pictures of reports, of 50 KB each
 START_S = 6.0  # a worker's start, and the model's
 
 
@@ -165,10 +166,10 @@ def _trace(config: TrialConfig) -> float:
 
 
 def _disk(plan: Plan, phase: str, costs: list[Cost]) -> float:
-    """What a phase leaves on the disk: every trace, the checkpoints that are kept."""
+    """What a phase leaves on the disk: every trace, all pictures, the checkpoints that are kept."""
     best = max(1, plan.study.config.confirm.top) if phase == "search" else len(costs)
     kept = sorted((c.parameters * KEPT_BYTES for c in costs), reverse=True)[:best]
-    return sum(kept) + sum(c.trace_bytes for c in costs)
+    return sum(kept) + sum(c.trace_bytes + PICTURES_BYTES for c in costs)
 
 
 def _matrix_rate(config: TrialConfig) -> float:

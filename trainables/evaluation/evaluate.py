@@ -8,7 +8,7 @@ depths are averaged before they are upsampled: the same number, since bilinear r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -34,6 +34,7 @@ from trainables.settings.registry import (
 )
 
 Row = dict[str, Any]  # id, scene, requested, protocol, pixels, then metrics: float, or None where nothing was measured
+Watch = Callable[[list[int], Tensor, Tensor], None]  # given each batch: indices, predicted and true depth as scored
 
 
 @dataclass(frozen=True)
@@ -264,9 +265,15 @@ def evaluate(
     protocols: Sequence[str],
     device: torch.device,
     batch_size: int,
+    watch: Watch | None = None,
 ) -> Evaluation:
-    """Score a model, already on `device`, on every one of the frames, the last partial batch included."""
+    """Score a model, already on `device`, on every one of the frames, the last partial batch included.
+
+    watch: called with each batch as `predictions` yields it.
+    """
     scorer = Scorer(protocols, frames.truth, frames.max_depth_m)
     for indices, pred, truth in predictions(model, frames, config, device, batch_size):
         scorer.add([frames.ids[i] for i in indices], [frames.scenes[i] for i in indices], pred, truth)
+        if watch is not None:
+            watch(indices, pred, truth)
     return scorer.finish()
