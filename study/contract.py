@@ -9,6 +9,7 @@ rule 1).
         ledger.db.sha256      its SHA-256, once the study has ended by itself; ledger.backup.db: its copy
         study.lock            the owner: pid, host, since
         study.log
+        artifacts/            last pictures of trainings, for optuna-dashboard --artifact-dir
         trials/KEY/           what one training leaves behind (trainables/training/trainer.py); KEY is PHASE-NNNN
         evaluation/           frozen list and scores of the sealed test
         report.html, report/  page, figures, tables
@@ -82,6 +83,9 @@ class StudyAttr:
     SPENT = "spent"  # the limit of the budget that ended the study before all of that; None: it may continue
 
 
+PREVIEWS = "previews"  # in a training's folder, IMAGES.jpg at its reports (trainables/training/pictures.py)
+
+
 class Tag:
     """MLflow tags."""
 
@@ -93,7 +97,9 @@ class Tag:
     RECIPE = "recipe"
     SEED = "seed"
     GROUP = "group"
-    WEIGHTS = "weights_sha256"  # of a registered model
+    WEIGHTS = "weights_sha256"  # of a registered model, and of a checkpoint that MLflow lists as a model
+    CHECKPOINT = "checkpoint"  # the folder of such a checkpoint, within the study's
+    PICTURES = "pictures_to"  # the images seen at the last report whose picture was sent
 
 
 EXPERIMENT = "DenseDepth"  # of MLflow, for the runs of every study
@@ -166,6 +172,10 @@ class Layout:
     @property
     def trials(self) -> Path:
         return self.root / "trials"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.root / "artifacts"
 
     @property
     def evaluation(self) -> Path:

@@ -2,7 +2,8 @@
 
 Of checkpoints of ended trainings those are kept that the judge scores, of every complete training; of the search only
 those of its best trials, which can still be confirmed or become the champion; in recipes of several stages also the one
-that the next stage starts from. Snapshots before loss spikes stay, for replay. What runs is never touched.
+that the next stage starts from. Snapshots before loss spikes stay, for replay, and so do step traces and pictures, from
+which MLflow is filled again. What runs is never touched.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from study.contract import DEVICE_SECONDS, Outcome
+from study.contract import DEVICE_SECONDS, PREVIEWS, Outcome
 from study.ledger import Entry, Ledger
 from study.plan import Plan
 from trainables.message import Message
@@ -53,6 +54,12 @@ class Endings:
         summary = None if ending.summary is None else dict(ending.summary)
         if summary and "seconds" in summary:  # the training's own, which leave out the time between a kill and a resume
             summary = summary | {DEVICE_SECONDS: summary["seconds"] * self.devices}
+        if summary and summary.get("energy_wh") is not None:  # a GPU's, which trainings may share
+            summary = summary | {"energy_wh": summary["energy_wh"] * min(1.0, self.devices)}
+        pictures = (self.ledger.layout.trial(entry.key) / PREVIEWS).glob("*.jpg")
+        last = max(pictures, key=lambda path: int(path.stem), default=None)
+        if last is not None and entry.outcome is None:
+            self.ledger.store.attach(entry.phase, entry.number, last)  # Optuna takes it of running trials alone
         self.ledger.finish(
             entry,
             Outcome(ending.kind),

@@ -34,6 +34,7 @@ STATE_BYTES = 16  # per parameter while training: weight, gradient, two moments
 RUNNING_BYTES = 4 * (3 + 1 + 3)  # of disk per parameter: latest with two moments, best, and latest's next while written
 KEPT_BYTES = 4  # of disk per parameter when a training has ended (study/endings.py)
 TRACE_BYTES = 300  # per step and sample
+PICTURES_BYTES = 1 << 20  # of a training: preview.png and its most pictures of reports, of 50 KB each
 START_S = 6.0  # a worker's start, and the model's
 BESIDE_PAIRS, BESIDE_STEPS = 3, 8  # of trainings beside each other, and of one
 
@@ -231,12 +232,12 @@ def _trace(config: TrialConfig) -> float:
 
 
 def _disk(plan: Plan, phase: str, costs: Sequence[tuple[Cost, int, float]]) -> float:
-    """What a phase leaves on the disk: every trace, the checkpoints that are kept."""
+    """What a phase leaves on the disk: every trace, all pictures, the checkpoints that are kept."""
     kept, room = 0.0, max(1, plan.study.config.confirm.top) if phase == "search" else math.inf
     for cost, trainings, _ in sorted(costs, key=lambda one: one[0].parameters, reverse=True):
         kept += min(room, trainings) * cost.parameters * KEPT_BYTES
         room -= min(room, trainings)
-    return kept + sum(cost.trace_bytes * budgets for cost, _, budgets in costs)
+    return kept + sum(cost.trace_bytes * budgets + PICTURES_BYTES * trainings for cost, trainings, budgets in costs)
 
 
 def _matrix_rate(config: TrialConfig) -> float:

@@ -37,7 +37,9 @@ class Judged(NamedTuple):
 
 @dataclass(slots=True)
 class Entry:
-    """One training: its settings, its progress, its outcome. `history`: images seen -> the judge's metric."""
+    """One training: its settings, its progress, its outcome. `history`: images seen -> the judge's metric; `searched`:
+    path -> value of the settings that Optuna proposed, as it keeps them.
+    """
 
     phase: str
     number: int
@@ -54,6 +56,7 @@ class Entry:
     ended: datetime | None
     summary: dict[str, Any]
     history: dict[int, float] = field(default_factory=dict)
+    searched: dict[str, Any] = field(default_factory=dict)
     judged: Judged | None = None  # the pruner's last answer
     swept: bool = False  # none of its checkpoints is left (study/endings.py)
     seed: int = field(init=False)
@@ -103,6 +106,7 @@ def read_entry(phase: str, frozen: FrozenTrial, judge: Judge) -> Entry:
         ended=frozen.datetime_complete,
         summary=attrs.get(Attr.SUMMARY) or {},
         history=history,
+        searched=frozen.params,
         judged=Judged(*attrs[Attr.JUDGED]) if Attr.JUDGED in attrs else None,
     )
 
@@ -124,7 +128,7 @@ class Ledger:
         objectives: Sequence[str] | None = None,
     ) -> None:
         self.layout, self.judge = layout, judge
-        self.store = Store(layout, url, "minimize" if judge.minimise else "maximize", objectives)
+        self.store = Store(layout, url, judge.metric, "minimize" if judge.minimise else "maximize", objectives)
         self.entries: dict[str, list[Entry]] = {}
         self.entered: dict[str, dict[Identity, Entry]] = {}
         for phase in PHASES:

@@ -150,9 +150,9 @@ def _phases(plan: Plan, ledger: Ledger, data: Mapping[str, Any], worker: type | 
     from study import cluster, executor, resources
     from study.display import Display
     from study.endings import Listener
+    from study.mirror import Mirror
     from study.schedule import limits
     from study.session import Session
-    from study.tracking import Mirror
 
     config = plan.study.config
     starting = time.monotonic()
@@ -278,7 +278,8 @@ def _write_study(study: Study, layout: Layout) -> None:
 def _sync(study: Study, layout: Layout) -> Any:
     """Refill MLflow from ledger and results folder."""
     from study.contract import StudyAttr
-    from study.tracking import Mirror, check_reachable
+    from study.mirror import Mirror
+    from study.tracking import check_reachable
 
     uri = study.config.tracking.uri
     if uri is None:

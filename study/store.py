@@ -31,13 +31,15 @@ BUSY_S = 30.0  # how long a write waits for a reader of the same sqlite file
 class Store:
     """Optuna's storage of one study, opened by its one owner: an Optuna study for each phase.
 
-    url: None for the sqlite file in the study's folder. objectives: the search's, where there are two.
+    url: None for the sqlite file in the study's folder. metric: the judge's. objectives: the search's, where there are
+    two.
     """
 
     def __init__(
         self,
         layout: Layout,
         url: str | None,
+        metric: str,
         direction: Direction,
         objectives: Sequence[str] | None = None,
     ) -> None:
@@ -55,8 +57,8 @@ class Store:
         self.studies: dict[str, optuna.Study] = {
             phase: self._study(phase, self.directions if phase == "search" else [direction]) for phase in PHASES
         }
-        if objectives:
-            _name_objectives(self.studies["search"], objectives)
+        for phase, study in self.studies.items():
+            _name_objectives(study, objectives if objectives and phase == "search" else [metric])
 
     def _study(self, phase: str, directions: list[Direction]) -> optuna.Study:
         """Optuna's study of a phase; one without trials, of a start that was refused, is made anew where it differs."""
@@ -94,6 +96,21 @@ class Store:
     def note(self, trial_id: int, name: str, value: Any) -> None:
         """Write what a pruner noted of a trial."""
         self.storage.set_trial_system_attr(trial_id, name, value)
+
+    def attach(self, phase: str, number: int, file: Path) -> None:
+        """Attach a copy of a file to a running trial, as optuna-dashboard shows it with --artifact-dir; once."""
+        from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
+
+        trial, files = self.frozen(phase)[number], self.layout.artifacts
+        if get_all_artifact_meta(study_or_trial=trial, storage=self.storage):
+            return  # attached before a kill
+        files.mkdir(exist_ok=True)
+        upload_artifact(
+            artifact_store=FileSystemArtifactStore(files),
+            file_path=str(file),
+            study_or_trial=trial,
+            storage=self.storage,
+        )
 
     def attribute(self, name: str) -> Any:
         """An attribute of the study, or None."""

@@ -1,8 +1,11 @@
 """MLflow mirror of ledger and results folder, which can be filled again from them at any time.
 
 One parent run per study, flat children found by their tag. The results folder is the spool: a training's reports are
-sent again with their original times, which MLflow stores once. A thread of the driver does it all, so no call to MLflow
-ever holds up a training; where MLflow is away it tries again, and says at the end what is missing.
+sent again with their original times, which MLflow stores once; a run's tag says which pictures it has. study/mirror.py
+calls it from a thread.
+
+MLflow's own monitor of system metrics is not used: it would measure the driver's process, not the trainings'. What
+these measure of their devices is shown in its place.
 """
 
 from __future__ import annotations
@@ -11,23 +14,23 @@ import contextlib
 import json
 import math
 import os
-import queue
 import re
 import sqlite3
-import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from PIL import Image
+
 from study.contract import (
     ARTIFACTS,
     EXPERIMENT,
     MLFLOW_STATUS,
     PARENT,
+    PREVIEWS,
     Layout,
     Outcome,
     Tag,
@@ -47,7 +50,11 @@ TIMEOUT_S = 3
 NO_SERVER = "what answers there is no MLflow server"
 SHOWN_AS = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens on its pages for language models
 PARENT_RUN = "mlflow.parentRunId"  # MLflow's own tag
-LIMITS = {"param": 6000, "tag": 5000, "batch": 900, "params": 90, "digest": 36}
+SYSTEM = ("device/", "memory/")  # metrics that MLflow's UI shows as those of the system, by the prefix system/
+PICTURES = "validation"  # name of the reports' pictures
+LATEST, BEST = "latest", "best"  # of trainables/training/checkpoint.py, which needs torch
+PAGE = 1000  # of a search
+LIMITS = {"param": 6000, "tag": 5000, "batch": 900, "params": 90, "digest": 36, "name": 120}
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class Record:
     started_ms: int
     ended_ms: int | None
     folder: Path
+    title: str  # its key, and what sets it apart from the study's other trainings
 
 
 def record_of(entry: Entry, layout: Layout) -> Record:
@@ -70,9 +78,26 @@ def record_of(entry: Entry, layout: Layout) -> Record:
     ended = None if entry.ended is None else int(entry.ended.timestamp() * 1000)
     started = int(entry.started.timestamp() * 1000)
     folder = layout.trial(entry.key)
+    title = f"{entry.key} {difference(entry)}"[: LIMITS["name"]]
     return Record(
-        entry.key, entry.phase, entry.group, entry.config, entry.outcome, entry.reason, started, ended, folder
+        entry.key, entry.phase, entry.group, entry.config, entry.outcome, entry.reason, started, ended, folder, title
     )
+
+
+def difference(entry: Entry) -> str:
+    """What sets a training apart from the study's others, in a few words: what it searches, claims or repeats."""
+    seed = f"seed {entry.seed}"
+    if entry.phase == "search":
+        return ", ".join(f"{path.rpartition('.')[2]}={_short(value)}" for path, value in entry.searched.items()) or seed
+    if entry.phase == "claims":
+        what = ", ".join(f"{served['claim']}: {served['arm']}" for served in entry.origin)
+    else:
+        what = f"repeats {entry.origin}" if entry.phase == "confirm" else str(entry.config["recipe"])
+    return f"{what}, {seed}" + (f", stage {entry.stage + 1}" if entry.stage else "")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def check_reachable(uri: str) -> None:
@@ -203,6 +228,7 @@ class Client:
             self.experiment = experiment_of(self.client, uri)
         self.runs: dict[str, str] = {}
         self.sent: dict[str, int] = {}  # reports of a run that are there
+        self.pictured: dict[str, int] = {}  # the images seen at the last report whose picture is there
         self.described: set[str] = set()
         self.ended: set[str] = set()
         self.parent = self._parent()
@@ -217,7 +243,9 @@ class Client:
         if record.key not in self.described:
             self._describe(run, record)
             self.described.add(record.key)
-        self._send_reports(run, record)
+        reports = _reports(record.folder)
+        self._send_reports(run, record.key, reports)
+        self._send_pictures(run, record, reports)
         if record.outcome is None:
             return
         for name in SENT:
@@ -234,10 +262,12 @@ class Client:
         self.ended.add(key)
         self.runs.pop(key)
         self.sent.pop(key, None)
+        self.pictured.pop(key, None)
         self.described.discard(key)
 
     def end_parent(self, *, finished: bool) -> None:
-        """Give the parent its study and, when all phases have ended, its end."""
+        """Give the parent its study, its list of models and, when all phases have ended, its end."""
+        self._list_models()
         for path in (self.layout.study_file, self.layout.log):
             if path.exists():
                 self.client.log_text(self.parent, masked(path.read_text()), path.name)
@@ -271,7 +301,7 @@ class Client:
                 Tag.SEED: str(record.config["seed"]),
                 Tag.GROUP: record.group[: LIMITS["tag"]],
             }
-            found = self.client.create_run(self.experiment, record.started_ms, tags, run_name=record.key)
+            found = self.client.create_run(self.experiment, record.started_ms, tags, run_name=record.title)
         run = str(found.info.run_id)
         if found.data.tags.get(PARENT_RUN) != self.parent:  # that one was deleted
             self.client.set_tag(run, PARENT_RUN, self.parent)
@@ -281,36 +311,123 @@ class Client:
                 return run
             self.client.update_run(run, status="RUNNING")
         self.runs[record.key] = run
+        self.pictured[record.key] = int(found.data.tags.get(Tag.PICTURES, -1))
         return run
 
     def _describe(self, run: str, record: Record) -> None:
         """Settings as params, the data as an input with its digest."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+        from mlflow.entities import DatasetInput, InputTag, Param
 
         params = [Param(k, json.dumps(v)[: LIMITS["param"]]) for k, v in flatten(dict(record.config)).items()]
         for start in range(0, len(params), LIMITS["params"]):
             self.client.log_batch(run, params=params[start : start + LIMITS["params"]])
-        block = record.config["data"]
+        data = self._dataset(record.config)
+        self.client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+
+    def _dataset(self, config: Mapping[str, Any]) -> Any:
+        """The training's data, as MLflow knows data."""
+        from mlflow.entities import Dataset
+
+        block = config["data"]
         digest = str(self.data.get("train", ""))[: LIMITS["digest"]]
-        source = json.dumps({"uri": block["root"] or block["source"]})
-        dataset = Dataset(block["source"], digest, "local", source)
-        self.client.log_inputs(run, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        return Dataset(block["source"], digest, "local", json.dumps({"uri": block["root"] or block["source"]}))
 
-    def _send_reports(self, run: str, record: Record) -> None:
-        from mlflow.entities import Metric
-
-        path = record.folder / "reports.jsonl"
-        reports = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        new = reports[self.sent.get(record.key, 0) :]
-        metrics = [
-            Metric(name, float(value), int(report["time_s"] * 1000), int(report["images"]))
-            for report in new
-            for name, value in report["metrics"].items()
-            if math.isfinite(value)
-        ]
+    def _send_reports(self, run: str, key: str, reports: Sequence[Mapping[str, Any]]) -> None:
+        new = reports[self.sent.get(key, 0) :]
+        metrics = [metric for report in new for metric in _metrics(report)]
         for start in range(0, len(metrics), LIMITS["batch"]):
             self.client.log_batch(run, metrics=metrics[start : start + LIMITS["batch"]])
-        self.sent[record.key] = len(reports)
+        self.sent[key] = len(reports)
+
+    def _send_pictures(self, run: str, record: Record, reports: Sequence[Mapping[str, Any]]) -> None:
+        """Send the pictures of reports that are not there yet. MLflow would show one that is sent again twice."""
+        times = {int(report["images"]): int(report["time_s"] * 1000) for report in reports}
+        for images in sorted(images for images in times if images > self.pictured[record.key]):
+            path = record.folder / PREVIEWS / f"{images}.jpg"
+            if not path.exists():  # not every report has one
+                continue
+            with Image.open(path, formats=["JPEG"]) as picture:
+                self.client.log_image(
+                    run, picture, key=PICTURES, step=images, timestamp=times[images], synchronous=True
+                )
+            self.client.set_tag(run, Tag.PICTURES, str(images))
+            self.pictured[record.key] = images
+
+    def _list_models(self) -> None:
+        """Make MLflow's models of this study those of the checkpoints that are kept, which stay where they are."""
+        listed = {}
+        query = f"tags.{Tag.STUDY} = '{self.layout.name}'"
+        for model in _pages(self.client.search_logged_models, [self.experiment], query):
+            whole = model.tags[Tag.CHECKPOINT] if model.status == "READY" else model.model_id  # else half listed
+            listed[whole, model.tags[Tag.WEIGHTS]] = model
+        complete = f"{query} and tags.{Tag.OUTCOME} = '{Outcome.COMPLETE}'"
+        for run in _pages(self.client.search_runs, [self.experiment], complete):
+            for name in (BEST, LATEST):
+                folder = self.layout.trial(run.data.tags[Tag.KEY]) / "checkpoints" / name
+                if (folder / "SHA256.json").is_file():
+                    weights = json.loads((folder / "SHA256.json").read_text())["weights.safetensors"]
+                    place = str(folder.relative_to(self.layout.root))
+                    if listed.pop((place, weights), None) is None:
+                        self._list_model(run, folder, {Tag.CHECKPOINT: place, Tag.WEIGHTS: weights})
+        for model in listed.values():
+            self.client.delete_logged_model(model.model_id)
+
+    def _list_model(self, run: Any, folder: Path, tags: Mapping[str, str]) -> None:
+        """Add a checkpoint to the models, with the validation of its report, tied to the data."""
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        state, config = (json.loads((folder / name).read_text()) for name in ("state.json", "config.json"))
+        report = state["report"] if "report" in state else state["history"][-1]
+        key, number, data = run.data.tags[Tag.KEY], run.info.run_id, self._dataset(config)
+        model = self.client.create_logged_model(
+            self.experiment,
+            name=f"{key}-{folder.name}",
+            source_run_id=number,
+            tags={Tag.STUDY: self.layout.name, Tag.KEY: key, Tag.PHASE: run.data.tags[Tag.PHASE], **tags},
+            params={name: str(config[name]) for name in ("recipe", "seed")} | {"images": str(report["images"])},
+            model_type="depth",
+        )
+        scores = [
+            Metric(m.key, m.value, m.timestamp, m.step, model.model_id, data.name, data.digest, number)
+            for m in _metrics(report)
+            if m.key.startswith("val/")
+        ]
+        self.client.log_batch(number, metrics=scores)
+        self.client.log_outputs(number, [LoggedModelOutput(model.model_id, int(report["images"]))])
+        self.client.finalize_logged_model(model.model_id, "READY")
+
+
+def _reports(folder: Path) -> list[dict[str, Any]]:
+    """A training's reports so far."""
+    path = folder / "reports.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _metrics(report: Mapping[str, Any]) -> list[Any]:
+    """A report's finite metrics, as MLflow knows metrics."""
+    from mlflow.entities import Metric
+
+    return [
+        Metric(
+            f"system/{name}" if name.startswith(SYSTEM) else name,
+            float(value),
+            int(report["time_s"] * 1000),
+            int(report["images"]),
+        )
+        for name, value in report["metrics"].items()
+        if math.isfinite(value)
+    ]
+
+
+def _pages(search: Callable[..., Any], *asked: Any) -> Iterator[Any]:
+    """All that a search of MLflow's finds, page by page."""
+    token = None
+    while True:
+        page = search(*asked, max_results=PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def failures() -> tuple[type[Exception], ...]:
@@ -319,96 +436,3 @@ def failures() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return (MlflowException, OSError, SQLAlchemyError)
-
-
-RETRY_S = (1.0, 30.0)  # first and longest wait after a failed call
-
-
-class Mirror:
-    """Sends records to MLflow from a thread of its own. It is a listener of the session."""
-
-    def __init__(self, uri: str, layout: Layout, study: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        self.uri, self.layout, self.study, self.data = uri, layout, study, data
-        self.queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
-        self.waiting: dict[str, Record] = {}
-        self.problem: str | None = None  # the last call's failure; None: it went well
-        self.crash: BaseException | None = None
-        self.closing: float | None = None  # when to give up
-        self.thread = threading.Thread(target=self._run, name="mirror", daemon=True)
-        self.thread.start()
-
-    def started(self, entry: Entry) -> None:
-        self.queue.put(record_of(entry, self.layout))
-
-    def reported(self, entry: Entry, images: int, metrics: dict[str, float]) -> None:
-        self.queue.put(record_of(entry, self.layout))
-
-    def ended(self, entry: Entry) -> None:
-        self.queue.put(record_of(entry, self.layout))
-
-    def close(self, wait_s: float, *, finished: bool) -> str | None:
-        """Send what is left; a sentence about what could not be sent, or None. A store that fails gets `wait_s`, one
-        that works as long as it takes.
-        """
-        self.finished = finished
-        self.closing = time.monotonic() + wait_s
-        self.queue.put(None)
-        while self.thread.is_alive() and (self.problem is None or time.monotonic() < self.closing + 2 * TIMEOUT_S):
-            self.thread.join(0.2)
-        if self.crash is not None:
-            raise self.crash
-        self._collect(block=False)  # what came while the thread was at its last call
-        if not self.waiting and not self.thread.is_alive() and self.problem is None:
-            return None
-        count = f"{len(self.waiting)} training{'' if len(self.waiting) == 1 else 's'}"
-        missing, send = (count, "send them") if self.waiting else ("the end of the study", "send it")
-        cause = f" ({self.problem})" if self.problem else ""
-        return f"MLflow at {masked(self.uri)} lacks {missing}{cause}; {send} with --sync"
-
-    def _run(self) -> None:
-        try:
-            self._work()
-        except BaseException as error:  # shown by close: a bug must not vanish with its thread
-            self.crash = error
-
-    def _work(self) -> None:
-        client: Client | None = None
-        away: tuple[type[Exception], ...] = (*failures(), UserError)
-        pause, ending = RETRY_S[0], False
-        while True:
-            ending = self._collect(block=not (self.waiting or ending)) or ending
-            try:
-                if client is None:
-                    client = Client(self.uri, self.layout, self.study, self.data)
-                for key, record in list(self.waiting.items()):
-                    client.sync(record)
-                    if self.waiting[key] is record:
-                        del self.waiting[key]
-                if ending and not self.waiting:
-                    client.end_parent(finished=self.finished)
-                    self.problem = None
-                    return
-                self.problem, pause = None, RETRY_S[0]
-            except away as error:
-                said = str(error) if isinstance(error, UserError) else cause_of(error, self.uri)
-                self.problem, client = said, None
-                if self.closing is not None and time.monotonic() > self.closing:
-                    return
-                self._wait(pause)
-                pause = min(2 * pause, RETRY_S[1])
-
-    def _collect(self, *, block: bool) -> bool:
-        """Take what has come in, the newest of each training; True when the end has been asked for."""
-        with contextlib.suppress(queue.Empty):
-            record = self.queue.get(timeout=None if block else 0)
-            while True:
-                if record is None:
-                    return True
-                self.waiting[record.key] = record
-                record = self.queue.get_nowait()
-        return False
-
-    def _wait(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and (self.closing is None or time.monotonic() < self.closing):
-            time.sleep(0.2)

@@ -220,18 +220,21 @@ def the_judge_sees_what_is_spoilt(place: Workplace) -> None:
             file.write(text)
 
     mlflow, ledger, folder = place.root / "mlflow.db", root / "ledger.db", f"trials/{key}"
-    run = f"(SELECT run_uuid FROM runs WHERE name = '{key}')"
+    run = f"(SELECT run_uuid FROM tags WHERE key = 'trial_key' AND value = '{key}')"
     wrong: list[tuple[str, Callable[[], object]]] = [
         ("left behind", lambda: append(".torn.tmp", "")),
         ("still names an owner", lambda: append("study.lock", "me")),
         ("computed again", lambda: append(f"{folder}/computed.log", "1 20\n" * 9)),
         ("after its successor", lambda: append(f"{folder}/computed.log", "2 20\n1 20\n")),
-        ("FAILED", lambda: stored(mlflow, f"UPDATE runs SET status = 'FAILED' WHERE name = '{key}'")),
+        ("FAILED", lambda: stored(mlflow, f"UPDATE runs SET status = 'FAILED' WHERE run_uuid = {run}")),
         (
             "in MLflow",
             lambda: stored(mlflow, f"DELETE FROM metrics WHERE key = 'val/rmse' AND step = 20 AND run_uuid = {run}"),
         ),
-        ("0 runs in MLflow", lambda: stored(mlflow, f"UPDATE runs SET name = 'lost' WHERE name = '{key}'")),
+        (
+            "0 runs in MLflow",
+            lambda: stored(mlflow, f"UPDATE tags SET value = 'lost' WHERE key = 'trial_key' AND value = '{key}'"),
+        ),
         ("planned", lambda: stored(ledger, "DELETE FROM trials WHERE number = 5")),
         ("files are short", lambda: append(f"{folder}/reports.jsonl", '{"images"')),
     ]

@@ -25,7 +25,8 @@ import pytest
 
 from study import run
 from study.contract import Attr, Layout, Outcome
-from study.tracking import Mirror, check_reachable
+from study.mirror import Mirror
+from study.tracking import check_reachable
 from tests.drills.table import record
 from tests.study.conftest import STUDY, Workplace
 from tests.study.test_tracking import entry_of

@@ -108,19 +108,25 @@ class Workplace:
         return {trial.user_attrs[Attr.KEY]: trial for trial in trials}
 
     def mlflow(self) -> list[dict[str, Any]]:
-        """Every child run of the store, read past MLflow: key, status, tags, metrics, params."""
+        """Every child run of the store, read past MLflow: key (as `name`), status, tags, metrics, params."""
         with sqlite3.connect(self.root / "mlflow.db") as connection:
             runs = []
-            for run, name, status in connection.execute("SELECT run_uuid, name, status FROM runs"):
+            for run, status in connection.execute("SELECT run_uuid, status FROM runs"):
                 tags = dict(connection.execute("SELECT key, value FROM tags WHERE run_uuid = ?", (run,)))
                 points = connection.execute(
                     "SELECT key, step, value, timestamp FROM metrics WHERE run_uuid = ?", (run,)
                 )
                 params = dict(connection.execute("SELECT key, value FROM params WHERE run_uuid = ?", (run,)))
                 runs.append(
-                    {"name": name, "status": status, "tags": tags, "metrics": points.fetchall(), "params": params}
+                    {
+                        "name": tags.get("trial_key"),
+                        "status": status,
+                        "tags": tags,
+                        "metrics": points.fetchall(),
+                        "params": params,
+                    }
                 )
-        return [run for run in runs if "trial_key" in run["tags"]]
+        return [run for run in runs if run["name"]]
 
 
 def wait_until(ready: Callable[[], bool], process: subprocess.Popen[Any], what: str, limit_s: float = 120.0) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
+from optuna.artifacts import get_all_artifact_meta
+
 from study.contract import Layout, Outcome
-from study.endings import sweep
+from study.endings import Endings, sweep
 from study.ledger import Ledger
 from study.session import Session
 from tests.study.test_config import plan_of
@@ -49,3 +51,29 @@ def test_what_judge_stages_and_replay_need_stays_and_nothing_else(tmp_path: Path
         "search-0004 latest",
     }  # fmt: skip
     assert len(list(layout.trials.glob("*/checkpoints/spikes/step-3"))) == len(values)
+
+
+def test_a_training_that_ends_leaves_its_last_picture_and_its_share_of_the_energy(tmp_path: Path) -> None:
+    """The picture as an artifact of its trial, once, which the closed ledger's seal includes."""
+    plan = plan_of(tmp_path, TEXT)
+    layout = Layout(tmp_path / "results" / "tiny")
+    layout.root.mkdir(parents=True)
+    ledger = Ledger(layout, None, plan.study.judge)
+    endings = Endings(plan, ledger, [], lambda: 0, devices=0.5)
+    entries = [ledger.add(planned, (), {}) for planned in plan.reproduce]
+    for images in (90, 100):
+        path = layout.trial(entries[0].key) / "previews" / f"{images}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"picture at {images}".encode())
+    ledger.store.attach("reproduce", 0, path)  # before a kill
+    for entry in entries:
+        ledger.report(entry, 100, 1.0)
+        endings.finish(entry, Message("complete", summary={"seconds": 8.0, "energy_wh": 4.0}))
+    first, second, *_ = ledger.store.frozen("reproduce")
+    (attached,) = get_all_artifact_meta(study_or_trial=first, storage=ledger.store.storage)
+    assert (attached.filename, attached.mimetype) == ("100.jpg", "image/jpeg")
+    assert (layout.artifacts / attached.artifact_id).read_bytes() == b"picture at 100"
+    assert not get_all_artifact_meta(study_or_trial=second, storage=ledger.store.storage)
+    assert first.user_attrs["summary"] == {"seconds": 8.0, "energy_wh": 2.0, "device_seconds": 4.0}
+    ledger.store.close()
+    assert Ledger(layout, None, plan.study.judge).entries["reproduce"][0].value == 1.0

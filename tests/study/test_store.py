@@ -20,7 +20,7 @@ def closed(root: Path, *, copied: bool = True) -> Layout:
     layout = Layout(root / "tiny")
     layout.trial("search-0000").mkdir(parents=True)
     layout.trials.rename(root / "aside")  # a ledger is made before the first training
-    store = Store(layout, None, "minimize")
+    store = Store(layout, None, "rmse", "minimize")
     (root / "aside").rename(layout.trials)
     if copied:
         store.backup()
@@ -30,31 +30,32 @@ def closed(root: Path, *, copied: bool = True) -> Layout:
 
 def refusal(layout: Layout) -> str:
     with pytest.raises(UserError) as refused:
-        Store(layout, None, "minimize")
+        Store(layout, None, "rmse", "minimize")
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
 
 def test_a_closed_ledger_opens_again_and_its_copy_in_its_place_too(tmp_path: Path) -> None:
     layout = closed(tmp_path)
-    store = Store(layout, None, "minimize")
+    store = Store(layout, None, "rmse", "minimize")
     assert {phase: study.study_name for phase, study in store.studies.items()} == {p: f"tiny/{p}" for p in PHASES}
     store.close()
     (layout.root / "ledger.backup.db").replace(layout.ledger)
-    Store(layout, None, "minimize").close()
+    Store(layout, None, "rmse", "minimize").close()
 
 
 def test_attributes_reach_every_phase_and_are_read_by_the_next_owner(tmp_path: Path) -> None:
     layout = closed(tmp_path)
-    store = Store(layout, None, "maximize", ["delta1", "device_seconds"])
+    store = Store(layout, None, "rmse", "maximize", ["delta1", "device_seconds"])
     store.set_attributes({"judge": {"metric": "delta1"}})
     store.set_planned({"search": 3})
     store.close()
-    again = Store(layout, None, "maximize", ["delta1", "device_seconds"])
+    again = Store(layout, None, "rmse", "maximize", ["delta1", "device_seconds"])
     assert again.attribute("judge") == {"metric": "delta1"} and again.attribute("claims") is None
     assert all(study.user_attrs["judge"] == {"metric": "delta1"} for study in again.studies.values())
     assert again.studies["search"].user_attrs["planned"] == 3
     assert again.directions == ["maximize", "minimize"] and len(again.studies["confirm"].directions) == 1
+    assert again.studies["confirm"].metric_names == ["rmse"]  # of the one who made it
     again.close()
 
 
@@ -90,10 +91,10 @@ def noted(layout: Layout, *, trial: bool = False) -> None:
 def test_a_note_of_optuna_dashboard_is_said_as_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     layout = closed(tmp_path)
     noted(layout)
-    store = Store(layout, None, "minimize")
+    store = Store(layout, None, "rmse", "minimize")
     assert "optuna-dashboard has kept notes in it since the study ended" in capsys.readouterr().out
     store.close()
-    Store(layout, None, "minimize").close()
+    Store(layout, None, "rmse", "minimize").close()
     assert capsys.readouterr().out == ""  # said once
 
 
@@ -120,7 +121,7 @@ def test_an_empty_file_without_trainings_is_made_anew(tmp_path: Path) -> None:
     layout.root.mkdir()
     layout.ledger.touch()  # killed while it was made
     assert damage(layout.ledger) == "it is empty"
-    Store(layout, None, "minimize").close()
+    Store(layout, None, "rmse", "minimize").close()
     assert damage(layout.ledger) is None
 
 

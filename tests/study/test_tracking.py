@@ -17,10 +17,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from PIL import Image
 
 from study.contract import EXPERIMENT, Layout, Outcome, masked
 from study.ledger import Entry
-from study.tracking import Mirror, check_reachable
+from study.mirror import Mirror
+from study.tracking import check_reachable, record_of
 from trainables.runtime.durable import write_json
 from trainables.runtime.errors import UserError
 from trainables.settings.config import TrialConfig, as_dict
@@ -31,7 +33,7 @@ def entry_of(layout: Layout, number: int, outcome: Outcome | None) -> Entry:
     config: TrialConfig = load_recipe("densedepth", {"seed": number})[0]
     ended = datetime(2026, 1, 1, 13, number) if outcome else None
     entry = Entry("search", number, number, f"g{number}", as_dict(config), None, 1, 0, outcome, None, 0.5,
-                  datetime(2026, 1, 1, 12, number), ended, {})  # fmt: skip
+                  datetime(2026, 1, 1, 12, number), ended, {}, {}, {"optim.lr": 1e-4, "model.pool": "max"})  # fmt: skip
     folder = layout.trial(entry.key)
     reports = [
         {"images": i, "time_s": 1.7e9 + i, "metrics": {"val/rmse": 1 / i, "val/abs_rel": float("nan")}}
@@ -40,7 +42,20 @@ def entry_of(layout: Layout, number: int, outcome: Outcome | None) -> Entry:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "reports.jsonl").write_text("".join(json.dumps(r) + "\n" for r in reports))
     write_json(folder / "summary.json", {"images": 20})
+    (folder / "previews").mkdir(exist_ok=True)
+    Image.new("RGB", (48, 12), (200, 30, number)).save(folder / "previews" / "20.jpg")
     return entry
+
+
+def keep_checkpoint(layout: Layout, key: str, weights: str) -> None:
+    """A checkpoint as trainings leave it, as far as the mirror reads it."""
+    folder = layout.trial(key) / "checkpoints" / "best"
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {"images": 20, "time_s": 1.7e9, "metrics": {"val/rmse": 0.05, "device/utilisation": 0.9}}
+    write_json(folder / "state.json", {"report": report})
+    write_json(folder / "config.json", as_dict(load_recipe("densedepth")[0]))
+    (folder / "weights.safetensors").write_bytes(b"weights")
+    write_json(folder / "SHA256.json", {"weights.safetensors": weights})
 
 
 def test_refilled_twice_nothing_is_doubled(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,17 +76,59 @@ def test_refilled_twice_nothing_is_doubled(tmp_path: Path, empty_store: Path, mo
         digests = store.execute("SELECT DISTINCT digest FROM datasets").fetchall()
     assert runs == {
         "two": "FINISHED",
-        "search-0000": "FINISHED",
-        "search-0001": "KILLED",
-        "search-0002": "FAILED",
-        "search-0003": "RUNNING",
+        "search-0000 lr=0.0001, pool=max": "FINISHED",
+        "search-0001 lr=0.0001, pool=max": "KILLED",
+        "search-0002 lr=0.0001, pool=max": "FAILED",
+        "search-0003 lr=0.0001, pool=max": "RUNNING",
     }
+    pictures = sorted(path.name for path in (tmp_path / "mlartifacts").glob("*/artifacts/images/*.png"))
+    assert len(pictures) == 4 and all(name.startswith("validation+step+20+timestamp+") for name in pictures), pictures
     assert points == [("val/rmse", 1 / i, i, int((1.7e9 + i) * 1000)) for _ in range(4) for i in (10, 20)]
     assert parents == (1,) and digests == [("a" * 36,)]
 
 
+def test_models_are_the_checkpoints_that_are_kept(store: Path) -> None:
+    """Listed once with their scores and data; one that was trained on or removed is listed no more; none is copied."""
+    layout, client = Layout(store.parent / "results" / "s"), MlflowClient(f"sqlite:///{store}")
+
+    def listed() -> dict[str, str]:
+        fill(store)
+        return {model.name: model.model_id for model in client.search_logged_models(["1"])}
+
+    assert listed() == {}
+    keep_checkpoint(layout, "search-0000", "a" * 64)
+    first = listed()
+    assert list(first) == ["search-0000-best"] and listed() == first
+    model = client.get_logged_model(first["search-0000-best"])
+    assert model.status == "READY" and model.tags["checkpoint"] == "trials/search-0000/checkpoints/best"
+    assert [(m.key, m.value, m.step, m.dataset_name) for m in model.metrics or ()] == [("val/rmse", 0.05, 20, "kaggle")]
+    run = client.get_run(str(model.source_run_id))
+    assert run.data.tags["trial_key"] == "search-0000" and run.info.status == "FINISHED"
+    assert not list((store.parent / "mlartifacts").rglob("*.safetensors"))
+    keep_checkpoint(layout, "search-0000", "b" * 64)
+    second = listed()
+    assert list(second) == list(first) and second != first
+    shutil.rmtree(layout.trial("search-0000") / "checkpoints")
+    assert listed() == {}
+
+
+@pytest.mark.parametrize(
+    ("phase", "origin", "words"),
+    [
+        ("reproduce", None, "densedepth, seed 7"),
+        ("claims", [{"claim": "aug", "arm": "on"}, {"claim": "lr", "arm": "low"}], "aug: on, lr: low, seed 7"),
+        ("confirm", "search-0003", "repeats search-0003, seed 7"),
+    ],
+)
+def test_a_run_is_named_by_what_sets_it_apart(phase: str, origin: object, words: str, tmp_path: Path) -> None:
+    entry = entry_of(Layout(tmp_path), 7, None)
+    entry.phase, entry.origin = phase, origin
+    assert record_of(entry, Layout(tmp_path)).title == f"{phase}-0007 {words}"
+
+
 def test_a_store_that_is_away_holds_nothing_up_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("study.tracking.TIMEOUT_S", 1)
+    for module in ("study.tracking", "study.mirror"):
+        monkeypatch.setattr(f"{module}.TIMEOUT_S", 1)
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
     layout = Layout(tmp_path / "results" / "away")
     with socket.socket() as listener:  # takes connections and never answers
@@ -113,14 +170,14 @@ class FailsAlways(FailsOnce):
 
 
 def test_a_study_without_its_end_lacks_no_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("study.tracking.Client", FailsAlways)
+    monkeypatch.setattr("study.mirror.Client", FailsAlways)
     missing = Mirror("sqlite:///mlflow.db", Layout(tmp_path / "s"), {}, {}).close(0.1, finished=True)
     assert missing == "MLflow at sqlite:///mlflow.db lacks the end of the study (away); send it with --sync"
 
 
 def test_the_end_of_the_parent_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("study.tracking.Client", FailsOnce)
-    monkeypatch.setattr("study.tracking.RETRY_S", (0.1, 0.1))
+    monkeypatch.setattr("study.mirror.Client", FailsOnce)
+    monkeypatch.setattr("study.mirror.RETRY_S", (0.1, 0.1))
     assert Mirror("sqlite:///mlflow.db", Layout(tmp_path / "s"), {}, {}).close(20.0, finished=True) is None
     assert FailsOnce.tries == 2
 
@@ -287,7 +344,7 @@ def test_a_parent_that_was_deleted_and_refilled_is_the_childrens_parent(store: P
 
 
 def test_a_run_deleted_while_it_trains_holds_nothing_up(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("study.tracking.RETRY_S", (0.1, 0.1))
+    monkeypatch.setattr("study.mirror.RETRY_S", (0.1, 0.1))
     layout, client = Layout(store.parent / "results" / "s"), MlflowClient(f"sqlite:///{store}")
 
     def runs(number: int) -> list[Run]:

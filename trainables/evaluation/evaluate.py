@@ -8,7 +8,7 @@ depths are averaged before they are upsampled: the same number, since bilinear r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -29,6 +29,7 @@ from trainables.settings.config import TargetConfig, TrialConfig
 from trainables.settings.registry import METRICS
 
 Row = dict[str, Any]  # id, scene, requested, protocol, pixels, then metrics: float, or None where nothing was measured
+Watch = Callable[[list[int], Tensor, Tensor], None]  # given each batch: indices, predicted and true depth as scored
 
 
 def depth_from_outputs(
@@ -262,10 +263,16 @@ def evaluate(
     protocols: Sequence[str],
     device: torch.device,
     batch_size: int,
+    watch: Watch | None = None,
 ) -> Evaluation:
-    """Score a model, already on `device`, on every one of the frames, the last partial batch included."""
+    """Score a model, already on `device`, on every one of the frames, the last partial batch included.
+
+    watch: called with each batch as `predictions` yields it.
+    """
     scorer = Scorer([PROTOCOLS[name].reaching(frames.max_depth_m) for name in protocols], frames.truth)
     for indices, pred, truth in predictions(model, frames, config, device, batch_size):
         ids, scenes = [frames.ids[i] for i in indices], [frames.scenes[i] for i in indices]
         scorer.add(ids, scenes, pred, {frames.truth: truth})
+        if watch is not None:
+            watch(indices, pred, truth)
     return scorer.finish()

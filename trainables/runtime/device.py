@@ -1,4 +1,4 @@
-"""Device and precision of a training, its memory and utilisation, and two ways to a faster step on a GPU.
+"""Device and precision of a training, its memory, utilisation and power, and two ways to a faster step on a GPU.
 
 CUDA graphs. A step of DenseNet-169 launches thousands of kernels, and on a fast GPU the host takes longer to launch
 them than the GPU takes to run them. A graph of the forward and backward pass launches all of them at once;
@@ -17,7 +17,7 @@ import ctypes
 import resource
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -169,13 +169,17 @@ def peak_memory_mib(device: torch.device) -> float:
 class Meter:
     """Samples the device's utilisation (0 to 1) in a thread: of the GPU by its driver, of the CPU by this process.
 
-    On CPU it is the share of the training's threads that was busy.
+    On CPU it is the share of the training's threads that was busy. Power is the GPU's, all its processes together;
+    None without a GPU, or where its driver does not tell it.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._process = psutil.Process()
         self._samples: list[float] = []
+        self._powers_w: list[float] = []  # since the last reading
+        self._power_w = (0.0, 0)  # sum and number of those of before
+        self._tells_power = tells_power(device)
         self._stop = threading.Event()
         self._mark = (time.perf_counter(), self._cpu_seconds())
         if device.type == "cuda":
@@ -195,16 +199,50 @@ class Meter:
         share = (now[1] - then[1]) / max(now[0] - then[0], 1e-9) / torch.get_num_threads()
         return min(share, 1.0)
 
+    def read_power_w(self) -> float | None:
+        """Mean power since the last reading; watts."""
+        if not self._tells_power:
+            return None
+        powers, self._powers_w = self._powers_w or [torch.cuda.power_draw(self._device) / 1000], []
+        self._power_w = (self._power_w[0] + sum(powers), self._power_w[1] + len(powers))
+        return sum(powers) / len(powers)
+
+    def mean_power_w(self) -> float | None:
+        """Mean power of all readings so far; watts. None before the first."""
+        total, count = self._power_w
+        return total / count if count else None
+
     def close(self) -> None:
         self._stop.set()
 
     def _sample(self) -> None:
         while not self._stop.wait(SAMPLE_SECONDS):
             self._samples.append(torch.cuda.utilization(self._device) / 100)
+            if self._tells_power:
+                self._powers_w.append(torch.cuda.power_draw(self._device) / 1000)
 
     def _cpu_seconds(self) -> float:
         times = self._process.cpu_times()
         return float(times.user + times.system)
+
+
+def tells_power(device: torch.device) -> bool:
+    """Whether a device tells its power: a GPU whose driver does."""
+    if device.type != "cuda":
+        return False
+    from pynvml import NVMLError
+
+    try:
+        torch.cuda.power_draw(device)
+    except NVMLError:  # not supported, or not permitted in a container or on a part of a GPU
+        return False
+    return True
+
+
+def energy_wh(powers_w: Sequence[float | None], seconds: float) -> float | None:
+    """Energy of devices of these mean powers in that time; watt hours. None where one is unknown."""
+    known = [power for power in powers_w if power is not None]
+    return sum(known) * seconds / 3600 if len(known) == len(powers_w) else None
 
 
 class GraphedForward:

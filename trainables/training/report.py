@@ -1,8 +1,7 @@
-"""Reports of a training: validation and means since the last report, summary.json, reports.jsonl and preview.png."""
+"""Reports of a training: validation and means since the last report, summary.json and reports.jsonl."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import time
@@ -11,16 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables import colors
 from trainables.data.dataset import TrainingData
 from trainables.data.frames import FrameList
 from trainables.data.loader import Batch, TrainLoader, augment
 from trainables.data.target import data_range
-from trainables.evaluation.evaluate import evaluate, evaluation_mode, predictions
+from trainables.evaluation.evaluate import Watch, evaluate, evaluation_mode
 from trainables.evaluation.metrics import checkerboard
 from trainables.models.depth_model import parameter_counts
 from trainables.models.losses import composite
@@ -30,9 +27,10 @@ from trainables.runtime.errors import Diverged
 from trainables.settings.config import AugmentConfig, TrialConfig
 from trainables.settings.registry import STRUCTURE_METRICS
 from trainables.training.learner import Learner
+from trainables.training.pictures import ReportPictures
 from trainables.training.progress import Progress, Report
 
-REPORTS, SUMMARY, PREVIEW = "reports.jsonl", "summary.json", "preview.png"
+REPORTS, SUMMARY = "reports.jsonl", "summary.json"
 NAMED_FRAMES = 200  # skipped frames that the summary names; all are counted
 
 
@@ -42,6 +40,7 @@ class Reporter:
     def __init__(self, config: TrialConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
         self.meter = device.Meter(device.choose_device(config))
+        self.pictures = ReportPictures(config, folder)
         self.skipped: dict[str, str] = {}  # bad frames met so far, id -> reason
         self.wait_s, self.since = 0.0, time.perf_counter()  # waited for data, since the last report
 
@@ -64,25 +63,32 @@ class Reporter:
             "memory/peak_mib": device.peak_memory_mib(learner.device),
             "device/utilisation": self.meter.read(),
         }
+        power_w = self.meter.read_power_w()
+        metrics |= {} if power_w is None else {"device/power_w": power_w}
         validating = time.perf_counter()
         if parallel.leads():
+            watch = self.pictures.watch(data.validation, progress.images)
             metrics |= validate(
-                learner.model, data.validation, self.config, learner.device, learner.dtype, self.skipped
+                learner.model, data.validation, self.config, learner.device, learner.dtype, self.skipped, watch
             )
         metrics = parallel.from_first(metrics)
         metrics |= {"time/validation_s": time.perf_counter() - validating, "time/seconds": progress.seconds}
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if broken:
             raise Diverged(progress.step - 1, f"the validation is not finite ({', '.join(broken)})")
+        if parallel.leads():
+            self.pictures.write(data.validation, progress.images)
         return metrics
 
     def write(self, learner: Learner, data: TrainingData, progress: Progress, skipped: dict[str, str]) -> None:
         """Write reports and summary after a report; skipped: the frames that this process's loader left out."""
         for frames in parallel.gather(skipped):
             self.skipped |= frames
+        powers_w = parallel.gather(self.meter.mean_power_w())
         if parallel.leads():
             self.write_reports(progress.history)
-            write_json(self.folder / SUMMARY, self._summary(learner, data, progress))
+            energy_wh = device.energy_wh(powers_w, progress.seconds)
+            write_json(self.folder / SUMMARY, self._summary(learner, data, progress) | {"energy_wh": energy_wh})
         self.wait_s, self.since = 0.0, time.perf_counter()
 
     def write_reports(self, history: list[Report]) -> None:
@@ -121,19 +127,20 @@ def validate(
     device: torch.device,
     dtype: torch.dtype,
     skipped: dict[str, str],
+    watch: Watch | None,
 ) -> dict[str, float]:
     """{'val/loss': ..., 'val/<metric>': ...} over all validation frames; the model's mode is restored.
 
     'val/checkerboard' is measured on the network's own outputs, before anything resizes them. With validate_structure
     the metrics of protocol `structure` are added, those that no frame had anything to measure of (edges) left out.
-    Bad frames that were left out are added to `skipped`, id -> reason.
+    Bad frames that were left out are added to `skipped`, id -> reason; `watch` is given each batch of predictions.
     """
     result = {"val/loss": validation_loss(model, frames, config, device, dtype, skipped)}
     patterns: list[Tensor] = []
     hook = model.register_forward_hook(lambda _, __, y: patterns.append(checkerboard(y[:, 0])))
     protocols = list(dict.fromkeys([config.protocol, *(["structure"] if config.validate_structure else [])]))
     try:
-        evaluation = evaluate(model, frames, config, protocols=protocols, device=device, batch_size=config.batch_size)
+        evaluation = evaluate(model, frames, config, protocols, device, config.batch_size, watch)
     finally:
         hook.remove()
     for found in evaluation.summary.values():
@@ -170,40 +177,3 @@ def validation_loss(
                 break
     skipped.update(loader.skipped)
     return float(total) / len(frames)
-
-
-PREVIEW_FRAMES = 3
-PREVIEW_COLUMNS = ("rgb", "truth (m)", "prediction (m)", "error (m)")
-
-
-def write_preview(path: Path, model: nn.Module, frames: FrameList, config: TrialConfig, device: torch.device) -> None:
-    """Write a PNG with a row per frame; truth and prediction of a row share a scale in metres, holes are grey."""
-    from matplotlib.figure import Figure  # slow to import, and a pruned training never needs it
-
-    chosen = sorted({round(i) for i in np.linspace(0, len(frames) - 1, min(PREVIEW_FRAMES, len(frames)))})
-    figure = Figure(figsize=(11, 2.2 * len(chosen) + 0.3))  # fixed margins: a solved layout takes longer than training
-    axes = figure.subplots(len(chosen), len(PREVIEW_COLUMNS), squeeze=False)
-    figure.subplots_adjust(left=0.03, right=0.97, bottom=0.02, top=1 - 0.3 / figure.get_figheight(), hspace=0.05)
-    predicted = predictions(model, frames.subset(chosen), config, device, batch_size=1)
-    for row, index, (_, (pred,), (depth_m,)) in zip(axes, chosen, predicted, strict=True):
-        pred, truth = pred.cpu().numpy(), np.ma.masked_equal(depth_m.cpu().numpy(), 0.0)
-        low, high = (float(truth.min()), float(truth.max())) if truth.count() else (0.0, config.target.max_depth_m)
-        error = np.ma.abs(pred - truth)
-        row[0].imshow(frames.read(index).rgb)
-        for axis, picture, colours, bounds in (
-            (row[1], truth, colors.DEPTH, (low, high)),
-            (row[2], pred, colors.DEPTH, (low, high)),
-            (row[3], error, colors.ERROR, (0.0, None)),
-        ):
-            axis.set_facecolor(colors.HOLE)
-            image = axis.imshow(picture, cmap=colours, vmin=bounds[0], vmax=bounds[1])
-            figure.colorbar(image, ax=axis, fraction=0.034, pad=0.02)
-        row[0].set_ylabel(frames.ids[index].rpartition("/")[2], fontsize=7)
-        for axis in row:
-            axis.set_xticks([])
-            axis.set_yticks([])
-    for axis, title in zip(axes[0], PREVIEW_COLUMNS, strict=True):
-        axis.set_title(title, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
-    write_bytes(path, buffer.getvalue())

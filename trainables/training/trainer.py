@@ -5,6 +5,7 @@
     trace.parquet       the step trace (trainables/training/telemetry.py)
     checkpoints/        latest, best, spikes (trainables/training/checkpoint.py)
     summary.json        parameters, taps, device, precision, threads, seconds, peak memory, share of clipped steps
+    previews/IMAGES.jpg rgb, truth and prediction of a few validation frames, at each report
     preview.png         rgb, truth, prediction and error of a few validation frames, at the end
 
 A call on a folder with a checkpoint resumes from it: reports of before are yielded again, then the training continues
@@ -39,8 +40,9 @@ from trainables.training import checkpoint
 from trainables.training.checkpoint import SpikeRecorder
 from trainables.training.learner import Learner
 from trainables.training.optim import scheduled_lr
+from trainables.training.pictures import PREVIEW, write_preview
 from trainables.training.progress import Progress, Report
-from trainables.training.report import PREVIEW, REPORTS, SUMMARY, Reporter, write_preview
+from trainables.training.report import REPORTS, SUMMARY, Reporter
 from trainables.training.telemetry import StepLog, TraceWriter, target_extremes
 
 FLUSH_STEPS = 50  # steps between two looks at the device: how late a divergence is noticed

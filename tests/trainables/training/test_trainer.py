@@ -22,7 +22,7 @@ from trainables.runtime.errors import Diverged, Stopped, UserError
 from trainables.settings.config import TrialConfig, as_dict, flat
 from trainables.training import checkpoint, trainer
 from trainables.training.learner import Learner
-from trainables.training.report import write_preview
+from trainables.training.pictures import write_preview
 
 pytestmark = pytest.mark.usefixtures("unpictured")
 Make = Callable[..., TrialConfig]
@@ -61,6 +61,8 @@ def test_a_training_leaves_what_it_promises(tiny_config: Make, tmp_path: Path, m
     assert not model.training
     assert summary["taps"] == dict(model.taps)
     assert (tmp_path / "preview.png").stat().st_size > 1000
+    assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == ["24.jpg", "48.jpg"]
+    assert summary["energy_wh"] is None  # no GPU was used
 
 
 def test_same_seed_and_threads_give_the_same_bits(tiny_config: Make, tmp_path: Path) -> None:
