@@ -127,7 +127,7 @@ def validate(
     device: torch.device,
     dtype: torch.dtype,
     skipped: dict[str, str],
-    watch: Watch | None,
+    watch: Watch | None = None,
 ) -> dict[str, float]:
     """{'val/loss': ..., 'val/<metric>': ...} over all validation frames; the model's mode is restored.
 
