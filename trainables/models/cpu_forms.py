@@ -6,6 +6,7 @@ Both compute the same function and differ from the plain form by rounding. No pa
 from __future__ import annotations
 
 import copy
+import threading
 from collections import Counter
 
 import torch
@@ -58,17 +59,27 @@ class FoldedEncoder:
         encoder.register_load_state_dict_post_hook(self._forget)  # type: ignore[no-untyped-call]
 
     def serves(self, images: Tensor) -> bool:
-        """Whether the copy is to be taken: on a CPU, where the images need no gradient; torch.compile folds itself."""
-        return images.device.type == "cpu" and not images.requires_grad and not torch.compiler.is_compiling()
+        """Whether the copy is to be taken: on a CPU, where the images need no gradient; torch.compile folds itself.
+
+        It is made by the main thread alone: following a module changes nn.Module for all threads as long as it takes.
+        """
+        if images.device.type != "cpu" or images.requires_grad or torch.compiler.is_compiling():
+            return False
+        return self.is_made or threading.current_thread() is threading.main_thread()
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """{scale: map}, as the encoder's own."""
-        dtype = next(self._encoder.parameters()).dtype
-        if self._copy is None or self._dtype != dtype:
-            self._copy, self._dtype = folded(self._encoder), dtype
+        if not self.is_made:
+            self._copy, self._dtype = folded(self._encoder), next(self._encoder.parameters()).dtype
+        assert self._copy is not None
         with torch.no_grad():
             maps: dict[str, Tensor] = self._copy(images)
         return maps
+
+    @property
+    def is_made(self) -> bool:
+        """Whether there is a copy of the encoder's weights as they are."""
+        return self._copy is not None and self._dtype == next(self._encoder.parameters()).dtype
 
     def _forget(self, *_: object) -> None:
         self._copy = None

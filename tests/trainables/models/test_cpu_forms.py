@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -225,3 +226,15 @@ def test_the_copy_is_no_part_of_the_model() -> None:
     parts = {name for name, _ in model.named_modules()}
     model(pictures())
     assert {name for name, _ in model.named_modules()} == parts
+
+
+def test_models_in_threads_beside_each_other_answer_as_one_alone() -> None:
+    """Following a module changes nn.Module for the whole process: no thread does it while another one runs a model."""
+    models = [frozen(SMALL).eval() for _ in range(4)]
+    images = pictures(1)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda model: model(images), models * 3))
+    assert all(model.folded is not None and not model.folded.is_made for model in models)
+    for model, answer in zip(models * 3, answers, strict=True):
+        close({"y": model(images)}, {"y": answer})  # the first call of the main thread folds
+    assert all(model.folded is not None and model.folded.is_made for model in models)
