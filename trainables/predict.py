@@ -2,7 +2,8 @@
 
 Per picture: NAME_depth.png (16-bit, millimetres; metres times 256 where these would not reach), NAME_depth.npy
 (float32, metres) and NAME_coloured.png with a scale. The two PNG files carry a mark by which a later call knows them:
-it replaces what it made of the same picture, nothing else, and takes none of them for a picture.
+it replaces what it made of the same picture, nothing else, and takes none of them for a picture. With --points also
+NAME_points.ply, in the camera's frame: NYU Depth v2's, or the one that --intrinsics gives.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ import argparse
 import hashlib
 import io
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from trainables import colors
+from trainables import colors, points
 from trainables.data.photos import MAX_PIXELS, read_picture
 from trainables.runtime import cli
 from trainables.runtime.durable import check_folder, sha256, write_bytes
@@ -32,6 +34,7 @@ DRAWN_PX = 1600  # the coloured picture shows every n-th pixel of anything large
 PNG_STEPS = {"depth_png_mm": 1000, "depth_png_m256": 256}
 # A model of relative depth has no scale: its 0 to 1 is spread over the range of depth, and metres are only its units.
 LEGENDS = {True: "depth (m)", False: "relative depth, near to far (scale in metres is arbitrary)"}
+POINTS = {"points_ply": "_points.ply"}
 ENDINGS = {"depth_png": "_depth.png", "depth_npy_m": "_depth.npy", "coloured": "_coloured.png"}
 SOFTWARE = "trainables.predict of the DenseDepth study"
 # Texts of a PNG: who wrote it, SHA-256 of its pixels, the picture's name, SHA-256 of the .npy beside it.
@@ -73,17 +76,17 @@ def _marked(image: Image.Image, mark: Mark) -> bytes:
     return result.getvalue()
 
 
-def output_paths(picture: Path, out: Path | None) -> dict[str, Path]:
-    """The files of a picture by kind: beside it, or in `out`."""
+def output_paths(picture: Path, out: Path | None, *, cloud: bool = False) -> dict[str, Path]:
+    """The files of a picture by kind: beside it, or in `out`. cloud: its points, too."""
     folder = picture.parent if out is None else out
-    return {kind: folder / f"{picture.stem}{ending}" for kind, ending in ENDINGS.items()}
+    return {kind: folder / f"{picture.stem}{ending}" for kind, ending in (ENDINGS | (POINTS if cloud else {})).items()}
 
 
-def check_outputs(pictures: Sequence[Path], out: Path | None) -> None:
+def check_outputs(pictures: Sequence[Path], out: Path | None, *, cloud: bool = False) -> None:
     """Raise UserError where a file could not be written, or would replace one that was not made of the same picture."""
     taken: dict[Path, Path] = {}
     for picture in pictures:
-        paths = output_paths(picture, out)
+        paths = output_paths(picture, out, cloud=cloud)
         folder = paths["coloured"].parent
         other = taken.setdefault(folder / picture.stem, picture)
         if other is not picture:
@@ -99,6 +102,9 @@ def check_outputs(pictures: Sequence[Path], out: Path | None) -> None:
             if not path.exists() and not path.is_symlink():
                 continue
             found = mark if kind != "coloured" else mark_of(path)
+            if kind in POINTS:
+                name = points.made_of(path)
+                found = None if name is None else Mark(name, ())
             if found is None or (kind == "depth_npy_m" and sha256(path) not in found.arrays):
                 raise UserError(
                     f"{path} is not a file of this command, or was changed, and would be replaced; "
@@ -159,20 +165,37 @@ def coloured(depth_m: NDArray[np.float32], rgb: NDArray[np.uint8], legend: str) 
     return Image.open(result, formats=["PNG"])
 
 
-def predict(pictures: Sequence[Path], checkpoint: Path, out: Path | None, device: Any) -> list[dict[str, Any]]:
-    """Predict and write every picture; all are read, and their outputs checked, before. One entry per picture."""
+def predict(
+    pictures: Sequence[Path],
+    checkpoint: Path,
+    out: Path | None,
+    device: Any,
+    camera: points.Intrinsics | Literal["nyu"] | None = None,
+) -> list[dict[str, Any]]:
+    """Predict and write every picture; all are read, and their outputs checked, before. One entry per picture.
+
+    camera: of the point cloud that is written, too; None: none is.
+    """
     from trainables.trained import load_model  # here, so that --help need not wait for torch
 
-    check_outputs(pictures, out)
+    check_outputs(pictures, out, cloud=camera is not None)
     for path in pictures:
         read_picture(path)
     model = load_model(checkpoint, device)
+    if camera is not None and not model.metric:
+        raise UserError(f"{checkpoint} predicts relative depth, whose points have no place in space; omit --points")
     results = []
     for path in pictures:
         rgb = read_picture(path)
         depth_m = model.predict(rgb)
         if not np.isfinite(depth_m).all():
             raise UserError(f"{checkpoint}: the model predicts NaN for {path}; take another checkpoint")
+        cloud = {}
+        if camera is not None:
+            place = output_paths(path, out, cloud=True)["points_ply"]
+            of_picture = points.nyu_camera((rgb.shape[0], rgb.shape[1])) if camera == "nyu" else camera
+            write_bytes(place, points.ply(depth_m, rgb, of_picture, path.name))
+            cloud = {"points_ply": str(place)}
         results.append(
             {
                 "picture": str(path),
@@ -182,6 +205,7 @@ def predict(pictures: Sequence[Path], checkpoint: Path, out: Path | None, device
                 "median_m": float(np.median(depth_m)),
                 "max_m": float(depth_m.max()),
                 **write_depth(depth_m, rgb, path, out, LEGENDS[model.metric], model.config.target.max_depth_m),
+                **cloud,
             }
         )
     return results
@@ -201,21 +225,37 @@ def main(argv: list[str] | None = None) -> int:
         "--out", type=cli.path, default=None, help="folder for the results (default: beside each picture)"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--points", action="store_true", help="also a point cloud, NAME_points.ply (metres, colored)")
+    parser.add_argument(
+        "--intrinsics",
+        nargs=4,
+        type=float,
+        metavar=("FX", "FY", "CX", "CY"),
+        help="the camera of --points, in pixels of the pictures (default: NYU Depth v2's, scaled to their size)",
+    )
 
     def body(args: argparse.Namespace) -> dict[str, Any]:
+        camera: points.Intrinsics | Literal["nyu"] | None = "nyu" if args.points else None
+        if args.intrinsics is not None:
+            if not args.points:
+                raise UserError("--intrinsics goes with --points")
+            camera = points.Intrinsics(*args.intrinsics)
+            if not all(map(math.isfinite, camera)) or min(camera.fx, camera.fy) <= 0:
+                raise UserError("--intrinsics: FX and FY are pixels above 0, CX and CY pixels; correct them")
         own = [path for path in args.pictures if mark_of(path) is not None]
         for path in own:
             print(f"{path}: left out, this command made it")
         pictures = [path for path in args.pictures if path not in own]
         if not pictures:
             raise UserError("every picture named is one that this command made; name a photo")
-        results = predict(pictures, args.checkpoint, args.out, args.device)
+        results = predict(pictures, args.checkpoint, args.out, args.device, camera)
         for entry in results:
             png = next(entry[key] for key in PNG_STEPS if key in entry)
             print(
                 f"{entry['picture']}: {entry['min_m']:.2f} to {entry['max_m']:.2f} m, median {entry['median_m']:.2f} m"
                 f"{'' if entry['metric'] else ' (relative depth: the scale is arbitrary)'}"
                 f"; {png}, {entry['depth_npy_m']}, {entry['coloured']}"
+                f"{', ' + entry['points_ply'] if args.points else ''}"
             )
         return {"checkpoint": str(args.checkpoint), "pictures": results, "left_out": list(map(str, own))}
 
