@@ -19,15 +19,15 @@ from PIL import Image
 
 from analysis.page.section import Entry, Section, Table, counted, missing, number, plain
 from analysis.selection import unit_of, with_unit
+from analysis.tables.settings import differing, held_settings
 from analysis.tables.tidy import StudyTables
 from study.contract import Outcome
 from trainables.runtime.errors import UserError
 from trainables.settings.config import as_dict, flatten
-from trainables.settings.recipe import OPEN_MAPPINGS, load_recipe
+from trainables.settings.recipe import load_recipe
 
 PICTURED = 12  # previews on the page: it stays one file that a phone can load; the others lie in the trainings' folders
 PREVIEW_PX = 520  # width of a preview on the page
-OWN = "config."
 NAMED = frozenset({"recipe", "variant", "stage"})  # the command's first word says them
 
 
@@ -66,19 +66,8 @@ def own_settings(row: Mapping[str, Any]) -> dict[str, Any] | None:
     usual = _usual(_recipe(row), 0 if missing(row["stage"]) else int(row["stage"]))
     if usual is None:
         return None
-    held = {path.removeprefix(OWN): _whole(plain(value)) for path, value in row.items() if path.startswith(OWN)}
-    own: dict[str, Any] = {}
-    for path in sorted(usual.keys() | held.keys()):
-        value = held.get(path)
-        if value == usual.get(path) or path in NAMED:
-            continue
-        section = next((name for name in OPEN_MAPPINGS if f"{path}.".startswith(f"{name}.")), None)
-        if section is None:
-            own[path] = value
-        else:  # given whole: what it does not name is not there
-            inner = {p.removeprefix(f"{section}."): v for p, v in held.items() if p.startswith(f"{section}.")}
-            own[section] = {name: v for name, v in inner.items() if v is not None}
-    return own
+    found = differing(held_settings(row), usual)
+    return {path: value for path, value in found.items() if path not in NAMED}
 
 
 def _entry(
@@ -107,12 +96,7 @@ def _usual(recipe: str, stage: int) -> dict[str, Any] | None:
         stages = load_recipe(recipe)
     except UserError:
         return None
-    return {path: plain(v) for path, v in flatten(as_dict(stages[stage])).items()} if stage < len(stages) else None
-
-
-def _whole(value: Any) -> Any:
-    """The value; a whole number as one, which a column with gaps keeps as a float."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return flatten(as_dict(stages[stage])) if stage < len(stages) else None
 
 
 def _best_first(tables: StudyTables) -> list[str]:

@@ -15,12 +15,13 @@ from typing import Any
 import pandas as pd
 
 from analysis import pairs, statistics
-from analysis.page.section import counted, number, plain
+from analysis.page.section import counted, number
+from analysis.tables.settings import differing, held_settings
 from analysis.tables.tidy import StudyTables
 from study.contract import masked
 from trainables.runtime.errors import UserError
 from trainables.settings.config import Mark, TrialConfig, as_dict, flatten, mark_of
-from trainables.settings.recipe import OPEN_MAPPINGS, load_recipe
+from trainables.settings.recipe import load_recipe
 
 QUARANTINE = (
     "The quarantine list below can be pasted into data.exclude; report/quarantine.yaml is a study that trains with and "
@@ -233,27 +234,15 @@ def _shared(trainings: pd.DataFrame, recipe: str, study: Mapping[str, Any]) -> d
         usual = flatten(as_dict(load_recipe(recipe, over)[0]))
     except UserError:  # a study of another version: its own settings are all there is
         return {}
-    columns = {c.removeprefix("config."): c for c in trainings.columns if c.startswith("config.")}
-    held = {path: [_whole(plain(value)) for value in trainings[column]] for path, column in columns.items()}
-    constant = {path: values[0] for path, values in held.items() if all(value == values[0] for value in values)}
-    shared: dict[str, Any] = {}
-    for path, value in constant.items():
-        if value == usual.get(path) or path == "data.exclude":
-            continue
-        if path != "data.root" and mark_of(TrialConfig, path) & (Mark.DECIDED | Mark.BOOKKEEPING):
-            continue
-        section = next((name for name in OPEN_MAPPINGS if path.startswith(f"{name}.")), None)
-        if section is None:
-            shared[path] = value
-        else:  # given whole: what it does not name is not there
-            inner = {p.removeprefix(f"{section}."): v for p, v in constant.items() if p.startswith(f"{section}.")}
-            shared[section] = {name: v for name, v in inner.items() if v is not None}
-    return shared
-
-
-def _whole(value: Any) -> Any:
-    """The value; a whole number as one, which a column with holes keeps as a float."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    rows = [held_settings({str(name): v for name, v in row.items()}) for row in trainings.to_dict("records")]
+    constant = {path: v for path, v in rows[0].items() if all(row[path] == v for row in rows)}
+    told = {path: v for path, v in usual.items() if path in constant}
+    return {
+        path: value
+        for path, value in differing(constant, told).items()
+        if path == "data.root"
+        or (path != "data.exclude" and not mark_of(TrialConfig, path) & (Mark.DECIDED | Mark.BOOKKEEPING))
+    }
 
 
 def _left_out_by_all(trainings: pd.DataFrame) -> list[str]:
