@@ -76,7 +76,7 @@ def mount() -> Iterator[Mount]:
 
 @pytest.mark.parametrize("count", [1, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_training_meets_a_full_disk_anywhere_and_goes_on_bit_for_bit(
-    tiny_config: Callable[..., TrialConfig], tmp_path: Path, mount: Mount, count: int
+    tiny_config: Callable[..., TrialConfig], tmp_path: Path, mount: Mount, count: int, seed: int
 ) -> None:
     """The room left is drawn, little as often as much, so that trace, weights, optimiser, state, digests and reports
     meet it in turn.
@@ -84,7 +84,7 @@ def test_a_training_meets_a_full_disk_anywhere_and_goes_on_bit_for_bit(
     few = count == 1
     config = tiny_config(**({"budget_images": 24, "validate_every_images": 12} if few else {}))
     steps, room = (6, 20 << 10) if few else (12, 1600 << 10)
-    began, seed = time.monotonic(), random.randrange(1 << 30)
+    began = time.monotonic()
     drawn, disk, data = random.Random(seed), mount(tmp_path / "small", 8), open_training(config)
     list(trainer.iter_fit(config, tmp_path / "count", data=data))
     expected, met = come_to(tmp_path / "count"), Counter[str]()
@@ -172,7 +172,7 @@ CALM = STUDY.replace("trials: 6", "trials: 8") + "confirm: {top: 2, seeds: 1}\n"
 @pytest.mark.slow
 @pytest.mark.parametrize("full", ["trials", "results"])
 def test_a_study_meets_a_full_disk_and_goes_on(
-    workplace: Workplace, tmp_path: Path, cluster: str, mount: Mount, full: str
+    workplace: Workplace, tmp_path: Path, cluster: str, mount: Mount, full: str, seed: int
 ) -> None:
     """The trainings' files, or the ledger with log and all: exit code 2, one sentence, trainings stay running."""
     began, calm = time.monotonic(), Workplace(tmp_path / "calm")
@@ -181,7 +181,7 @@ def test_a_study_meets_a_full_disk_and_goes_on(
     workplace.write(CALM + f"resources: {{cpus_per_trial: 4, address: '{cluster}'}}\n")
     results = mount(workplace.root / "results", 8)
     trials = mount(workplace.root / "results" / "tiny" / "trials", 4)
-    disk, seed = {"trials": trials, "results": results}[full], random.randrange(1 << 30)
+    disk = {"trials": trials, "results": results}[full]
     drawn = random.Random(seed)
     for turn in range(3):
         study = workplace.start("--resume", pause_s=0.1)

@@ -176,9 +176,9 @@ class Server:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(5))
-def test_ten_kills_of_a_study(workplace: Workplace, tmp_path: Path, number: int) -> None:
+def test_ten_kills_of_a_study(workplace: Workplace, tmp_path: Path, number: int, seed: int) -> None:
     """Two of each kind in random order."""
-    at_once, began, seed = 1 if number < 2 else 2, time.monotonic(), random.randrange(1 << 30)
+    at_once, began = 1 if number < 2 else 2, time.monotonic()
     moments = random.Random(seed)
     kinds = moments.sample([*KINDS, *KINDS], 2 * len(KINDS))
     server = Server(workplace)
@@ -195,9 +195,8 @@ def test_ten_kills_of_a_study(workplace: Workplace, tmp_path: Path, number: int)
 
 
 @pytest.mark.slow
-def test_one_kill_of_a_study(workplace: Workplace, tmp_path: Path) -> None:
+def test_one_kill_of_a_study(workplace: Workplace, tmp_path: Path, seed: int) -> None:
     """A small share of the drill above, without a server."""
-    seed = random.randrange(1 << 30)
     moments = random.Random(seed)
     kind, at_once = moments.choice([kind for kind in KINDS if kind != "mlflow"]), moments.choice((1, 2))
     try:
@@ -281,7 +280,9 @@ def killed(
 
 
 @pytest.mark.slow
-def test_five_kills_of_the_driver_with_the_real_trainer(tiny_root: Path, workplace: Workplace, tmp_path: Path) -> None:
+def test_five_kills_of_the_driver_with_the_real_trainer(
+    tiny_root: Path, workplace: Workplace, tmp_path: Path, seed: int
+) -> None:
     """One training at a time: same trials, none lost or doubled, the same losses and weights bit for bit."""
     text = REAL.format(root=tiny_root, threads=os.cpu_count())
     calm = Workplace(tmp_path / "calm")
@@ -290,7 +291,6 @@ def test_five_kills_of_the_driver_with_the_real_trainer(tiny_root: Path, workpla
         (place.root / "study.yaml").write_text(text)
     began = time.monotonic()
     assert command(calm).wait() == 0, (calm.root / "driver.log").read_text()[-2000:]
-    seed = random.randrange(1 << 30)
     moments, kills = random.Random(seed), 0
     while kills < 5:
         driver = command(workplace, "--resume")

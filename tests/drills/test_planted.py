@@ -10,7 +10,6 @@ import contextlib
 import csv
 import json
 import os
-import secrets
 import shutil
 import subprocess
 import sys
@@ -52,9 +51,8 @@ VALIDATION = {"by": "scene", "share": 0.03, "max_frames": 16}
 @pytest.mark.parametrize("kind", PLANTS)
 @pytest.mark.parametrize("source", ["rooms", "indoor"])
 def test_ten_planted_defects_are_the_first_suspects(
-    source: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest
+    source: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest, seed: int
 ) -> None:
-    seed = secrets.randbits(31)
     if source == "rooms":
         data, planted = _rooms(tmp_path, kind, seed)
     else:
@@ -69,18 +67,16 @@ def test_ten_planted_defects_are_the_first_suspects(
     assert section["verdict"] == "data", seed
 
 
-def test_clean_rooms_have_no_data_verdict(tmp_path: Path) -> None:
-    for place in range(5):
-        folder = tmp_path / str(place)
+def test_clean_rooms_have_no_data_verdict(tmp_path: Path, seed: int) -> None:
+    for one in range(seed, seed + 5):
+        folder = tmp_path / str(one)
         folder.mkdir()
-        seed = secrets.randbits(31)
-        section = _spikes(folder, {"source": "rooms", "root": None, "rooms": _room_settings(seed)}, seed)
-        print(f"\nclean rooms, seed {seed}: verdict {section['verdict']}, {len(section['quarantine'])} in quarantine")
-        assert section["verdict"] != "data" and section["quarantine"] == [], seed
+        section = _spikes(folder, {"source": "rooms", "root": None, "rooms": _room_settings(one)}, one)
+        print(f"\nclean rooms, seed {one}: verdict {section['verdict']}, {len(section['quarantine'])} in quarantine")
+        assert section["verdict"] != "data" and section["quarantine"] == [], one
 
 
-def test_a_training_without_the_quarantined_samples_has_fewer_spikes(tmp_path: Path) -> None:
-    seed = secrets.randbits(31)
+def test_a_training_without_the_quarantined_samples_has_fewer_spikes(tmp_path: Path, seed: int) -> None:
     data, planted = _rooms(tmp_path, "saturated", seed)
     found = _spikes(tmp_path, data, seed, METRES)
     assert found["spikes"] and planted & set(found["quarantine"]), (seed, found["spikes"], found["quarantine"])

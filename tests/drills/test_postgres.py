@@ -70,8 +70,8 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.mark.slow
-def test_kills_with_a_ledger_on_postgresql(workplace: Workplace, postgres: Postgres) -> None:
-    began, seed = time.monotonic(), random.randrange(1 << 30)
+def test_kills_with_a_ledger_on_postgresql(workplace: Workplace, postgres: Postgres, seed: int) -> None:
+    began = time.monotonic()
     moments = random.Random(seed)
     workplace.url = URL.format(port=postgres.port)
     cpus = max(1, (os.cpu_count() or 1) // 2)

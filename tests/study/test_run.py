@@ -115,6 +115,7 @@ def test_killed_stopped_and_extended_it_goes_on_as_if_undisturbed(
     kills: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    seed: int,
 ) -> None:
     """One training at a time: the study on a cluster, killed and resumed, equals one whose trainings are asked for and
     reported in this process, without Ray and undisturbed, bit for bit; one driver at a time.
@@ -134,7 +135,6 @@ def test_killed_stopped_and_extended_it_goes_on_as_if_undisturbed(
     calm.root.mkdir()
     undisturbed(calm, text)
     workplace.write(text + f"resources: {{cpus_per_trial: 4, address: '{cluster}'}}\n")
-    seed = random.randrange(1 << 30)
     moments = random.Random(seed)
     for _ in range(kills):
         driver = workplace.start("--resume", "--set", "search.trials=8", pause_s=0.1)

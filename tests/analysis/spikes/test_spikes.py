@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,8 @@ IDS = [f"data/nyu2_train/room{i // 12}_out/{i % 12}.jpg" for i in range(240)]
 WEIGHTS = {"ssim": 1.0, "gradient": 1.0, "depth": 0.1}
 
 
-def seeded() -> np.random.Generator:
-    seed = secrets.randbits(32)
-    print(f"seed {seed}")
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
@@ -52,8 +50,7 @@ def steps_of(folder: Path, columns: Mapping[str, Any]) -> Steps:
     return steps
 
 
-def test_a_planted_spike_is_found_at_its_step(tmp_path: Path) -> None:
-    rng = seeded()
+def test_a_planted_spike_is_found_at_its_step(tmp_path: Path, rng: np.random.Generator) -> None:
     at = sorted(int(s) for s in rng.choice(np.arange(60, 480, 5), 3, replace=False) + rng.integers(5))
     steps = steps_of(tmp_path, trace(rng, noise=0.1, spikes=dict.fromkeys(at, 20.0)))
     found = find_spikes(steps, WEIGHTS, THRESHOLDS)
@@ -62,16 +59,16 @@ def test_a_planted_spike_is_found_at_its_step(tmp_path: Path) -> None:
     assert found[0].term == "ssim"  # 0.5 of the loss, against 0.3 of gradient and 0.2 of weighted depth
 
 
-def test_a_loss_that_is_not_finite_is_a_numeric_spike(tmp_path: Path) -> None:
-    columns = trace(seeded())
+def test_a_loss_that_is_not_finite_is_a_numeric_spike(tmp_path: Path, rng: np.random.Generator) -> None:
+    columns = trace(rng)
     columns["loss"][200] = np.nan
     tables = study(tmp_path / "s", [columns])
     found = causes.collect(tables).spikes
     assert found.loc[found["step"] == 200, "cause"].tolist() == ["numeric"]
 
 
-def test_trailing_never_looks_ahead() -> None:
-    values = seeded().standard_normal(700)
+def test_trailing_never_looks_ahead(rng: np.random.Generator) -> None:
+    values = rng.standard_normal(700)
     middle, spread = trailing(values, 100, 30)
     changed = values.copy()
     changed[400:] += 50.0
@@ -82,8 +79,7 @@ def test_trailing_never_looks_ahead() -> None:
     assert middle[400] == pytest.approx(np.median(values[300:400]))
 
 
-def test_planted_bad_samples_are_the_suspects(tmp_path: Path) -> None:
-    rng = seeded()
+def test_planted_bad_samples_are_the_suspects(tmp_path: Path, rng: np.random.Generator) -> None:
     bad = {str(name): float(rng.uniform(3, 12)) for name in rng.choice(IDS, 10, replace=False)}
     section = causes.analyse(study(tmp_path / "s", [trace(rng, bad=bad) for _ in range(4)]))
     first = {row["sample"] for row in section.data["suspects"][:12]}
@@ -92,9 +88,8 @@ def test_planted_bad_samples_are_the_suspects(tmp_path: Path) -> None:
     assert len(set(section.data["quarantine"]) - set(bad)) <= 2  # of 230 good ones: neighbours of a planted one
 
 
-def test_a_sample_is_judged_by_trainings_on_its_own_data(tmp_path: Path) -> None:
+def test_a_sample_is_judged_by_trainings_on_its_own_data(tmp_path: Path, rng: np.random.Generator) -> None:
     """Planted: three bad samples in one of two data sets, whose frames have the same names."""
-    rng = seeded()
     bad = {str(name): 10.0 for name in rng.choice(IDS, 3, replace=False)}
     other = {"data.rooms.train_scenes": 20, "loss.mse": 0.5}
     trainings = [Training("search", 0.5, trace=trace(rng)) for _ in range(4)]
@@ -106,16 +101,14 @@ def test_a_sample_is_judged_by_trainings_on_its_own_data(tmp_path: Path) -> None
     assert both["data.rooms.train_scenes"] == 20 and both["loss"]["mse"] == 0.5 and set(both["loss"]) >= set(WEIGHTS)
 
 
-def test_a_sample_that_is_easier_than_its_scene_is_suspect_too(tmp_path: Path) -> None:
-    rng = seeded()
+def test_a_sample_that_is_easier_than_its_scene_is_suspect_too(tmp_path: Path, rng: np.random.Generator) -> None:
     name = IDS[rng.integers(len(IDS))]
     section = causes.analyse(study(tmp_path / "s", [trace(rng, bad={name: 0.1}) for _ in range(4)]))
     assert section.data["suspects"][0]["sample"] == name
     assert section.data["suspects"][0]["against"] == "scene"
 
 
-def test_a_sample_without_valid_pixels_is_suspect(tmp_path: Path) -> None:
-    rng = seeded()
+def test_a_sample_without_valid_pixels_is_suspect(tmp_path: Path, rng: np.random.Generator) -> None:
     columns = trace(rng, steps=400)
     hollow = int(rng.integers(len(IDS)))
     own = columns["sample_losses"]
@@ -157,9 +150,10 @@ def test_the_verdict_says_where_no_spike_begins_in_a_suspect() -> None:
     assert "1 spike is put down to them" in verdicts.judge_cause(findings(["data", "numeric"], 1))[1][1]
 
 
-def test_every_suspect_reaches_the_quarantine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_suspect_reaches_the_quarantine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
     monkeypatch.setattr(causes, "LISTED", 3)
-    rng = seeded()
     columns = trace(rng, steps=400)
     own = columns["sample_losses"]
     own[columns["order"].reshape(own.shape) < 5] = 0.0
@@ -169,11 +163,11 @@ def test_every_suspect_reaches_the_quarantine(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_damaged_checkpoint_costs_the_pictures_not_the_section(
-    tmp_path: Path, tiny_config: Callable[..., TrialConfig]
+    tmp_path: Path, tiny_config: Callable[..., TrialConfig], rng: np.random.Generator
 ) -> None:
     config = tiny_config()
     ids = open_training(config).train.ids
-    columns = planted_trace(seeded(), steps=300, batch_size=4, samples=ids)
+    columns = planted_trace(rng, steps=300, batch_size=4, samples=ids)
     own = columns["sample_losses"]
     own[columns["order"].reshape(own.shape) == 0] = 0.0
     layout = make_results(tmp_path / "s", [Training("search", 0.5, trace=columns)], base=as_dict(config))
@@ -187,9 +181,9 @@ def test_a_damaged_checkpoint_costs_the_pictures_not_the_section(
 
 
 def test_the_command_answers_as_the_others_do_and_keeps_its_own_keys(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rng: np.random.Generator
 ) -> None:
-    tables = study(tmp_path / "s", [trace(seeded(), steps=100)])
+    tables = study(tmp_path / "s", [trace(rng, steps=100)])
     write_table(tables, tmp_path / "released.parquet")
     capsys.readouterr()
     for name in (tmp_path / "s", tmp_path / "released.parquet"):
@@ -199,15 +193,13 @@ def test_the_command_answers_as_the_others_do_and_keeps_its_own_keys(
         assert document["verdict"] == document["data"]["verdict"] and document["answers"]
 
 
-def test_five_clean_studies_have_no_data_verdict(tmp_path: Path) -> None:
-    rng = seeded()
+def test_five_clean_studies_have_no_data_verdict(tmp_path: Path, rng: np.random.Generator) -> None:
     for place in range(5):
         section = causes.analyse(study(tmp_path / f"s{place}", [trace(rng, steps=300) for _ in range(3)]))
         assert section.data["quarantine"] == [] and section.data["verdict"] != "data", section.answers
 
 
-def test_a_bad_learning_rate_is_called_optimisation(tmp_path: Path) -> None:
-    rng = seeded()
+def test_a_bad_learning_rate_is_called_optimisation(tmp_path: Path, rng: np.random.Generator) -> None:
     onset = [int(s) for s in np.arange(60, 460, 100) + rng.integers(0, 50, 4)]
     burst = {s + k: 8 * 0.8**k for s in onset for k in range(8)}
     section = causes.analyse(study(tmp_path / "s", [trace(rng, noise=0.1, spikes=burst) for _ in range(3)]))
@@ -216,8 +208,7 @@ def test_a_bad_learning_rate_is_called_optimisation(tmp_path: Path) -> None:
     assert section.data["quarantine"] == []
 
 
-def test_fixed_places_of_an_unshuffled_list(tmp_path: Path) -> None:
-    rng = seeded()
+def test_fixed_places_of_an_unshuffled_list(tmp_path: Path, rng: np.random.Generator) -> None:
     place = int(rng.integers(140, 240))
     columns = trace(rng, listed=True, noise=0.1, bad={IDS[place]: 60.0})
     found = causes.collect(study(tmp_path / "s", [columns], **{"data.order": "listed"})).spikes
@@ -225,8 +216,7 @@ def test_fixed_places_of_an_unshuffled_list(tmp_path: Path) -> None:
     assert found["epoch"].nunique() >= 7
 
 
-def test_a_released_table_regenerates_the_section(tmp_path: Path) -> None:
-    rng = seeded()
+def test_a_released_table_regenerates_the_section(tmp_path: Path, rng: np.random.Generator) -> None:
     tables = study(tmp_path / "s", [trace(rng, bad={IDS[7]: 9.0}) for _ in range(3)])
     section = causes.analyse(tables)
     write_table(tables, tmp_path / "table.parquet")
@@ -235,8 +225,8 @@ def test_a_released_table_regenerates_the_section(tmp_path: Path) -> None:
     assert [figure.name for figure in again.figures] == [figure.name for figure in section.figures]
 
 
-def test_parts_of_a_running_training_and_a_damaged_trace(tmp_path: Path) -> None:
-    columns = trace(seeded(), steps=200)
+def test_parts_of_a_running_training_and_a_damaged_trace(tmp_path: Path, rng: np.random.Generator) -> None:
+    columns = trace(rng, steps=200)
     write_trace(tmp_path / "whole", columns)
     whole = read_steps(tmp_path / "whole", [])
     parts = tmp_path / "parts" / "trace"
