@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from study.contract import Judge
+from study.methods import PRUNERS, SAMPLERS
 from trainables.runtime.errors import UserError
 from trainables.settings.assignments import annotation_of, of_training, parse_assignments
 from trainables.settings.config import (
@@ -40,27 +41,6 @@ DECIDED_BY = {"seed": "the study's own seed", "best_metric": "judge.metric", "pr
 # Mappings whose keys are dotted paths of settings, or names, and may be new.
 OPEN = frozenset({"data", "trial", "search.space", "judge.margins"})
 NonNegativeCount = Annotated[int, Field(ge=0)]
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """A way to propose the next trial. ranges: it searches ranges, not choices alone; conditions: it searches settings
-    that have `when`; learns: it looks at what was tried. study/propose.py draws.
-    """
-
-    ranges: bool
-    conditions: bool
-    learns: bool
-
-
-SAMPLERS: dict[str, Sampler] = {
-    "tpe": Sampler(ranges=True, conditions=True, learns=True),
-    "gp": Sampler(ranges=True, conditions=False, learns=True),
-    "quasi_random": Sampler(ranges=True, conditions=False, learns=False),
-    "random": Sampler(ranges=True, conditions=True, learns=False),
-    "grid": Sampler(ranges=False, conditions=False, learns=False),
-}
-PRUNERS = ("successive_halving", "hyperband", "median", "none")  # study/space.py makes them
 
 
 def _amount(value: Any) -> Any:
@@ -118,7 +98,7 @@ class PrunerConfig(Section):
 
 
 class SearchConfig(Section):
-    """The search; `space` is read by study/space.py."""
+    """The search; `space` is read by study/search/space.py."""
 
     recipe: str
     trials: Annotated[NonNegativeCount, Mark.BOOKKEEPING]

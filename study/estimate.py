@@ -105,7 +105,7 @@ def show_plan(plan: Plan, *, measure: bool, begun: Mapping[str, Sequence[Entry]]
 
 def _prepared(plan: Plan) -> None:
     """The data that trainings are timed on, and what a run refuses once it has them."""
-    from study.inert import refuse_inert
+    from study.search.inert import refuse_inert
     from trainables.data.dataset import prepare_data
 
     for config in plan.configs:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from study.compose import Identity, Planned
 from study.contract import DEVICE_SECONDS, OPTUNA_STATE, PHASES, Attr, Judge, Layout, Outcome, trial_key
-from study.space import Dimension, label
+from study.search.space import Dimension, label
 from study.store import Store, damage, damaged, readable, reader
 from trainables.runtime.errors import UserError
 from trainables.settings.config import TrialConfig, as_dict, stored_config

@@ -13,8 +13,8 @@ from study.claims import plan_claims
 from study.compose import Planned, compose, described, published_stages, seed_of
 from study.config import Study
 from study.contract import Claim
-from study.propose import earlier_trials, points
-from study.space import Dimension, read_space
+from study.search.propose import earlier_trials, points
+from study.search.space import Dimension, read_space
 from trainables.runtime.errors import UserError
 from trainables.settings.config import PREVIOUS_STAGE, TrialConfig, as_dict, flat
 

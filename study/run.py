@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from study.methods import PRUNERS, SAMPLERS
 from trainables.runtime import cli
 from trainables.runtime.cli import terminable
 from trainables.runtime.durable import make_private
@@ -35,6 +36,9 @@ def main(argv: list[str] | None = None, worker: type | None = None) -> int:
         "study.run",
         "Plan a study and train it: reproduce, claims, search, confirm. Results lie in results/NAME.",
         "python -m study.run study.yaml --set search.trials=20 --resume",
+    )
+    arguments.epilog = (
+        f"search.sampler: {', '.join(SAMPLERS)}\nsearch.pruner.kind: {', '.join(PRUNERS)}\n\n{arguments.epilog}"
     )
     arguments.add_argument("study", nargs="?", type=cli.path, default=Path("study.yaml"), help="the study (study.yaml)")
     arguments.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override one setting")
@@ -110,7 +114,8 @@ def _plan(plan: Plan, begun: Layout | None, args: argparse.Namespace) -> Any:
 
 
 def _run(plan: Plan, layout: Layout, worker: type | None, began: float) -> Any:
-    from study import inert, preflight
+    from study import preflight
+    from study.search import inert
     from study.tracking import check_reachable
 
     uri = plan.study.config.tracking.uri

@@ -19,8 +19,8 @@ from study.contract import Outcome, StudyAttr, confirm_group, trial_key
 from study.endings import Endings, pruned
 from study.ledger import Entry, Ledger, Pruning
 from study.plan import Plan, trained
-from study.propose import propose
-from study.space import fits
+from study.search.propose import propose
+from study.search.space import fits
 from trainables.message import Message
 from trainables.settings.config import as_dict, flat
 

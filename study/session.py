@@ -18,7 +18,7 @@ from study.endings import Endings, Listener, pruned
 from study.ledger import Entry, Ledger, Pruning
 from study.plan import Plan
 from study.schedule import Schedule
-from study.space import make_pruner
+from study.search.space import make_pruner
 from trainables.message import Message
 
 FINISHED = "FINISHED"

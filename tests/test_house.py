@@ -126,7 +126,7 @@ import sys
 from pathlib import Path
 from study import plan, run
 from study.config import load_study
-from study.space import read_space
+from study.search.space import read_space
 from trainables.settings.config import flat
 study = load_study(Path("study.yaml"), [])
 read_space(study, flat(plan._search_config(study, {})))

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from study import executor, inert, plan, preflight, run
+from study import executor, plan, preflight, run
+from study.search import inert
 from trainables.ray_trainable import TrainingWorker
 from trainables.runtime import locks
 from trainables.runtime.durable import write_bytes, write_json

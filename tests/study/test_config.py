@@ -8,7 +8,7 @@ import pytest
 
 from study.config import Study, load_study
 from study.plan import Plan, make_plan
-from study.space import read_space
+from study.search.space import read_space
 from trainables.runtime.errors import UserError
 from trainables.settings.config import flat
 

@@ -12,11 +12,11 @@ import pytest
 from pydantic import AfterValidator
 
 from study.claims import LIBRARY, read_claims
-from study.config import DEFAULTS, PRUNERS, SAMPLERS, StudyConfig, load_study
+from study.config import StudyConfig, load_study
 from study.contract import QUANTITIES
+from study.methods import PRUNERS, SAMPLERS
 from study.plan import make_plan
-from study.propose import DRAW
-from study.space import PRUNER, fits, read_space
+from study.search.space import fits, read_space
 from tests.study.test_config import TEXT, plan_of, study_of
 from trainables.evaluation.metrics import FUNCTIONS
 from trainables.evaluation.protocols import PROTOCOLS
@@ -66,11 +66,8 @@ def test_every_field_that_names_something_is_checked_against_its_registry() -> N
 
 def test_every_name_has_its_function_and_fits() -> None:
     assert set(FUNCTIONS) == set(METRICS) and set(TERMS) == set(LOSS_TERMS)
-    assert set(DRAW) == set(SAMPLERS) and set(PRUNER) == set(PRUNERS)
     assert all(set(protocol.metrics) <= set(METRICS) for protocol in PROTOCOLS.values())
     assert {m for protocol in PROTOCOLS.values() for m in protocol.metrics} == set(METRICS)
-    words = DEFAULTS.read_text()
-    assert f"# {' | '.join(SAMPLERS)}\n" in words and f"# {' | '.join(PRUNERS)}\n" in words
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)

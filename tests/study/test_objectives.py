@@ -20,7 +20,7 @@ from study import preflight
 from study.contract import Judge, Layout, Outcome
 from study.display import Display
 from study.ledger import Ledger
-from study.propose import propose
+from study.search.propose import propose
 from study.session import FINISHED, Session
 from tests.study.test_config import plan_of
 from trainables.message import Message

@@ -8,7 +8,7 @@ import pytest
 
 from study.compose import compose
 from study.plan import make_plan, trained
-from study.propose import points
+from study.search.propose import points
 from tests.study.test_config import TEXT, plan_of, study_of
 from trainables.runtime.errors import UserError
 from trainables.settings.config import as_dict, flat

@@ -13,9 +13,10 @@ import pytest
 
 from study.contract import Layout, StudyAttr
 from study.ledger import Ledger
-from study.propose import propose
+from study.methods import STARTUP_TRIALS
+from study.search.propose import propose
+from study.search.space import fits, label
 from study.session import Session
-from study.space import STARTUP_TRIALS, fits, label
 from tests.study.conftest import STUDY
 from tests.study.test_config import TEXT, plan_of
 from trainables.message import Message

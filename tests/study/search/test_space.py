@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from study.space import make_pruner
+from study.search.space import make_pruner
 from tests.study.test_config import TEXT, plan_of, study_of
 from trainables.settings.config import flat
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from study.contract import DEVICE_SECONDS
 from study.plan import Plan
-from study.space import Dimension
+from study.search.space import Dimension
 from trainables.runtime.errors import UserError
 from trainables.settings.config import Mark, TrialConfig, flat, mark_of
 

@@ -12,25 +12,21 @@ Warm start: complete trials of an earlier study's search, for the sampler of ano
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from study.config import SAMPLERS, SearchConfig, Study
+from study.config import SearchConfig, Study
 from study.contract import RESULTS, Layout, StudyAttr
-from study.space import STARTUP_TRIALS, Dimension
+from study.methods import SAMPLERS, Asked, draw_random
+from study.search.space import Dimension
 from study.store import damage, reader
 from trainables.runtime.errors import UserError
 from trainables.settings.config import listed
-from trainables.settings.registry import bind
 
 if TYPE_CHECKING:
-    from optuna.samplers import BaseSampler
-    from optuna.trial import FrozenTrial, Trial
+    from optuna.trial import FrozenTrial
 
 REDRAWS = 20  # of a sampler, where what it draws is not wanted
 CHANCES = 200  # random draws after these, in a space whose values cannot be counted
@@ -57,14 +53,14 @@ def propose(
         return {} if number == 0 else dict(search.first[number - 1])
     asked = Asked(dimensions, base, history, earlier, number - len(search.first) - 1, seed, directions)
     for attempt in range(REDRAWS):
-        drawn = DRAW[search.sampler](replace(asked, seed=seed + attempt * ANOTHER_SEED))
+        drawn = SAMPLERS[search.sampler].draw(replace(asked, seed=seed + attempt * ANOTHER_SEED))
         if drawn is None:
             break
         if wanted(drawn):
             return drawn
     if all(d.values() is not None for d in dimensions):
         return next(filter(wanted, points(dimensions, base)), None)
-    chances = (_random(replace(asked, seed=seed + attempt * ANOTHER_SEED)) for attempt in range(CHANCES))
+    chances = (draw_random(replace(asked, seed=seed + attempt * ANOTHER_SEED)) for attempt in range(CHANCES))
     return next(filter(wanted, chances), None)
 
 
@@ -79,91 +75,6 @@ def points(dimensions: Sequence[Dimension], base: Mapping[str, Any]) -> Iterator
             yield {dimension.path: value} | others
     if not dimension.active(base):
         yield from points(rest, base)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a sampler may know. index: of the draws that it makes, from 0."""
-
-    dimensions: Sequence[Dimension]
-    base: Mapping[str, Any]
-    history: Sequence[FrozenTrial]
-    earlier: Sequence[FrozenTrial]
-    index: int
-    seed: int
-    directions: Sequence[Literal["minimize", "maximize"]]
-
-
-def _random(asked: Asked) -> dict[str, Any]:
-    units = np.random.default_rng((asked.seed, asked.index)).random(len(asked.dimensions))
-    return _at(asked, [float(u) for u in units])
-
-
-def _quasi_random(asked: Asked) -> dict[str, Any]:
-    from scipy.stats import qmc
-
-    engine = qmc.Sobol(len(asked.dimensions), scramble=True, rng=np.random.default_rng(asked.seed))
-    if asked.index:  # scipy cannot skip none
-        engine.fast_forward(asked.index)
-    return _at(asked, [min(float(u), math.nextafter(1.0, 0.0)) for u in engine.random(1)[0]])
-
-
-def _at(asked: Asked, units: Sequence[float]) -> dict[str, Any]:
-    """The settings at shares of the dimensions' ranges; those that are not active are left out."""
-    settings, kept = dict(asked.base), {}
-    for dimension, unit in zip(asked.dimensions, units, strict=True):
-        if dimension.active(settings):
-            kept[dimension.path] = settings[dimension.path] = dimension.at(unit)
-    return kept
-
-
-def _grid(asked: Asked) -> None:
-    """Nothing is drawn: `propose` takes the points in their order."""
-
-
-def _tpe(asked: Asked) -> dict[str, Any]:
-    import optuna
-
-    sampler = optuna.samplers.TPESampler(seed=_seed(asked), n_startup_trials=STARTUP_TRIALS, multivariate=True)
-    return _suggested(asked, sampler)
-
-
-def _gp(asked: Asked) -> dict[str, Any]:
-    import optuna
-
-    return _suggested(asked, optuna.samplers.GPSampler(seed=_seed(asked), n_startup_trials=STARTUP_TRIALS))
-
-
-def _seed(asked: Asked) -> int:
-    return int(np.random.SeedSequence((asked.seed, len(asked.history))).generate_state(1)[0])
-
-
-DRAW: Mapping[str, Callable[[Asked], dict[str, Any] | None]] = bind(
-    SAMPLERS, {"tpe": _tpe, "gp": _gp, "quasi_random": _quasi_random, "random": _random, "grid": _grid}
-)
-
-
-def _suggested(asked: Asked, sampler: BaseSampler) -> dict[str, Any]:
-    """What a sampler of Optuna suggests to a study in memory that holds the trials."""
-    import optuna
-
-    study = optuna.create_study(directions=asked.directions, sampler=sampler)
-    study.add_trials([*asked.earlier, *asked.history])  # copies, numbered in this order
-    trial = study.ask()
-    settings, kept = dict(asked.base), {}
-    for dimension in asked.dimensions:
-        if dimension.active(settings):
-            kept[dimension.path] = settings[dimension.path] = dimension.value(_drawn(trial, dimension))
-    return kept
-
-
-def _drawn(trial: Trial, dimension: Dimension) -> Any:
-    """A draw from the dimension's distribution."""
-    space: Any = dimension.distribution()
-    if dimension.choices:
-        return trial.suggest_categorical(dimension.path, space.choices)
-    suggest: Any = trial.suggest_int if dimension.integer else trial.suggest_float
-    return suggest(dimension.path, space.low, space.high, log=space.log)
 
 
 OBJECTIVES = {1: "one objective", 2: "two objectives"}

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from study.compose import compose
-from study.config import PRUNERS, SAMPLERS, Study
+from study.config import Study
 from study.contract import DEVICE_SECONDS
+from study.methods import PRUNERS, SAMPLERS
 from trainables.runtime.errors import UserError
 from trainables.settings.config import Mark, TrialConfig, flat, listed_values, mark_of
-from trainables.settings.registry import LOSS_TERMS, bind
+from trainables.settings.registry import LOSS_TERMS
 from trainables.settings.yamlfile import Document, nearest
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.pruners import BasePruner
-
-STARTUP_TRIALS = 10  # random trials before TPE or GP models anything; they count complete and pruned trials
 
 
 @dataclass(frozen=True)
@@ -281,7 +280,7 @@ def _objectives(study: Study) -> None:
             f"{where('search.objectives')}: write [{', '.join(pair)}], or null for {pair[0]} alone, not "
             f"[{', '.join(search.objectives)}]"
         )
-    if search.pruner.kind != "none":
+    if PRUNERS[search.pruner.kind].make is not None:
         raise UserError(
             f"{where('search.pruner.kind')}: {search.pruner.kind} cannot weigh two objectives; use none, or "
             "search.objectives: null"
@@ -298,7 +297,8 @@ def _pruner(study: Study, budget_images: int) -> None:
     """A pruner has images to look at before the end."""
     search, where = study.config.search, study.document.where("search.pruner.min_images")
     searched = any("budget_images" in settings for settings in (search.space, *search.first))
-    if search.pruner.kind == "none" or searched or (least := least_images(study, budget_images)) < budget_images:
+    least = least_images(study, budget_images)
+    if PRUNERS[search.pruner.kind].make is None or searched or least < budget_images:
         return
     raise UserError(
         f"{where}: trials end at budget_images, {budget_images}, so none would be stopped early after {least}; lower "
@@ -327,32 +327,8 @@ def fits(dimensions: Sequence[Dimension], settings: Mapping[str, Any]) -> dict[s
 def make_pruner(study: Study) -> BasePruner | None:
     """The study's pruner, with resources in images; None where nothing is stopped early."""
     search = study.config.search
-    if search.trials == 0:
+    make = PRUNERS[search.pruner.kind].make
+    if search.trials == 0 or make is None:
         return None
     budget = compose(study, search.recipe, {}, study.within("search"), 0)[0].budget_images
-    return PRUNER[search.pruner.kind](least_images(study, budget), budget, search.pruner.reduction)
-
-
-def _successive_halving(least: int, budget: int, reduction: int) -> BasePruner:
-    import optuna
-
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=reduction)
-
-
-def _hyperband(least: int, budget: int, reduction: int) -> BasePruner:
-    import optuna
-
-    return optuna.pruners.HyperbandPruner(min_resource=least, max_resource=budget, reduction_factor=reduction)
-
-
-def _median(least: int, budget: int, reduction: int) -> BasePruner:
-    import optuna
-
-    return optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS // 2, n_warmup_steps=least)
-
-
-# (images before which nothing is stopped, budget of a trial, one in so many is kept)
-PRUNER: Mapping[str, Callable[[int, int, int], BasePruner | None]] = bind(
-    PRUNERS,
-    {"successive_halving": _successive_halving, "hyperband": _hyperband, "median": _median, "none": lambda *_: None},
-)
+    return make(least_images(study, budget), budget, search.pruner.reduction)

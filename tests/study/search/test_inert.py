@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from study import inert
 from study.plan import Plan
+from study.search import inert
 from tests.conftest import write_tiny
 from tests.study.conftest import REAL
 from tests.study.test_config import plan_of
