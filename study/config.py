@@ -191,6 +191,13 @@ class StudyConfig(Section):
     # told when the study ends; a secret as a rule, so it is no part of what is stored of a study
     notify: Annotated[str | None, Mark.BOOKKEEPING]
 
+    @field_validator("ledger")
+    @classmethod
+    def _a_server(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"(postgresql|mysql)(\+\w+)?://.", value):  # not shown: it holds a secret
+            raise ValueError("write postgresql://USER@HOST/DATABASE, or null for ledger.db in the results folder")
+        return value
+
     @field_validator("notify")
     @classmethod
     def _an_address(cls, value: str | None) -> str | None:

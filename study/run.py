@@ -34,11 +34,9 @@ def main(argv: list[str] | None = None, worker: type | None = None) -> int:
     """The command. `worker`: another class than trainables.ray_trainable.TrainingWorker (tests)."""
     arguments = cli.parser(
         "study.run",
-        "Plan a study and train it: reproduce, claims, search, confirm. Results lie in results/NAME.",
+        "Plan a study and train it: reproduce, claims, search, confirm. Results lie in results/NAME.\n\n"
+        f"search.sampler: {', '.join(SAMPLERS)}\nsearch.pruner.kind: {', '.join(PRUNERS)}",
         "python -m study.run study.yaml --set search.trials=20 --resume",
-    )
-    arguments.epilog = (
-        f"search.sampler: {', '.join(SAMPLERS)}\nsearch.pruner.kind: {', '.join(PRUNERS)}\n\n{arguments.epilog}"
     )
     arguments.add_argument("study", nargs="?", type=cli.path, default=Path("study.yaml"), help="the study (study.yaml)")
     arguments.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override one setting")

@@ -106,6 +106,8 @@ def plan_of(tmp_path: Path, text: str = TEXT, *assignments: str) -> Plan:
             "study.yaml:16: resources.gpus_per_trial: write auto",
         ),
         ("confirm:", "tracking: {uri: file:///x}\nconfirm:", "study.yaml:16: tracking.uri: write sqlite:///FILE"),
+        ("confirm:", "ledger: foo\nconfirm:", "study.yaml:16: ledger: write postgresql://USER@HOST/DATABASE, or null"),
+        ("confirm:", "ledger: sqlite:///x\nconfirm:", "study.yaml:16: ledger: write postgresql://USER@HOST"),
         ("name: tiny", "name: tiny\nname: two", "study.yaml:2: the key name is given twice"),
         ("name: tiny", "name: !!python/object:os.system x", "is not allowed"),
         ("name: tiny", "name: &a tiny", "anchors and aliases"),
