@@ -33,7 +33,7 @@ from trainables.data.dataset import check_rendered, open_training
 from trainables.data.doctor.checks import KINDS, findings
 from trainables.data.doctor.diagnosis import references
 from trainables.data.doctor.pairing import NEIGHBOURS
-from trainables.data.doctor.record import examine
+from trainables.data.doctor.record import examined
 from trainables.data.frames import FrameList
 from trainables.evaluation.evaluate import predictions
 from trainables.runtime.errors import UserError
@@ -266,7 +266,7 @@ def frame_findings(frames: FrameList, ranked: list[str]) -> pd.DataFrame:
     first = [place[name] for name in ranked[:MOST] if name in place]
     chosen = list(range(len(frames))) if len(frames) <= WHOLE else _around(first, frames)
     chance = references(frames)
-    records = [examine(frames, i, "train", chance) for i in chosen]
+    records = list(examined(frames, chosen, "train", chance))
     rows = [(f.id, f.kind, f.detail) for f in findings(records) if KINDS[f.kind][0] == "harm" and f.id in place]
     return pd.DataFrame(rows, columns=["sample", "finding", "detail"]).drop_duplicates("sample")
 

@@ -109,8 +109,14 @@ def run(arguments: argparse.ArgumentParser, body: Body, argv: list[str] | None =
 def _run(arguments: argparse.ArgumentParser, body: Body, argv: list[str] | None) -> int:
     args = arguments.parse_args(argv)
     atexit.register(gc.freeze)  # or the collections at exit look through all that was imported, for up to a second
+    from threadpoolctl import threadpool_limits
+
     try:
-        with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        # numpy's products here are small: a second thread waits for the first, and takes a core from who needs it
+        with (
+            threadpool_limits(1, user_api="blas"),
+            contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext(),
+        ):
             result = body(args)
     except UserError as error:
         return _refuse(arguments, args, str(error))

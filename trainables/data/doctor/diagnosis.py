@@ -27,13 +27,14 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from threadpoolctl import threadpool_limits
 
 from trainables import colors
 from trainables.data import manifest as manifests
 from trainables.data.dataset import open_training
 from trainables.data.doctor.checks import KINDS, WHOLE_SPLIT, Finding, findings
 from trainables.data.doctor.pairing import References, depth_edges, picture_edges, reduced, small_depth
-from trainables.data.doctor.record import Record, examine
+from trainables.data.doctor.record import Record, examine, examined
 from trainables.data.doctor.units import doubts
 from trainables.data.formats import forms
 from trainables.data.frames import FrameList
@@ -162,15 +163,12 @@ def records(splits: dict[str, FrameList], step: Callable[[], None], workers: int
     for split, frames in splits.items():
         chance = references(frames if len(frames) >= REFERENCES or "train" not in splits else splits["train"])
         parallel = workers > 1 and len(frames) >= PARALLEL_FROM
-        found = _in_processes(frames, split, chance, workers) if parallel else _here(frames, split, chance)
+        whole = range(len(frames))
+        found = _in_processes(frames, split, chance, workers) if parallel else examined(frames, whole, split, chance)
         for record in found:
             result.append(record)
             step()
     return result
-
-
-def _here(frames: FrameList, split: str, chance: References | None) -> Iterator[Record]:
-    return (examine(frames, i, split, chance) for i in range(len(frames)))
 
 
 _job: tuple[FrameList, str, References | None] | None = None  # of a worker process
@@ -179,6 +177,7 @@ _job: tuple[FrameList, str, References | None] | None = None  # of a worker proc
 def _start(frames: FrameList, split: str, chance: References | None) -> None:
     global _job
     torch.set_num_threads(1)  # a process per core
+    threadpool_limits(1, user_api="blas")
     _job = (frames, split, chance)
 
 
@@ -217,8 +216,9 @@ class Progress:
                 f"{self.what}: {self.total} at {pace:.0f} a second, about {_time(self.total / pace)}", file=sys.stderr
             )
         bar = "#" * (self.done * 30 // self.total)
-        left = _time((self.total - self.done) / pace)
-        text = f"{self.what} [{bar:<30}] {self.done}/{self.total}, {left} left"
+        left = f"{_time((self.total - self.done) / pace)} left"
+        text = f"{self.what} [{bar:<30}] {self.done}/{self.total}, "
+        text += left if self.done < self.total else f"{pace:.0f} a second"
         print(
             f"\r{text}" if terminal else text,
             end="\n" if self.done == self.total or not terminal else "",

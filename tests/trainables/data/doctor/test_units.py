@@ -208,4 +208,4 @@ def test_progress_on_a_large_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         bar.step()
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "frames: 50000 at 50 a second, about 17 min"
-    assert 1000 / 30 <= len(lines) <= 1000 / 30 + 14 and lines[-1].endswith("50000/50000, 0 s left")
+    assert 1000 / 30 <= len(lines) <= 1000 / 30 + 14 and lines[-1].endswith("50000/50000, 50 a second")
