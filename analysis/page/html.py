@@ -29,7 +29,7 @@ HIDDEN = [0x061C, 0x200B, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF, *range(0x202A,
 CONTROLS = [code for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"]
 _SPELLED = {code: f"[U+{code:04X}]" for code in [*HIDDEN, *CONTROLS, *range(0xD800, 0xE000)]}
 NOTHING = "–"
-PHONE_IN = 4.3  # inches at which a figure is drawn for narrow screens
+PHONE_IN, READABLE_IN = 4.3, 5.2  # inches at which a figure is drawn for phones, and up to which they need no copy
 SHORT = 44  # characters of a cell that must not wrap
 
 
@@ -40,7 +40,7 @@ class Picture:
     name: str
     title: str
     caption: str
-    kind: str  # lines | dense
+    kind: str  # lines | dense | dense moved (sideways, on a phone)
     picture: Markup
     csv: str  # data: address
     rows: int
@@ -171,18 +171,22 @@ def _drawn(shown: Section | Headline, links: Mapping[str, str]) -> tuple[list[Pi
 
 
 def picture(figure: Figure) -> Picture:
-    """Draw a figure as inline SVG, and again narrower where a phone could not read it; also as files with its data."""
+    """Draw a figure as inline SVG, and again narrower where a phone could not read it; also as files with its data.
+
+    One with columns of axes, which a narrow copy would crush, is moved sideways there.
+    """
     table = style.csv_text(figure.data).encode()
     alt = html.escape(spelled(figure.alt), quote=True)
     with style.style(figure.name):
         canvas = style.drawn(figure)
         document = spelled(style.to_svg(canvas))
         element = style.inline_svg(document, alt)
-        if not side_by_side(canvas) or _pixels(canvas):
-            narrow = _for_phones(figure, alt, as_wide=_pixels(canvas))
+        wide = figure.size_in[0] > READABLE_IN
+        if wide and not side_by_side(canvas):
+            narrow = _for_phones(figure, alt)
             element = f'<div class="wide">{element}</div><div class="narrow">{narrow}</div>'
     files = {f"{figure.name}.svg": style.on_paper(document).encode(), f"{figure.name}.csv": table}
-    kind = "dense" if figure.size_in[0] > 6.4 else "lines"
+    kind = ("dense moved" if side_by_side(canvas) else "dense") if wide else "lines"
     # The element is made of escaped text by matplotlib and html.escape; nothing else reaches it.
     shown = Markup(element)  # noqa: S704
     address = style.data_uri("text/csv;charset=utf-8", table)
@@ -195,17 +199,11 @@ def side_by_side(canvas: Canvas) -> bool:
     return any(spec is not None and spec.get_gridspec().ncols > 1 for spec in specs)
 
 
-def _pixels(canvas: Canvas) -> bool:
-    """Does a figure hold pictures?"""
-    return any(axes.get_images() for axes in canvas.axes)
-
-
-def _for_phones(figure: Figure, alt: str, *, as_wide: bool) -> str:
-    """The same figure drawn narrower, so that its text stays readable on a phone; as_wide: in the same shape."""
+def _for_phones(figure: Figure, alt: str) -> str:
+    """The same figure drawn narrower, so that its text stays readable on a phone."""
     with style.style(f"{figure.name}-narrow"):
         width, height = figure.size_in
-        lower = height * PHONE_IN / width if as_wide else max(height * 0.85, 2.0)
-        narrow = replace(figure, size_in=(PHONE_IN, lower if as_wide or height <= width else height))
+        narrow = replace(figure, size_in=(PHONE_IN, height if height > width else max(height * 0.85, 2.0)))
         return style.inline_svg(spelled(style.to_svg(style.drawn(narrow))), alt)
 
 

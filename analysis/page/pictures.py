@@ -14,11 +14,13 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
 
 from analysis.page import style
 from analysis.page.section import Figure
 from trainables import colors
 
+WIDTH_IN = 4.6  # so that a phone shows its words
 LONGEST_PX = 240  # of a picture on the page: the report stays one file that a phone can load
 
 
@@ -40,12 +42,12 @@ def depth_rows(rows: Sequence[Row], *, name: str, title: str, alt: str, caption:
     small = [_shrunk(row) for row in rows]
     frame = pd.DataFrame([_numbers(row) for row in rows])
     columns = 2 + 2 * max((len(row.predictions) for row in rows), default=1)
-    height = 6.6 / columns * (small[0].rgb.shape[0] / small[0].rgb.shape[1] if small else 0.75) + 0.22
+    height = 0.82 * WIDTH_IN / columns * (small[0].rgb.shape[0] / small[0].rgb.shape[1] if small else 0.75) + 0.22
 
     def draw(canvas: Canvas, data: pd.DataFrame) -> None:
         _draw(canvas, small, columns, list(data["label"]))
 
-    return Figure(name, title, alt, caption, draw, frame, size_in=(6.6, max(1.4, height * len(rows) + 0.3)))
+    return Figure(name, title, alt, caption, draw, frame, size_in=(WIDTH_IN, max(1.4, height * len(rows) + 0.3)))
 
 
 def _numbers(row: Row) -> dict[str, object]:
@@ -86,13 +88,13 @@ def _draw(canvas: Canvas, rows: Sequence[Row], columns: int, labels: Sequence[st
             _show(axes_row[2 + 2 * place], depth_m, cmap=depth_map, vmin=low, vmax=high)
             gap = np.ma.masked_where(row.truth_m <= 0, np.abs(depth_m - row.truth_m))
             error_image = _show(axes_row[3 + 2 * place], gap, cmap=error_map, vmin=0, vmax=worst)
-        _bar(canvas, depth_image, axes_row[1 : columns - 1], "m")
+        _bar(canvas, depth_image, axes_row[1 : columns - 1])
     for axes in grid[:, columns - 1]:
         if error_image is not None:
-            _bar(canvas, error_image, [axes], "error, m")
-    headings = ["rgb", "truth"] + [text for head, _ in rows[0].predictions for text in (head, "|error|")]
+            _bar(canvas, error_image, [axes])
+    headings = ["rgb", "truth, m"] + [text for head, _ in rows[0].predictions for text in (f"{head}, m", "|error|, m")]
     for axes, heading in zip(grid[-1], headings, strict=False):
-        axes.set_xlabel(heading, fontsize=8)
+        axes.set_xlabel(heading, fontsize=7)
 
 
 def _depth_scale(row: Row) -> tuple[float, float]:
@@ -118,8 +120,9 @@ def _show(axes: Axes, picture: npt.NDArray[np.generic], **colours: object) -> mp
     return image
 
 
-def _bar(canvas: Canvas, image: mpl.image.AxesImage, beside: object, label: str) -> None:
-    bar = canvas.colorbar(image, ax=beside, fraction=0.05, pad=0.01, aspect=14)  # type: ignore[arg-type]
-    bar.ax.tick_params(labelsize=7, length=2)
-    bar.set_label(label, fontsize=7, labelpad=1)
+def _bar(canvas: Canvas, image: mpl.image.AxesImage, beside: object) -> None:
+    bar = canvas.colorbar(image, ax=beside, fraction=0.03, pad=0.01, aspect=16)  # type: ignore[arg-type]
+    bar.ax.tick_params(labelsize=6.5, length=2, pad=1)
+    bar.locator = MaxNLocator(4)
+    bar.update_ticks()
     bar.outline.set_visible(False)

@@ -40,7 +40,7 @@ def analyse(first: StudyTables, second: StudyTables) -> Section:
         "One mark per complete training; n stands at each line. Validation split of each study.",
         _draw,
         frame.assign(metric=with_unit(metric)),
-        size_in=(6.2, 2.4),
+        size_in=(5.2, 2.4),
     )
     answers = [verdict, f"Their settings differ in {len(settings)} places."]
     answers += [f"{row.study}: {row.said}" for row in sides.itertuples()]

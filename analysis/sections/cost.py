@@ -45,7 +45,7 @@ def cost(tables: StudyTables) -> Section:
         f"One mark per training (n = {int(trials['seconds'].notna().sum())}), by phase.",
         _draw_times,
         trials.loc[trials["seconds"].notna(), ["key", "phase", "outcome", "seconds"]],
-        size_in=(6.2, 2.6),
+        size_in=(5.2, 2.6),
     )
     parts = [Table("cost-phases", "By phase", phases, DEVICES,
                    {"training_hours": "h", "device_hours": "h", "median_seconds": "s",

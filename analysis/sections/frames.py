@@ -154,5 +154,5 @@ def _figure(
         "A curve above another at every value is better whatever error one can bear; where curves cross, a mean hides "
         f"that each is better on some frames. Bands are not a test of the difference.{more} Study {tables.name}, test "
         "split.",
-        draw, frame, size_in=(6.2, 3.6),
+        draw, frame, size_in=(5.2, 3.6),
     )  # fmt: skip

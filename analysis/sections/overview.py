@@ -56,7 +56,7 @@ def curves(tables: StudyTables) -> Section:
         f"trainings reported.{left}",
         _draw_curves,
         frame,
-        size_in=(6.2, 2.9 * len(columns)),
+        size_in=(5.2, 2.9 * len(columns)),
     )
     return Section("curves", "Learning curves", answers, [figure] if curved else [])
 
@@ -221,7 +221,7 @@ def outcomes(tables: StudyTables) -> Section:
         f"All {len(trials)} trainings of the study.",
         _draw_outcomes,
         counts.reset_index(),
-        size_in=(6.2, 0.9 + 0.42 * len(counts)),
+        size_in=(5.2, 0.9 + 0.42 * len(counts)),
     )
     return Section(
         "outcomes",

@@ -153,7 +153,7 @@ def _curve_figure(curve: Curve, tables: StudyTables, judge: Judge, own: float | 
         "diverged or failed (with the worst value). For trials drawn at random from these: not what this sampler would "
         "find next, and nothing about settings outside the space. The band covers the first fifth; beyond it so few "
         f"trials do not bound the curve. Study {tables.name}, validation split.",
-        draw, frame, size_in=(6.2, 3.4),
+        draw, frame, size_in=(5.2, 3.4),
     )  # fmt: skip
 
 
@@ -247,7 +247,7 @@ def _reached_figure(
         f"Share of {len(times)} trials that had reached {judge.metric} {number(target)} by each time.",
         f"n = {len(times)} trials, {int(times['reached'].sum())} reached it; one that the pruner stopped has not, and "
         f"may have been slow rather than bad. Times are those of reports. Study {tables.name}, validation split.",
-        draw, frame, size_in=(6.2, 3.0),
+        draw, frame, size_in=(5.2, 3.0),
     )  # fmt: skip
 
 
@@ -286,6 +286,6 @@ def versus(first: tuple[str, StudyTables], second: tuple[str, StudyTables]) -> t
         f"Expected best validation {judge.metric} of both searches against device-hours.",
         "Of trials drawn at random from each search; band: simultaneous 95% of the first fifth. Two searches differ in "
         "more than their sampler unless all other settings are equal.",
-        draw, pd.concat(frames, ignore_index=True), size_in=(6.2, 3.2),
+        draw, pd.concat(frames, ignore_index=True), size_in=(5.2, 3.2),
     )  # fmt: skip
     return [said], [figure]

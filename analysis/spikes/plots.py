@@ -30,7 +30,7 @@ def figures(
                 "Grey: the median of the steps before.",
                 _losses,
                 curves,
-                size_in=(6.2, 0.5 + 1.5 * count),
+                size_in=(5.2, 0.5 + 1.5 * count),
             )
         )
     if len(suspects):
@@ -44,7 +44,7 @@ def figures(
                 "Filled: suspect. An arrow: no valid pixel.",
                 _suspects,
                 suspects,
-                size_in=(6.2, 0.8 + 0.19 * len(suspects)),
+                size_in=(5.2, 0.8 + 0.19 * len(suspects)),
             )
         )
     known = trainings.dropna(subset=["lr"]) if len(trainings) else trainings

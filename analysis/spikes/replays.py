@@ -161,7 +161,7 @@ def figures(tables: StudyTables, replays: pd.DataFrame, steps: pd.DataFrame) -> 
             "sample of the batch takes the place. The dotted line marks the spike.",
             _losses,
             chosen,
-            size_in=(6.2, 0.6 + 1.4 * len(first)),
+            size_in=(5.2, 0.6 + 1.4 * len(first)),
         )
     ]
     rows = []
