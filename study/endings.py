@@ -68,6 +68,7 @@ class Endings:
             step=ending.step,
             summary=summary,
         )
+        self.ledger.store.describe(entry.phase, entry.trial_id, note(entry, self.ledger.judge.metric))
         sweep(self.ledger, self.plan)
         for listener in self.listeners:
             listener.ended(entry)
@@ -96,6 +97,17 @@ class Endings:
         folder = self.ledger.layout.trial(entry.key)
         if not held(folder / ".lock"):
             remove_unfinished(folder)
+
+
+def note(entry: Entry, metric: str) -> str:
+    """What a trial tried and came to, in Markdown."""
+    said = f"**{entry.key}: {entry.outcome}**"
+    if entry.value is not None:
+        said += f", {metric} {entry.value:.4g}"
+    if entry.reason:
+        said += f". {entry.reason}"
+    settings = [f"- `{path}` = `{value}`" for path, value in entry.searched.items()]
+    return "\n".join([f"{said}\n", *(settings or [f"`{entry.group}`, seed {entry.seed}"])])
 
 
 def pruned(images: int) -> Message:

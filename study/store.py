@@ -112,6 +112,18 @@ class Store:
             storage=self.storage,
         )
 
+    def describe(self, phase: str, trial_id: int, text: str) -> None:
+        """Write a note (Markdown) on a trial, where optuna-dashboard is installed, which shows it; once."""
+        try:
+            from optuna_dashboard import get_note, save_note
+        except ImportError:  # the extra `dashboard`
+            return
+        from optuna.trial import Trial
+
+        trial = Trial(self.studies[phase], trial_id)
+        if not get_note(trial):
+            save_note(trial, text)
+
     def attribute(self, name: str) -> Any:
         """An attribute of the study, or None."""
         return self.studies[PHASES[0]].user_attrs.get(name)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import cast
 
 from optuna.artifacts import get_all_artifact_meta
+from optuna.trial import Trial
+from optuna_dashboard import get_note
 
 from study.contract import Layout, Outcome
 from study.endings import Endings, sweep
@@ -51,6 +53,14 @@ def test_what_judge_stages_and_replay_need_stays_and_nothing_else(tmp_path: Path
         "search-0004 latest",
     }  # fmt: skip
     assert len(list(layout.trials.glob("*/checkpoints/spikes/step-3"))) == len(values)
+    ledger.store.close()
+    again = Ledger(layout, None, plan.study.judge).store.studies  # sealed with its notes
+    tried = entered["search-0001"].searched["optim.lr"]
+    assert get_note(Trial(again["search"], entered["search-0001"].trial_id)) == (
+        f"**search-0001: complete**, rmse 1\n\n- `optim.lr` = `{tried}`"
+    )
+    first = get_note(Trial(again["reproduce"], entered["reproduce-0000"].trial_id))
+    assert first == "**reproduce-0000: complete**, rmse 1\n\n`densedepth`, seed 0"
 
 
 def test_a_training_that_ends_leaves_its_last_picture_and_its_share_of_the_energy(tmp_path: Path) -> None:
