@@ -23,7 +23,7 @@ from study.contract import PHASES
 from study.display import duration
 from study.ledger import Entry
 from study.plan import Plan
-from study.resources import here, share_of
+from study.resources import here, share_of, workers_of
 from trainables.runtime.errors import UserError
 from trainables.settings.config import TrialConfig
 
@@ -137,7 +137,9 @@ def _trainings(plan: Plan, begun: Mapping[str, Sequence[Entry]]) -> dict[str, li
 
 
 def _concurrency(plan: Plan) -> tuple[int, int]:
-    """Trainings at once on this machine, and the processes of each."""
+    """Trainings at once, and the processes of each: on this machine; of a cluster, which is not asked, one."""
+    if plan.study.config.resources.address is not None:
+        return 1, workers_of(plan)
     share = share_of(plan, here())
     return share.fits(here()), share.workers
 
@@ -263,7 +265,11 @@ def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
 
 
 def _print(plan: Plan, rows: list[dict[str, Any]], concurrency: int, *, measure: bool) -> None:
-    print(f"{plan.study.config.name}: {concurrency} training{'s' if concurrency > 1 else ''} at once")
+    address = plan.study.config.resources.address
+    where = (
+        "" if address is None else f" at this machine's speed; the cluster at {address} is asked when the study starts"
+    )
+    print(f"{plan.study.config.name}: {concurrency} training{'s' if concurrency > 1 else ''} at once{where}")
     print(table(rows))
     for line in _limits(plan, rows):
         print(f"  {line}")
@@ -316,6 +322,8 @@ def _refuse(study: Study, disk: float, free: float, memory: float, concurrency: 
             f"{study.document.name}: the trainings need {disk:.1f} GiB of disk and {free:.1f} are free; "
             "make room, or lower search.trials, seeds or trial.model.width"
         )
+    if study.config.resources.address is not None:
+        return  # memory is the cluster's
     gpu = torch.cuda.is_available() and study.config.resources.gpus_per_trial != 0
     there = (torch.cuda.get_device_properties(0).total_memory if gpu else psutil.virtual_memory().total) / GIB
     if memory * (1 if gpu else concurrency) > there:

@@ -101,6 +101,21 @@ def test_the_plan_refuses_what_a_run_would_refuse(
     assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
 
 
+def test_the_plan_of_a_study_on_a_cluster_does_not_judge_it_by_this_machine(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study.yaml").write_text(STUDY.format(root=tiny_root))
+    more = "--set=resources.cpus_per_trial=4096"
+    assert main(["--plan", more]) == 2
+    assert "needs 4096 CPUs and there" in capsys.readouterr().err
+    assert main(["--plan", more, "--set=resources.address=10.0.0.5:6379"]) == 0
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said.endswith(
+        "1 training at once at this machine's speed; the cluster at 10.0.0.5:6379 is asked when the study starts"
+    )
+
+
 @pytest.mark.parametrize(
     ("rooms", "sentence"),
     [
