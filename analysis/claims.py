@@ -55,7 +55,8 @@ DRAWN = 2  # pairs from which a claim is drawn
 @dataclass(frozen=True)
 class ClaimAnswer:
     """A claim and its verdict. effect: mean paired difference of what was measured, above zero arm `a` is better, in
-    `unit`; low, high: its 95% interval, None below three pairs; n: pairs. also: the other quantities, in sentences.
+    `unit`; low, high: its 95% interval, None below three pairs; n: pairs; mean_a, mean_b: each arm's mean over them.
+    differs: the effect in words. also: the other quantities, in sentences.
     """
 
     id: str
@@ -74,6 +75,9 @@ class ClaimAnswer:
     reason: str
     also: tuple[str, ...] = ()
     differences: Mapping[int, float] | None = None  # seed -> difference
+    mean_a: float | None = None
+    mean_b: float | None = None
+    differs: str | None = None
 
 
 def answers(tables: StudyTables) -> list[ClaimAnswer]:
@@ -104,20 +108,22 @@ def _headline(found: Sequence[ClaimAnswer]) -> Headline:
         {
             "claim": answer.id, "verdict": UNTESTABLE if answer.verdict.startswith(UNTESTABLE) else answer.verdict,
             "statement": f"{answer.statement.rstrip('.')} ({answer.who})",
-            "a against b": f"{answer.arm_a} against {answer.arm_b}", "a better by": _effect(answer),
-            "seeds": answer.n or None,
+            "a against b": f"{answer.arm_a} against {answer.arm_b}", "expected": answer.expected,
+            "measured": _measured(answer), "difference": answer.differs, "seeds": answer.n or None,
         }
         for answer in found
     ]  # fmt: skip
-    note = "a better by: mean paired difference, with its 95% interval from three seeds on; below zero, b is better."
+    note = "measured: each arm's mean; difference: of the pairs that share a seed, with its 95% interval."
     return Headline([_counted(found)], (), [Table("first-claims", "Claims", pd.DataFrame(rows), note)])
 
 
-def _effect(answer: ClaimAnswer) -> str | None:
-    if answer.effect is None:
-        return None
-    size = f"{answer.measured} {number(answer.effect)} {answer.unit}".strip()
-    return size if answer.low is None else f"{size} ({number(answer.low)} to {number(answer.high)})"
+def _measured(answer: ClaimAnswer) -> str:
+    """'rmse (m): 0.452 against 0.628'."""
+    name = answer.measured.replace("_", " ").replace("1000", "1,000")
+    named = name if answer.unit in ("", name) else f"{name} ({answer.unit})"
+    if answer.mean_a is None or answer.mean_b is None:
+        return named
+    return f"{named}: {number(answer.mean_a)} against {number(answer.mean_b)}"
 
 
 def _answer(tables: StudyTables, claim: Claim, known: Mapping[str, Values]) -> ClaimAnswer:
@@ -137,10 +143,20 @@ def _answer(tables: StudyTables, claim: Claim, known: Mapping[str, Values]) -> C
         for other in claim.measured[1:]
         if (more := _differences(a, b, other, known[other]))
     )
-    effect = estimate.value if differences else None
+    effect: float | None = None
+    differs: str | None = None
+    means: tuple[float | None, float | None] = (None, None)
+    if differences:
+        effect = estimate.value
+        word, turned = _turned(estimate, claim, name)
+        differs = f"a {word} by {number(turned.value)}" if turned.value else "none"
+        if turned.low is not None:
+            differs += f" ({number(turned.low)} to {number(turned.high)})"
+        first, second = (float(np.mean([known[name][side[s]["key"]] for s in differences])) for side in (a, b))
+        means = (first, second)
     reason = _words(estimate, claim, name, unit) if differences else f"no pair of complete trainings shows {name}"
     return ClaimAnswer(*said, effect, estimate.low, estimate.high, len(differences), told.words,
-                       f"{reason}{_lost(claim, a, b)}.", also, differences)  # fmt: skip
+                       f"{reason}{_lost(claim, a, b)}.", also, differences, *means, differs)  # fmt: skip
 
 
 def _differences(a: Mapping[int, pairs.Row], b: Mapping[int, pairs.Row], name: str, known: Values) -> dict[int, float]:
@@ -164,18 +180,22 @@ def _direction(claim: Claim) -> Direction:
 
 def _words(estimate: statistics.Estimate, claim: Claim, name: str, unit: str) -> str:
     """'a better by 0.031 m (95% interval 0.012 to 0.050, n = 3 paired seeds)'."""
+    word, turned = _turned(estimate, claim, name)
+    return f"a {word} by {turned.words(unit)}" if turned.value else f"no difference, {turned.words(unit)}"
+
+
+def _turned(estimate: statistics.Estimate, claim: Claim, name: str) -> tuple[str, statistics.Estimate]:
+    """How `a` differs (better, worse; more, less, where the claim is about that), and by how much, above zero."""
     more = claim.expected in ("a_more", "a_less") and name == claim.measured[0]
     flip = more and not QUANTITIES[name].higher_is_better
     value, low, high = estimate.value, estimate.low, estimate.high
     if flip:
         value, low, high = -value, None if high is None else -high, None if low is None else -low
     up, down = ("more", "less") if more else ("better", "worse")
-    if value == 0:
-        return f"no difference, {statistics.Estimate(0.0, low, high, estimate.n).words(unit)}"
     if value < 0:
         value, low, high = -value, None if high is None else -high, None if low is None else -low
         up = down
-    return f"a {up} by {statistics.Estimate(value, low, high, estimate.n).words(unit)}"
+    return up, statistics.Estimate(value, low, high, estimate.n)
 
 
 def _lost(claim: Claim, a: Mapping[int, pairs.Row], b: Mapping[int, pairs.Row]) -> str:
@@ -225,16 +245,16 @@ def _errors(claims: Sequence[Claim]) -> str:
 
 def _table(found: Sequence[ClaimAnswer]) -> Table:
     columns = [
-        "id", "verdict", "statement", "who", "arm_a", "arm_b", "measured", "unit", "expected", "effect", "low", "high",
-        "n", "reason", "also",
+        "id", "verdict", "statement", "who", "arm_a", "arm_b", "measured", "unit", "expected", "mean_a", "mean_b",
+        "effect", "low", "high", "n", "reason", "also",
     ]  # fmt: skip
     rows = [asdict(answer) | {"also": "; ".join(answer.also)} for answer in found]
     frame = pd.DataFrame([{c: row[c] for c in columns} for row in rows], columns=columns)
     note = (
-        "effect: mean paired difference of what is measured, above zero a is better, with its 95% t interval over n "
-        "seeds. holds, does not hold: the interval leaves out zero on the expected side, on the other. No difference: "
-        "the 90% interval lies within the margin. About m would do: so many seeds would tell in four of five studies, "
-        "if these mean and spread are the true ones."
+        "mean_a, mean_b: of each arm's trainings; effect: mean paired difference, above zero a is better, with its "
+        "95% t interval over n seeds. holds, does not hold: the interval leaves out zero on the expected side, on the "
+        "other. No difference: the 90% interval lies within the margin. About m would do: so many seeds would tell in "
+        "four of five studies, if these mean and spread are the true ones."
     )
     return Table("claims", "Verdicts", frame, note)
 

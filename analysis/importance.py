@@ -141,24 +141,27 @@ def _headline(answers: Sequence[str], effects: Sequence[Row], early: Sequence[Ro
     at_first = [row for row in early if row["distinguishable"]]
     if not effects and not at_first:
         return Headline(answers[:1])
-    hint = "a hint, not a proof, for the sampler chose the trials"
+    hint = "A hint, not a proof: the sampler chose the trials."
     if clear:
-        said = f"{len(clear)} of {counted(len(effects), 'setting')} compared stand out from chance; {hint}."
+        named = ", ".join(row["setting"] for row in clear)
+        said = f"{named}: {len(clear)} of {counted(len(effects), 'setting')} compared stand out from chance. {hint}"
     elif at_first:
-        survivors = "Among the trials that the pruner let come to the end no setting stands out from chance."
-        said = (
-            f"{survivors if effects else answers[0]} At the first report, which all reached, {len(at_first)} of "
-            f"{counted(len(early), 'setting')} {'does' if len(at_first) == 1 else 'do'}; {hint}."
-        )
+        named = ", ".join(row["setting"] for row in at_first)
+        others = [row["setting"] for row in early if not row["distinguishable"]]
+        said = f"At the first report, which every trial reached, {named} stands out from chance"
+        said += f", not {', '.join(others)}" if others else ""
+        said += ". Among the trials that the pruner let come to the end no setting does" if effects else ""
+        said += f". {hint}"
     else:
         said = f"None of {len(effects)} compared settings stands out from chance; the strongest are listed."
     shown = (clear or at_first or effects)[:STRONGEST]
-    by = f"times the {judge.metric}" if "factor" in shown[0] else f"{judge.metric} worse by"
+    by = f"{judge.metric} times" if "factor" in shown[0] else f"{judge.metric} better by"
     rows = [
         {
-            "setting": row["setting"], by: row.get("factor", row.get("difference")),
-            "95% interval": f"{number(row['low'])} to {number(row['high'])}", "worst": row["worst"],
-            "best": row["best"], "trials": f"{row['n_worst']} + {row['n_best']}", "clear": row["distinguishable"],
+            "setting": row["setting"], "from worst": row["worst"], "to best": row["best"],
+            by: row.get("factor", row.get("difference")),
+            "95% interval": f"{number(row['low'])} to {number(row['high'])}",
+            "trials": f"{row['n_worst']} + {row['n_best']}", "beyond chance": row["distinguishable"],
         }
         for row in shown
     ]  # fmt: skip

@@ -150,7 +150,7 @@ class Waterfall:
             )
             end = self.theirs_of_ours[metric]
             text = f"{metric}: {_with(self.ours[metric], unit)} under {self.start}, {_with(end, unit)} measured as "
-            text += f"{self.target.who} was ({named or 'no step matters'})"
+            text += f"{self.target.who} was ({named})"
             if metric in self.remainder:
                 left = self.remainder[metric]
                 text += f"; published is {_with(self.target.published[metric], unit)}, so {_signed(left)} remains"
@@ -300,14 +300,17 @@ def _draw(canvas: Canvas, data: pd.DataFrame) -> None:
             change = row["to"] - row["from"]
             colors = {"number": BLUE, "published": GREY, "remainder": FAINT}
             color = colors.get(row["kind"], GREEN if change * better >= 0 else VERMILION)
-            axes.barh(place, change, left=row["from"], color=color, height=0.7)
+            if row["kind"] in ("number", "published"):  # a point, not a bar: the axis need not begin at 0
+                axes.plot(row["to"], place, "D", color=color, markersize=6)
+            else:
+                axes.barh(place, change, left=row["from"], color=color, height=0.7)
             text = number(row["to"]) if row["kind"] in ("number", "published") else _signed(change)
             text = "not measured" if row["kind"] == "not measured" else text
             axes.annotate(text, (max(row["from"], row["to"]), place), (3, 0), textcoords="offset points", va="center")
         ends = rows[["from", "to"]].to_numpy()[:, 1]
         low, high = float(ends.min()), float(ends.max())
         room = max(high - low, 0.02 * abs(high), 1e-9)
-        axes.set_xlim(max(0.0, low - room), high + 1.2 * room)  # bars from 0 are cut, so that steps show
+        axes.set_xlim(max(0.0, low - room), high + 1.2 * room)
         unit = METRICS[str(metric)].unit
         axes.set(yticks=list(places), xlabel=f"{metric} ({unit})" if unit else str(metric))
         axes.invert_yaxis()

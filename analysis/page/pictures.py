@@ -22,6 +22,7 @@ from trainables import colors
 
 WIDTH_IN = 4.6  # so that a phone shows its words
 LONGEST_PX = 240  # of a picture on the page: the report stays one file that a phone can load
+SCALES = "Depth has a scale for each row, error one for all, cut at its 98th percentile; holes are grey."
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def _data(tables: StudyTables) -> str:
     first = trials.iloc[0] if len(trials) else pd.Series(dtype=object)
     source = data_source(tables)
     test = tables.data.get("test_frames")
-    named = "rendered rooms" if source == "rooms" else f"data of the form {source}"
+    named = "rendered rooms, in NYU's folder layout" if source == "rooms" else f"data of the form {source}"
     if source != "rooms" and test == NYU_TEST_FRAMES:
         named = "NYU Depth v2"
     counts = {"training": first.get("summary.train_frames"), "validation": first.get("summary.validation_frames")}
@@ -133,7 +133,10 @@ def _steps(tables: StudyTables, verdicts: Sequence[tuple[str, str]]) -> Iterator
                 f"name={tables.name[:50]}-{seeds}-seeds", f"claims.test={_asked(tables, ids)}", f"claims.seeds={seeds}",
                 "reproduce.recipes=[]", "search.trials=0", "confirm.top=0",
             )  # fmt: skip
-            reason = f"{', '.join(ids)} cannot be told on the seeds there are; {seeds} would do if the spread stays."
+            each = ", ".join(f"{name} {n}" for name, words in verdicts if (n := _needed(words)) is not None)
+            reason = (
+                f"{', '.join(ids)} cannot be told on the seeds there are. So many would do if the spread stays: {each}."
+            )
             args = [part for setting in settings for part in ("--set", setting)]
             yield reason, command("study.run", f"{root}/study.yaml", *args)
         if images := longer(tables):

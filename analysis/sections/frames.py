@@ -19,6 +19,7 @@ from analysis.page.section import Figure, Section, Table, counted, number, plain
 from analysis.page.style import CYCLE
 from analysis.resampling import Scores
 from analysis.selection import unit_of, with_unit
+from analysis.statistics import MIN_SEEDS
 from analysis.tables import sealed
 from analysis.tables.tidy import StudyTables
 from trainables.settings.registry import METRICS
@@ -104,7 +105,9 @@ def _sentences(rows: Sequence[Row], metric: str, unit: str) -> list[str]:
         band = "" if row["better_low"] is None else (
             f" (95% interval {row['better_low']:.0%} to {row['better_high']:.0%})"
         )  # fmt: skip
-        why = "" if band else ", too few seeds or scenes for an interval"
+        fewest = min(first["seeds"], row["seeds"])
+        cause = f"one of the two has {counted(fewest, 'seed')}" if fewest < MIN_SEEDS else "too few scenes"
+        why = "" if band else f" (no interval: {cause})"
         said.append(
             f"On a frame drawn at random a training of the champion's configuration beats {row['configuration']} with "
             f"probability {row['champion_better']:.0%}{band}{why}."
@@ -117,8 +120,7 @@ def _profiles(known: Mapping[str, Scores], sign: float) -> pd.DataFrame:
     drawn = {name: one for name, one in known.items() if name != sealed.RANDOM_GUESS}  # far off all others
     drawn = dict(list(drawn.items())[:MOST])
     every = np.concatenate([one.values.ravel() for one in drawn.values()])
-    low, high = np.quantile(every, [0.0, 0.98] if sign > 0 else [0.02, 1.0])
-    thresholds = np.linspace(low, high, POINTS)
+    thresholds = np.linspace(every.min(), every.max(), POINTS)
     parts = []
     for name, one in drawn.items():
         share, below, above = resampling.profile(Scores(sign * one.values, one.scenes), sign * thresholds, SEED)

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from analysis import runs, selection
-from analysis.page.section import Headline, Section, Table, number, plain, records
+from analysis.page.section import Headline, Section, Table, counted, number, plain, records
 from analysis.tables.tidy import StudyTables, read_json
 from trainables.data.dataset import TrainingData, check_rendered, open_training
 from trainables.data.samples import resize_rgb
@@ -166,11 +166,10 @@ def _answers(rows: Sequence[Row]) -> list[str]:
     failed = [row for row in known if row["verdict"] != "learned"]
     answers = []
     if known and not failed:
-        ratios = [float(row["error_ratio"]) for row in known]
-        ends = number(min(ratios)) if len(ratios) == 1 else f"{number(min(ratios))} to {number(max(ratios))}"
+        ratios = ", ".join(f"{row['training']} {number(float(row['error_ratio']))}" for row in known)
         answers.append(
-            f"Nothing speaks against it: the predictions of {len(known)} judged checkpoints vary with the "
-            f"picture, with {ends} times the abs_rel of the training frames' mean depth map (validation frames)."
+            f"Yes: the predictions of {counted(len(known), 'judged checkpoint')} vary with the picture and beat the "
+            f"training frames' mean depth map; abs_rel over the map's, validation frames: {ratios}."
         )
     elif known:
         answers.append(f"{len(failed)} of {len(known)} judged checkpoints did not learn depth from the picture.")

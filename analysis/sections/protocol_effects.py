@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from analysis.page.section import Figure, Table, number
-from analysis.page.style import VERMILION
+from analysis.page.style import INK
 from analysis.tables.published import MICHIGAN_GUESS, MIXED, PAPER, SCALED, STRUCTURE, on_nyu
 from analysis.tables.tidy import StudyTables
 
@@ -82,7 +82,7 @@ def edge_figure(tables: StudyTables, entries: Mapping[str, Row]) -> list[Figure]
     def draw(canvas: Canvas, data: pd.DataFrame) -> None:
         axes = canvas.add_subplot()
         first = data[data["entry"] == data["entry"].iloc[0]]
-        axes.plot(first["threshold"], first["truth"], color=VERMILION, marker="D", label="truth")
+        axes.plot(first["threshold"], first["truth"], color=INK, linewidth=2.2, label="truth")
         for name, shares in data.groupby("entry", sort=False):
             axes.plot(shares["threshold"], shares["prediction"], marker="o", label=str(name))
         axes.set(xlabel="threshold of the Sobel magnitude (m per pixel)", ylabel="share of pixels that are edges")

@@ -141,7 +141,8 @@ def _versus(
 def _measured(
     champion: Row, protocol: str, metric: str, unit: str, estimate: statistics.Estimate, measured: int
 ) -> str:
-    note = "" if comparable(champion, protocol)[0] else " (not comparable with published numbers: see the note below)"
+    fair, why = comparable(champion, protocol)
+    note = "" if fair else f" (not comparable with published numbers: {[*obstacles(champion), why][0]})"
     kind = "" if PROTOCOLS[protocol].average == "per_image" else " (mean over frames; the table's row is pooled)"
     frames = champion["frames"] if measured == champion["frames"] else f"{measured} of {champion['frames']}"
     return (
@@ -278,11 +279,13 @@ def _distribution(
 
     def draw(canvas: Canvas, data: pd.DataFrame) -> None:
         axes = canvas.add_subplot()
+        near = data.loc[data["entry"] != sealed.RANDOM_GUESS, "value"]
         for place, (name, rows) in enumerate(data.groupby("entry", sort=False)):
             values = np.sort(rows["value"].to_numpy())
             share = np.arange(1, len(values) + 1) / len(values)
             axes.step(values, share, where="post", color=CYCLE[place % len(CYCLE)], label=f"{name} (n = {len(rows)})")
         axes.set(xlabel=f"{metric} of a frame" + (f" ({unit})" if unit else ""), ylabel="share of frames at or below")
+        axes.set_xlim(0, 1.05 * float(near.max()) if len(near) else None)  # a random guess lies far off all others
         axes.legend()
 
     return Figure(
@@ -362,6 +365,6 @@ def _pictures(tables: StudyTables, document: Mapping[str, Any]) -> list[Figure]:
             name="evaluation-pictures",
             title="Best, median and worst test frame",
             alt=f"Colour, truth, prediction and error of the champion's best, median and worst frame by {metric}.",
-            caption=f"Champion {document['champion']}, test split: {'; '.join(ids)}. Holes are grey.",
+            caption=f"Champion {document['champion']}, test split: {'; '.join(ids)}. {pictures.SCALES}",
         )
     ]

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis.page.pictures import Row, depth_rows
+from analysis.page.pictures import SCALES, Row, depth_rows
 from analysis.page.section import Figure, number
 from analysis.spikes.traces import SIGMA, Floats, Steps
 from analysis.tables.tidy import StudyTables
@@ -305,7 +305,7 @@ def pictures(tables: StudyTables, frames: FrameList, suspects: pd.DataFrame) -> 
             name="spike-frames",
             title="The most suspicious frames",
             alt=f"Colour, depth, prediction and error of {len(lines)} suspect training frames.",
-            caption=f"Training frames; prediction of {key}, checkpoint {folder.name}. Holes are grey.",
+            caption=f"Training frames; prediction of {key}, checkpoint {folder.name}. {SCALES}",
         )
     ]
 

@@ -187,8 +187,8 @@ def paired_sentences(found: pd.DataFrame) -> list[str]:
         change = statistics.Estimate(float(row["difference"]), low, high, f"{row['pairs']} paired seeds")
         clear = "" if low is None or change.distinguishable else ", not distinguishable from none"
         said.append(
-            f"{arms}: {row['of_a']:.3g} spikes per 1,000 steps against {row['of_b']:.3g}, a difference of "
-            f"{change.words()}{clear}{lost}."
+            f"{arms}, number of spikes, not their damage: {row['of_a']:.3g} per 1,000 steps against "
+            f"{row['of_b']:.3g}, a difference of {change.words()}{clear}{lost}."
         )
     return said
 

@@ -162,7 +162,7 @@ def test_a_study_is_named_in_a_line_and_its_state_stands_under_it(tmp_path: Path
     tables = runs.load(layout.root)
     said = first_screen.studied(tables)
     assert said.startswith(
-        "densedepth (densenet169) on rendered rooms (400 training, 40 validation frames) at 480 x 640"
+        "densedepth (densenet169) on rendered rooms, in NYU's folder layout (400 training, 40 validation frames) at 480 x 640"
     )
     assert said.endswith("2 trainings of 2,400 images each (1 complete, 1 running).")
     entries = first_screen.headlines(tables, [], [])
@@ -174,7 +174,7 @@ def test_what_matters_is_a_row_with_its_interval(tmp_path: Path) -> None:
     headline = importance.analyse(runs.load(layout.root)).headline
     assert isinstance(headline, Headline)
     row = headline.tables[0].frame.iloc[0]
-    assert row["setting"] == "optim.lr" and row["clear"]
+    assert row["setting"] == "optim.lr" and row["beyond chance"]
     assert re.fullmatch(r"0\.\d+ to 0\.\d+", row["95% interval"])
 
 

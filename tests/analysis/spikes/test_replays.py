@@ -118,7 +118,7 @@ def test_the_quarantine_list_becomes_a_study_that_says_what_leaving_out_does(tmp
     assert (row["pairs"], row["of_a"], row["of_b"], row["difference"]) == (3, 7.0, 1.0, 6.0)
     assert row["low"] == pytest.approx(6 - 4.968, abs=1e-3)  # t(2) = 4.303, standard deviation 2 over root 3
     (sentence,) = verdicts.paired_sentences(verdicts.by_claim(tables, counted))
-    assert "7 spikes per 1,000 steps against 1, a difference of 6" in sentence and "distinguishable" not in sentence
+    assert "7 per 1,000 steps against 1, a difference of 6" in sentence and "distinguishable" not in sentence
     names = [f"data/nyu2_train/room_{n}_out/1.jpg" for n in range(9)]
     assert verdicts.rerun(tables, []) is None
     path = tmp_path / "quarantine.yaml"
