@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trainables.drawing import forget_unusable_backend
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from analysis.tables.tidy import StudyTables
 
 __all__ = ["load_study"]
+
+forget_unusable_backend()  # before a module of this package imports matplotlib
 
 
 def load_study(study: str | Path) -> StudyTables:

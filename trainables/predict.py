@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from trainables import colors, points
+from trainables import colors, drawing, points
 from trainables.data.photos import MAX_PIXELS, read_picture
 from trainables.runtime import cli
 from trainables.runtime.durable import check_folder, sha256, write_bytes
@@ -146,6 +146,11 @@ def write_depth(
 
 def coloured(depth_m: NDArray[np.float32], rgb: NDArray[np.uint8], legend: str) -> Image.Image:
     """The picture beside its depth in colours, with a scale whose legend says what it measures."""
+    with drawing.own_settings():
+        return _coloured(depth_m, rgb, legend)
+
+
+def _coloured(depth_m: NDArray[np.float32], rgb: NDArray[np.uint8], legend: str) -> Image.Image:
     from matplotlib.figure import Figure  # slow to import, and a wrong file name should answer at once
 
     height, width = depth_m.shape

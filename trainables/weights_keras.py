@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainables.data.stand_in import stand_in_at
 from trainables.models.depth_model import DepthModel, build_model
 from trainables.runtime import cli
 from trainables.runtime.durable import check_folder
@@ -79,7 +80,8 @@ def read_h5(path: Path) -> tuple[Weights, dict[str, Any] | None]:
             stored = file.attrs.get("model_config")
             graph = None if stored is None else json.loads(stored)
     except (OSError, KeyError, ValueError, RuntimeError) as error:  # what h5py raises for damaged files
-        raise UserError(f"{path} cannot be read as a Keras HDF5 file ({error}); {ADVICE}") from error
+        what = stand_in_at(path) or f"cannot be read as a Keras HDF5 file ({error})"
+        raise UserError(f"{path} {what}; {ADVICE}") from error
     return {name.replace("/", "_"): weights for name, weights in layers.items() if weights}, graph
 
 

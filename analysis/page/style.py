@@ -27,6 +27,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, NullFormatter
 
 from analysis.page.section import Figure
+from trainables.drawing import own_settings
 
 INK, FAINT, PAPER = "#20211f", "#8b8f8a", "#ffffff"
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY = (
@@ -59,7 +60,7 @@ _RC: dict[Any, Any] = {
 @contextmanager
 def style(salt: str) -> Iterator[None]:
     """The look of the report, for whatever is drawn inside. `salt` keeps the ids of two inline figures apart."""
-    with mpl.rc_context(_RC | {"svg.hashsalt": salt}), warnings.catch_warnings():
+    with own_settings(), mpl.rc_context(_RC | {"svg.hashsalt": salt}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Glyph .* missing from font.*")
         yield
 

@@ -138,8 +138,9 @@ def _dimension(study: Study, path: str, base: Mapping[str, Any]) -> Dimension:
         why = "it changes no training" if Mark.BOOKKEEPING in mark else "the trials could not be compared"
         raise UserError(f"{where} cannot be searched: {why}; remove it")
     if unknown := set(given) - {"low", "high", "scale", "choices", "when"}:
-        name = min(unknown)
-        raise UserError(f"{where}.{name} is not a setting{nearest(name, ('low', 'high', 'scale', 'choices', 'when'))}")
+        raise UserError(
+            f"{where}.{min(unknown)} is not a setting; write low, high and scale (linear or log), or choices; when"
+        )
     when = _conditions(study, path, given.get("when"), base)
     within = study.within(f"search.space.{path}")
     if "choices" in given:

@@ -68,6 +68,11 @@ def plan_of(tmp_path: Path, text: str = TEXT, *assignments: str) -> Plan:
         ("low: 1e-5", "low: 1e-1", "study.yaml:9: search.space.optim.lr.low: low (0.1) must be below high (0.01)"),
         ("low: 1e-5", "low: 0", "study.yaml:9: search.space.optim.lr.low: a log range starts above 0"),
         ("low: 1e-5", "low: nan", "study.yaml:9: search.space.optim.lr.low: write a finite number, not 'nan'"),
+        (
+            "scale: log}\n    optim",
+            "log: true}\n    optim",
+            "optim.lr.log is not a setting; write low, high and scale (l",
+        ),
         ("scale: log}\n    optim", "scale: ln}\n    optim", "search.space.optim.lr.scale: write linear or log"),
         ("[null, 0.1, 1.0]", "[]", "study.yaml:10: search.space.optim.clip_norm.choices: write a list"),
         ("[null, 0.1, 1.0]", "[null, 0.1, 0.1]", "a value is given twice"),

@@ -1,4 +1,4 @@
-"""Which checkpoints stay when trainings have ended."""
+"""How trainings end, and which checkpoints stay then."""
 
 from __future__ import annotations
 
@@ -87,3 +87,20 @@ def test_a_training_that_ends_leaves_its_last_picture_and_its_share_of_the_energ
     assert first.user_attrs["summary"] == {"seconds": 8.0, "energy_wh": 2.0, "device_seconds": 4.0}
     ledger.store.close()
     assert Ledger(layout, None, plan.study.judge).entries["reproduce"][0].value == 1.0
+
+
+def test_a_worker_that_is_killed_for_lack_of_memory_ran_out_of_memory(tmp_path: Path) -> None:
+    """Ray's memory monitor says so in its error; the kernel counts its own kills. Any other death is tried again."""
+    plan = plan_of(tmp_path, TEXT)
+    layout = Layout(tmp_path / "results" / "tiny")
+    layout.root.mkdir(parents=True)
+    ledger = Ledger(layout, None, plan.study.judge)
+    kills = iter([0, 0, 0, 1])
+    endings = Endings(plan, ledger, [], lambda: next(kills), devices=0)
+    entry = ledger.add(plan.reproduce[0], (), {})
+    said = endings.of_death(entry, "Task was killed due to the node running low on memory.")
+    assert said is not None and said.kind == "out_of_memory"
+    assert endings.of_death(entry, "The actor died unexpectedly before finishing this task.") is None
+    said = endings.of_death(entry, "")
+    assert said is not None and said.kind == "out_of_memory" and "no memory left" in str(said.reason)
+    ledger.store.close()

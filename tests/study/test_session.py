@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from study.contract import Layout, Outcome
 from study.ledger import Ledger
 from study.session import Session
@@ -49,3 +51,17 @@ def test_a_training_fails_when_two_workers_die_without_anything_new_between_them
         Outcome.FAILED,
         "its process died 2 times without an error",
     )
+
+
+def test_a_worker_starts_in_the_folder_that_the_study_was_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative paths of the settings begin there; Tune would put its workers elsewhere."""
+    plan = plan_of(tmp_path, STUDY.replace("trials: 6", "trials: 1"))
+    monkeypatch.chdir(tmp_path)
+    layout = Layout(Path("results") / "tiny")
+    layout.root.mkdir(parents=True)
+    session = Session(plan, Ledger(layout, None, plan.study.judge), [], lambda: 1, lambda: 0)
+    handed = session.next("only")
+    assert isinstance(handed, dict) and handed["cwd"] == str(tmp_path.resolve())
+    assert handed["folder"] == str(tmp_path.resolve() / "results" / "tiny" / "trials" / "search-0000")

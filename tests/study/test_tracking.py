@@ -289,6 +289,20 @@ def fill(file: Path) -> None:
     assert mirror.close(60.0, finished=True) is None
 
 
+def test_a_run_and_an_experiment_of_the_environment_are_left_alone(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `mlflow run` and job schedulers set them for what they start."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    for name, value in {"RUN_ID": "9" * 32, "EXPERIMENT_NAME": "other", "EXPERIMENT_ID": "7"}.items():
+        monkeypatch.setenv(f"MLFLOW_{name}", value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    fill(tmp_path / "mlflow.db")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    counts = {one.name: len(client.search_runs([one.experiment_id])) for one in client.search_experiments()}
+    assert counts == {"Default": 0, "DenseDepth": 2}
+
+
 def test_a_file_that_is_no_store_is_told_before_anything_trains(store: Path) -> None:
     check_reachable(f"sqlite:///{store}")
     check_reachable(f"sqlite:///{store.with_name('new.db')}")

@@ -89,6 +89,12 @@ def test_depth_is_the_networks_at_the_pictures_size(checkpoint: Path) -> None:
             trained.predict(wrong)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 900), (900, 3), (2048, 2048)])
+def test_a_picture_of_any_size_and_proportions_gets_a_depth_per_pixel(checkpoint: Path, size: tuple[int, int]) -> None:
+    depth_m = load_model(checkpoint, "cpu").predict(np.full((*size, 3), 90, np.uint8))
+    assert depth_m.shape == size and np.isfinite(depth_m).all()
+
+
 def test_every_kind_of_picture_is_read_upright_as_rgb(tmp_path: Path) -> None:
     rgb = gradient(20, 30)
     exif = Image.Exif()

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from trainables.data.frames import BadFrame, Depth
 from trainables.data.pictures import MAX_PIXELS
+from trainables.data.stand_in import stand_in, stand_in_at
 
 _KINDS: Final = {"f": "float", "u1": "uint8", "O": "references"}
 MAX_SENSIBLE_M: Final = 100.0  # what exceeds it is not a depth in metres
@@ -45,7 +46,9 @@ def _opened(source: Path | io.BytesIO, name: str) -> Iterator[Any]:
         with h5py.File(source, "r", locking=False) as file:
             yield file
     except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py's ways to say that
-        raise BadFrame(f"{name} is truncated, damaged or no HDF5 file ({_first_line(error)}); replace it") from None
+        what = stand_in_at(source) if isinstance(source, Path) else stand_in(source.getvalue())
+        what = what or f"is truncated, damaged or no HDF5 file ({_first_line(error)})"
+        raise BadFrame(f"{name} {what}; replace it") from None
 
 
 def dataset(file: Any, key: str, dtypes: str, shape: tuple[int | None, ...], where: str | None = None) -> Any:

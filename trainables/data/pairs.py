@@ -12,6 +12,7 @@ from trainables.data.depth_coding import DepthCoding
 from trainables.data.files import Files, FolderFiles, ZipFiles
 from trainables.data.frames import BadFrame, Depth, Kept, Reader, Rgb
 from trainables.data.pictures import check_complete, check_rgb, decode_rgb, read_header
+from trainables.data.stand_in import stand_in_at
 from trainables.data.tar import TarFiles
 from trainables.runtime.errors import UserError
 from trainables.settings.config import DataConfig
@@ -49,6 +50,8 @@ def root_of(
     root = Path(data.root)
     if not root.exists():
         raise UserError(f"data.root {root} does not exist; set it to {what}")
+    if (other := stand_in_at(root)) is not None:
+        raise UserError(f"data.root {root} {other}; set it to {what}")
     return root
 
 

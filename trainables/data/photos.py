@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from trainables.data.stand_in import stand_in
 from trainables.runtime.errors import UserError
 from trainables.settings.yamlfile import nearest
 
@@ -34,6 +35,14 @@ TURNS: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 PATTERN: Final = frozenset("*?[")
+MARKS: Final = {
+    b"\x89PNG": "PNG",
+    b"\xff\xd8": "JPEG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"BM": "BMP",
+    b"GIF8": "GIF",
+}
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
@@ -78,7 +87,7 @@ def decode_picture(content: bytes, name: str) -> NDArray[np.uint8]:
     except UserError:
         raise
     except UnidentifiedImageError as error:
-        raise UserError(f"{name}: this is not a readable picture; give a {NAMED} file") from error
+        raise UserError(f"{name}: {_unread(content)}") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: it has more than {MAX_PIXELS:,} pixels; give a smaller picture") from error
     except MemoryError as error:
@@ -86,6 +95,18 @@ def decode_picture(content: bytes, name: str) -> NDArray[np.uint8]:
     except Exception as error:  # Pillow promises no list of what its decoders raise for a damaged file
         detail = str(error) or type(error).__name__
         raise UserError(f"{name}: the picture cannot be read ({detail.splitlines()[0]}); check the file") from error
+
+
+def _unread(content: bytes) -> str:
+    """Why content that Pillow does not know is no picture, and what to do."""
+    if (other := stand_in(content)) is not None:
+        return f"this {other}; give the picture"
+    kind = next((kind for mark, kind in MARKS.items() if content.startswith(mark)), None)
+    if kind is not None:
+        what = f"this {kind} file is damaged, or of a kind that is not read (three channels of floats, for example)"
+        return f"{what}; save it as an 8-bit PNG"
+    phone = " (it is HEIC or AVIF, as phones write, or a film)" if content[4:8] == b"ftyp" else ""
+    return f"this is not a readable picture; give a {NAMED} file{phone}"
 
 
 def orientation(image: Image.Image) -> int:

@@ -21,6 +21,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from trainables.data.frames import BadFrame, Rgb
 from trainables.data.photos import MAX_SCANS, orientation
+from trainables.data.stand_in import stand_in
 
 MAX_PIXELS: Final = 1 << 25  # a header that promises more is taken for a decompression bomb
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -61,7 +62,7 @@ def read_header(content: bytes, name: str) -> Header:
         except Exception as error:  # Pillow promises no list of what its decoders raise for a damaged file
             raise BadFrame(f"{name} is not a complete JPEG ({_first_line(error)}); replace it") from None
     else:
-        what = "is empty" if not content else "is truncated, or neither a PNG nor a JPEG"
+        what = stand_in(content) or ("is empty" if not content else "is truncated, or neither a PNG nor a JPEG")
         raise BadFrame(f"{name} {what}; replace it")
     if header.width * header.height > MAX_PIXELS or not header.width * header.height:
         raise BadFrame(f"{name} claims {header.width}x{header.height} pixels; refused, replace it")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from trainables.data.frames import BadFrame, FrameList
 from trainables.evaluation.maps import DepthMaps
@@ -17,6 +18,12 @@ from trainables.runtime.errors import UserError
 SCALES: Final = (1000.0, 256.0, 5000.0, 6553.5)  # whole numbers to the metre that are in use (FACTS.md section 10)
 SCALE_TOLERANCE: Final = 1.12  # half the way between the two nearest of them, in their logarithm
 SAMPLED: Final = 16  # maps whose median recognises the scale
+FAR_OFF: Final = 20  # how many times too large or small a metre is that is none; centimetres are 100 times
+GRID: Final = 32  # places along a side where a map is compared with the truth
+UNLIKE: Final = -0.5  # correlation below which a map is large where the truth is near
+OPPOSITE: Final = (
+    "the maps are large where the truth is near: they look like inverse depth or disparity; if so, state --kind"
+)
 NAMED: Final = 5  # of the maps that a sentence names
 ODD: Final = {"constant": "hold one value everywhere", "clipped": "hold depth of 0 or below, which is clipped"}
 
@@ -26,23 +33,29 @@ def scale_of(
 ) -> tuple[float | None, tuple[str, ...]]:
     """Stored numbers to the metre, None where they are metres or have no unit, and what to say of it.
 
-    Whole numbers of metric maps get the scale in use that brings their median nearest to the truth's. Raises UserError
-    where none does, and for a stated one that makes no sense.
+    Whole numbers of metric maps get the scale in use that brings their median nearest to the truth's; other numbers are
+    metres. Raises UserError where that cannot be, and for a stated scale that makes no sense.
     """
     if stated is not None:
         if not (math.isfinite(stated) and stated > 0):
             raise UserError(f"--scale {stated}: must be above 0: how many steps of a stored number make a metre")
         return stated, (f"stored numbers are divided by {stated:g}, as stated",)
-    if kind in ("disparity", "relative") or not maps.whole_numbers():
-        return None, ()
-    if kind == "inverse":
+    whole = maps.whole_numbers()
+    if kind == "inverse" and whole:
         raise UserError(f"{maps.where[0]} holds whole numbers, and inverse depth has no usual scale; state --scale")
-    ratios = []
-    for i in np.unique(np.linspace(0, len(frames) - 1, min(SAMPLED, len(frames))).astype(int)).tolist():
-        values, truth = maps.map(i, None), frames.reader.depth_m(frames.depth_of[i])
-        if (values > 0).any() and (truth > 0).any():
-            ratios.append(float(np.median(values[values > 0]) / np.median(truth[truth > 0])))
-    ratio = float(np.median(ratios)) if ratios else math.nan
+    if kind != "metric":
+        return None, ()
+    ratio, likeness = _beside_truth(maps, frames)
+    notes = (OPPOSITE,) if likeness < UNLIKE else ()
+    if not whole:
+        if ratio > FAR_OFF or ratio < 1 / FAR_OFF:  # NaN compares false
+            raise UserError(
+                f"{maps.where[0]} and the others hold about {ratio:.4g} to a metre of the truth, so they are hardly "
+                "metres; state --scale (1000 for millimetres, 1 if they are meant as metres), or another --kind"
+            )
+        return None, notes
+    if math.isnan(ratio):
+        raise UserError(f"{maps.where[0]} and the others hold no number above 0; write the depth that was predicted")
     best = min(SCALES, key=lambda scale: abs(math.log(ratio / scale)))
     if not 1 / SCALE_TOLERANCE < ratio / best < SCALE_TOLERANCE:  # NaN compares false
         known = ", ".join(f"{scale:g}" for scale in SCALES)
@@ -50,7 +63,38 @@ def scale_of(
             f"{maps.where[0]} and the others hold whole numbers, about {ratio:.4g} to a metre of the truth, where "
             f"{known} are in use; state --scale"
         )
-    return best, (f"stored numbers are divided by {best:g}: recognised, about {ratio:.4g} are a metre of the truth",)
+    said = f"stored numbers are divided by {best:g}: recognised, about {ratio:.4g} are a metre of the truth"
+    return best, (said, *notes)
+
+
+def _beside_truth(maps: DepthMaps, frames: FrameList) -> tuple[float, float]:
+    """A map's numbers to a metre of the truth, and its correlation with the truth over a frame: medians over a sample
+    of the frames. NaN where no frame says it; what cannot be read is for `inspect` to say.
+    """
+    ratios: list[float] = []
+    likenesses: list[float] = []
+    for i in np.unique(np.linspace(0, len(frames) - 1, min(SAMPLED, len(frames))).astype(int)).tolist():
+        try:
+            values, truth = maps.map(i, None), frames.reader.depth_m(frames.depth_of[i])
+        except BadFrame:
+            continue
+        if values.ndim == 2 and np.isfinite(values).all() and (values > 0).any() and (truth > 0).any():
+            ratios.append(float(np.median(values[values > 0]) / np.median(truth[truth > 0])))
+            pred, true = _grid(values), _grid(truth)
+            if np.ptp(pred[true > 0]) and np.ptp(true[true > 0]):
+                likenesses.append(float(np.corrcoef(pred[true > 0], true[true > 0])[0, 1]))
+    return _median(ratios), _median(likenesses)
+
+
+def _median(found: list[float]) -> float:
+    return float(np.median(found)) if found else math.nan
+
+
+def _grid(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Values at GRID x GRID places over a frame, whatever its size."""
+    rows, columns = (np.linspace(0, side - 1, GRID).round().astype(int) for side in values.shape)
+    found: npt.NDArray[np.float64] = values[np.ix_(rows, columns)].astype(np.float64)
+    return found
 
 
 def inspect(maps: DepthMaps, scale: float | None, frames: FrameList, kind: Kind) -> tuple[str, tuple[str, ...]]:
@@ -59,6 +103,7 @@ def inspect(maps: DepthMaps, scale: float | None, frames: FrameList, kind: Kind)
     digest, faults = hashlib.sha256(), []
     odd: dict[str, list[str]] = {what: [] for what in ODD}
     sizes: dict[tuple[int, ...], int] = {}
+    largest = 0.0
     for i, name in enumerate(frames.ids):
         try:
             values = whole_map(maps.map(i, scale), size, name)
@@ -68,6 +113,7 @@ def inspect(maps: DepthMaps, scale: float | None, frames: FrameList, kind: Kind)
         digest.update(values.data)
         sizes[values.shape] = sizes.get(values.shape, 0) + 1
         least, most = float(values.min()), float(values.max())
+        largest = max(largest, most)
         if least == most:
             odd["constant"].append(name)
         if least <= 0 and kind == "metric":
@@ -79,6 +125,10 @@ def inspect(maps: DepthMaps, scale: float | None, frames: FrameList, kind: Kind)
             f"{'; '.join(faults[:NAMED])}{more}"
         )
     notes = [_resized(sizes, size)]
+    if kind == "metric" and largest <= 1:
+        notes.append(
+            "no map holds a number above 1, as depth from 0 to 1 without a scale; if so, state --kind relative"
+        )
     for what, names in odd.items():
         if names:
             more = ", ..." if len(names) > NAMED else ""

@@ -16,6 +16,7 @@ import argparse
 import pickle
 import re
 import struct
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -27,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
+from trainables.data.stand_in import stand_in_at
 from trainables.models.backbone import Backbone, Training
 from trainables.runtime.errors import UserError
 
@@ -120,10 +122,16 @@ def read_weights(network: Network, weights: str) -> dict[str, Tensor]:
         given = [Found((), network.backbone.published(weights))]
     candidates = [inner for found in given for inner in _under_prefixes(network, found)]
     fitting = [found for found in candidates if _problem(network, found.tensors) is None]
-    if fitting:
-        chosen = _only(fitting, weights)
-        return {key: value for key, value in chosen.tensors.items() if not network.in_head(key)}
     expected = network.module.state_dict().keys()
+    if fitting:
+        tensors = _only(fitting, weights).tensors
+        chosen = {key: one for key, one in tensors.items() if key in expected and not network.in_head(key)}
+        if broken := [key for key, one in chosen.items() if not bool(one.float().isfinite().all())]:
+            raise UserError(
+                f"model.weights: {broken[0]} of {weights} holds NaN or infinity, as after a divergence or a conversion "
+                f"to 16 bits; {GO_ON}"
+            )
+        return chosen
     closest = max(candidates or given, key=lambda found: len(expected & found.tensors.keys()))  # the first among equals
     problem = _problem(network, closest.tensors)
     if not expected & closest.tensors.keys():
@@ -179,22 +187,24 @@ def _from_file(path: Path) -> list[Found]:
         if path.suffix == ".safetensors":
             state: Any = load_safetensors(path.read_bytes())
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # timm's trainer keeps its arguments in one
+            # timm's trainer keeps its arguments in a Namespace; torch warns of a TorchScript file that it then refuses
+            with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"model.weights: {path} cannot be read ({error.strerror or error}); {GO_ON}") from error
     except UNREADABLE as error:
-        raise UserError(
-            f"model.weights: {path} is damaged or holds more than tensors{_objects(path)}; {GO_ON}"
-        ) from error
+        what = stand_in_at(path) or f"is damaged or holds more than tensors{_objects(path, error)}"
+        raise UserError(f"model.weights: {path} {what}; {GO_ON}") from error
     found = sorted(_mappings(state, ()), key=lambda one: not one.usual)
     if not found:
         raise UserError(f"model.weights: {path} holds no mapping of names to tensors; {GO_ON}")
     return found
 
 
-def _objects(path: Path) -> str:
+def _objects(path: Path, error: Exception) -> str:
     """What a file holds that only running its code could read, in words; nothing for another kind of file."""
+    if "TorchScript" in str(error):
+        return " (a TorchScript program: save its state_dict alone, where it was made)"
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (OSError, *UNREADABLE):
@@ -241,8 +251,9 @@ def _only(fitting: Sequence[Found], weights: str) -> Found:
 def _problem(network: Network, state: Mapping[str, Tensor]) -> str | None:
     """The first reason why weights do not fit the network, or None."""
     expected = {key: tuple(value.shape) for key, value in network.module.state_dict().items()}
-    wanted = [key for key in expected if not network.in_head(key) and not key.endswith("num_batches_tracked")]
-    given = [key for key in state if not network.in_head(key) and not key.endswith("num_batches_tracked")]
+    wanted, given = (
+        [key for key in keys if not network.in_head(key) and not _counts(key)] for keys in (expected, state)
+    )
     if missing := [key for key in wanted if key not in state]:
         return f"{missing[0]} is missing"
     if unknown := [key for key in given if key not in expected]:
@@ -252,6 +263,11 @@ def _problem(network: Network, state: Mapping[str, Tensor]) -> str | None:
     if integers := [key for key in wanted if expected[key] and not state[key].is_floating_point()]:
         return f"{integers[0]} holds {state[integers[0]].dtype} and no floating-point numbers"
     return None
+
+
+def _counts(key: str) -> bool:
+    """Whether a tensor only counts: BatchNorm's batches, or the operations that a profiler (thop) left in a model."""
+    return key.rpartition(".")[2] in ("num_batches_tracked", "total_ops", "total_params")
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -87,6 +87,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]  # numpy takes none below 0
 Skip = Literal["post_pool", "pre_pool", "none"]
 TargetKind = Literal["inverse", "metric", "unit", "relative"]
 PREVIOUS_STAGE = "previous_stage"  # of start_from: the best weights of the stage before
@@ -104,14 +105,14 @@ class ValidationSplit(Section):
 
     by: Literal["scene", "frame"]
     share: Annotated[float, Field(gt=0, lt=1)]
-    seed: int
+    seed: Seed
     max_frames: Count | None  # validate on evenly spaced frames of it when it is larger; null: on all
 
 
 class RoomsConfig(Section):
     """The embedded data set. `defects` plants that many training frames of each kind, and lists them in defects.csv."""
 
-    seed: int
+    seed: Seed
     train_scenes: Count
     test_scenes: Count
     frames_per_scene: Count
@@ -152,7 +153,7 @@ class DataConfig(Section):
     follow_links: Annotated[bool, Mark.PLACE]
     validation: ValidationSplit
     subset: Annotated[float, Field(gt=0, le=1), Mark.SEARCHABLE]  # seeded share of the training frames that is used
-    subset_seed: int
+    subset_seed: Seed
     exclude: tuple[str, ...]  # sample ids (a quarantine list) that are never trained on
     overfit: str | None  # one sample id, or first: train and validate on that frame alone
     order: Annotated[Literal["shuffled", "listed"], Mark.SEARCHABLE]
@@ -274,7 +275,7 @@ class TrialConfig(Section):
     variant: Annotated[str | None, Mark.DECIDED | Mark.BOOKKEEPING]
     # checkpoint folder, or previous_stage in a recipe: its best weights; null: model.weights
     start_from: Annotated[PathText | None, Mark.PLACE]
-    seed: Annotated[int, Field(ge=0), Mark.DECIDED | Mark.BOOKKEEPING]
+    seed: Annotated[Seed, Mark.DECIDED | Mark.BOOKKEEPING]
     input: tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]]  # rows, columns
     batch_size: Count
     accumulate: Count  # batches per optimiser step

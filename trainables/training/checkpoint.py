@@ -31,6 +31,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
+from trainables.data.stand_in import stand_in_at
 from trainables.models.depth_model import DepthModel, build_model
 from trainables.runtime.durable import naming, replace_folder, sha256
 from trainables.runtime.errors import Blocked, UserError
@@ -141,7 +142,8 @@ def verify(folder: Path, advice: str = ADVICE) -> None:
         if Path(name).name != name or not path.is_file():
             raise Blocked(f"{path} is missing from the checkpoint; {advice}")
         if sha256(path) != expected:
-            raise Blocked(f"{path} has changed since it was written (SHA-256 differs); {advice}")
+            what = stand_in_at(path) or "has changed since it was written (SHA-256 differs)"
+            raise Blocked(f"{path} {what}; {advice}")
     number = json.loads((folder / STATE).read_text()).get("format", 1)  # checkpoints of before it had one
     if number != FORMAT:
         raise UserError(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from trainables import colors
+from trainables import colors, drawing
 from trainables.data.frames import FrameList
 from trainables.evaluation.evaluate import Watch, predictions
 from trainables.runtime.durable import write_bytes
@@ -102,6 +102,11 @@ def _bounds(depths_m: NDArray[np.floating], config: TrialConfig) -> tuple[float,
 
 def write_preview(path: Path, model: nn.Module, frames: FrameList, config: TrialConfig, device: torch.device) -> None:
     """Write a PNG with a row per frame; truth and prediction of a row share a scale in metres, holes are grey."""
+    with drawing.own_settings():
+        write_bytes(path, _preview(model, frames, config, device))
+
+
+def _preview(model: nn.Module, frames: FrameList, config: TrialConfig, device: torch.device) -> bytes:
     from matplotlib.figure import Figure  # slow to import, and a pruned training never needs it
 
     chosen = pictured(frames)
@@ -130,4 +135,4 @@ def write_preview(path: Path, model: nn.Module, frames: FrameList, config: Trial
         axis.set_title(title, fontsize=9)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()

@@ -170,6 +170,23 @@ def test_other_formats_are_refused_at_once_and_start_nothing(kind: str, tmp_path
     assert time.monotonic() - began < 5
 
 
+def test_a_known_format_that_is_not_read_is_named_with_a_cure() -> None:
+    """Three channels of floats, as renderers write; HEIC, as phones do; files that end at once."""
+    tags = [(256, 3, 1, 2), (257, 3, 1, 1), (258, 3, 3, 170), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 182)]
+    tags += [(277, 3, 1, 3), (278, 3, 1, 1), (279, 4, 1, 24), (284, 3, 1, 1), (339, 3, 3, 176)]
+    directory = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    floats = b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + struct.pack("<I", 0)
+    floats = floats.ljust(170, b"\0") + struct.pack("<6H", 32, 32, 32, 3, 3, 3) + struct.pack("<6f", *[0.5] * 6)
+    known = {"TIFF": floats, "PNG": b"\x89PNG\r\n", "JPEG": b"\xff\xd8", "BMP": b"BM", "GIF": b"GIF8"}
+    for kind, content in known.items():
+        with pytest.raises(
+            UserError, match=rf"^a: this {kind} file is damaged, or of a kind .*; save it as an 8-bit PNG$"
+        ):
+            decode_picture(content, "a")
+    with pytest.raises(UserError, match=r"give a PNG, .* file \(it is HEIC or AVIF, as phones write, or a film\)$"):
+        decode_picture(FOREIGN["HEIC"], "a.jpg")
+
+
 def test_a_picture_is_bounded_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small, size = encoded(RGB, "PNG"), struct.pack(">II", 60_000, 60_000)
     head = small[12:16] + size + small[24:29]

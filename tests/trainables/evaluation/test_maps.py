@@ -300,3 +300,39 @@ def test_evaluate_and_score_agree(three: FrameList, tiny_config: Callable[..., T
     found = score(maps, three, ["densedepth", "ultralytics"]).summary
     for name, metrics in expected.items():
         assert found[name] == pytest.approx(metrics, rel=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize(("factor", "about"), [(1000, "1050"), (100, "105"), (0.001, "0.00105")])
+def test_floats_that_are_no_metres_are_refused(factor: float, about: str, three: FrameList, tmp_path: Path) -> None:
+    maps = open_maps(folder(tmp_path / "maps", named("{:05d}.npy", lambda v: npy(v * 1.05 * factor))), three.ids)
+    with pytest.raises(UserError, match=rf"hold about {about}\d* to a metre of the truth, so they are hardly"):
+        scale_of(maps, three, "metric", None)
+    assert scale_of(maps, three, "metric", 1.0)[0] == 1.0  # if they are meant so
+    for kind in ("inverse", "disparity", "relative"):
+        assert scale_of(maps, three, kind, None) == (None, ())
+
+
+@pytest.mark.parametrize("factor", [0.2, 1, 5])
+def test_a_poor_model_in_metres_is_scored(factor: float, three: FrameList, tmp_path: Path) -> None:
+    maps = open_maps(folder(tmp_path / "maps", named("{:05d}.npy", lambda v: npy(v * factor))), three.ids)
+    assert scale_of(maps, three, "metric", None) == (None, ())
+
+
+def test_disparity_that_is_called_metric_is_noted(three: FrameList, tmp_path: Path) -> None:
+    maps = open_maps(folder(tmp_path / "maps", named("{:05d}.npy", lambda v: npy(3 / v))), three.ids)
+    scale, (note,) = scale_of(maps, three, "metric", None)
+    assert scale is None and "large where the truth is near" in note and "state --kind" in note
+    assert scale_of(maps, three, "disparity", None) == (None, ())
+
+
+def test_depth_from_0_to_1_that_is_called_metric_is_noted(three: FrameList, tmp_path: Path) -> None:
+    maps = open_maps(folder(tmp_path / "maps", named("{:05d}.npy", lambda v: npy(v / v.max()))), three.ids)
+    for kind, noted in (("metric", True), ("relative", False)):
+        _, notes = inspect(maps, None, three, kind)
+        assert any("no map holds a number above 1" in note for note in notes) is noted
+
+
+def test_whole_numbers_without_any_depth(three: FrameList, tmp_path: Path) -> None:
+    files = named("{:05d}.png", lambda v: picture(np.zeros(v.shape, np.uint16), "PNG"))
+    with pytest.raises(UserError, match=r"00000\.png and the others hold no number above 0; write the depth"):
+        scale_of(open_maps(folder(tmp_path / "maps", files), three.ids), three, "metric", None)

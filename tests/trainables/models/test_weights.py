@@ -6,6 +6,7 @@ import argparse
 import os
 import pickle
 import urllib.error
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from trainables.runtime.errors import UserError
 from trainables.settings.recipe import load_recipe
 
 ENCODER = "resnet50"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 97790000\n"
 GO_ON = r"(give a local|set model\.weights: null).*"
 
 
@@ -201,6 +203,47 @@ def test_a_whole_model_and_a_folder_are_named(small: Any, tmp_path: Path) -> Non
         read_weights(network, str(tmp_path))
 
 
+def test_files_in_the_place_of_weights_are_named(small: Any, tmp_path: Path) -> None:
+    """A pointer that a clone without Git LFS leaves, a page that a download ends with, a program of TorchScript."""
+    network, _ = small
+    for suffix in (".pth", ".safetensors"):
+        for content, says in ((LFS, "is a Git LFS pointer"), (b"<html>quota</html>", "is a web page")):
+            (tmp_path / f"w{suffix}").write_bytes(content)
+            with pytest.raises(UserError, match=rf"w{suffix} {says} and not the file itself \(.*\); {GO_ON}"):
+                read_weights(network, str(tmp_path / f"w{suffix}"))
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.script(torch.nn.ReLU()).save(str(tmp_path / "program.pt"))
+    with (
+        warnings.catch_warnings(action="error"),
+        pytest.raises(UserError, match="a TorchScript program: save its"),
+    ):
+        read_weights(network, str(tmp_path / "program.pt"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(small: Any, tmp_path: Path, value: float) -> None:
+    """As a divergence leaves them, or a conversion to 16 bits: every training from them would diverge at step 0."""
+    network, state = small
+    broken = {key: one.clone() for key, one in state.items()}
+    broken["blocks.1.0.bn1.running_var"][3] = value
+    torch.save(broken, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=rf"blocks\.1\.0\.bn1\.running_var of \S+ holds NaN or infinity.*; {GO_ON}"):
+        read_weights(network, str(tmp_path / "w.pth"))
+    broken["blocks.1.0.bn1.running_var"][3] = 1.0
+    broken["classifier.bias"][:] = value  # of the head, which no encoder needs
+    torch.save({key: one.bfloat16() for key, one in broken.items()}, tmp_path / "w.pth")
+    assert read_weights(network, str(tmp_path / "w.pth")).keys() == {key for key in state if not network.in_head(key)}
+
+
+def test_what_a_profiler_left_in_a_model_is_not_asked_for(small: Any, tmp_path: Path) -> None:
+    """thop registers buffers in every module, which are saved with it."""
+    network, state = small
+    counters = {f"{place}total_{what}": torch.zeros(1) for place in ("", "blocks.1.0.") for what in ("ops", "params")}
+    torch.save({"model": state | counters}, tmp_path / "w.pth")
+    found = read_weights(network, str(tmp_path / "w.pth"))
+    assert all(torch.equal(value, state[key]) for key, value in found.items())
+
+
 def test_checkpoints_of_ours(tmp_path: Path) -> None:
     """The encoder of a model with another decoder; where only a part of it is there, the first key is named."""
     settings = {"model.encoder": "timm/mobilenetv3_small_050", "model.weights": None, "model.width": 0.05}
@@ -234,7 +277,7 @@ class Attack:
 def test_files_that_are_not_weights(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Missing, empty, a folder, text, a pickle that runs code, something else than tensors."""
     monkeypatch.chdir(tmp_path)
-    for name, content in {"empty": b"", "text": b"<html>404</html>", "attack": pickle.dumps({"a": Attack()})}.items():
+    for name, content in {"empty": b"", "text": b"404: not found", "attack": pickle.dumps({"a": Attack()})}.items():
         for suffix in (".pth", ".safetensors"):
             (tmp_path / f"{name}{suffix}").write_bytes(content)
             with pytest.raises(

@@ -80,6 +80,9 @@ def test_any_text_is_read_or_refused_in_one_sentence(text: str) -> None:
         ({"model.encoder": None}, r"model\.encoder must name an encoder"),
         ({"target.min_depth_m": 20.0}, "must be below max_depth_m"),
         ({"model.skips.s4": "pool"}, r"model\.skips\.s4: .*post_pool"),
+        ({"data.subset_seed": -1}, r"data\.subset_seed: input should be greater than or equal to 0, not -1"),
+        ({"data.validation.seed": -1}, r"data\.validation\.seed: input should be greater than or equal to 0"),
+        ({"data.rooms.seed": -1}, r"data\.rooms\.seed: input should be greater than or equal to 0"),
         ({"data.rooms.defects": {"burnt": 3}}, r"data\.rooms\.defects"),
     ],
 )

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import matplotlib
 import numpy as np
 import torch
 import yaml
@@ -39,6 +38,7 @@ from trainables.data.doctor.units import doubts
 from trainables.data.formats import forms
 from trainables.data.frames import FrameList
 from trainables.data.pairs import Absent
+from trainables.data.stand_in import stand_in_at
 from trainables.runtime import cli, durable
 from trainables.runtime.errors import UserError
 from trainables.settings.assignments import parse_assignments
@@ -79,6 +79,8 @@ def open_splits(root: Path, form: str | None, overrides: Mapping[str, Any]) -> O
     """
     if not root.exists():
         raise UserError(f"{root} does not exist; name the data's folder, archive or file")
+    if (other := stand_in_at(root)) is not None:
+        raise UserError(f"{root} {other}; name the data's folder, archive or file")
     names = [form] if form else sorted(set(forms()) - {"rooms"}, key=lambda name: name == "list")  # list takes any
     kinds = {n: [overrides["data.depth"]] if "data.depth" in overrides else forms()[n].DEPTHS for n in names}
     tried = [_open(name, root, {**overrides, "data.depth": kind}) for name in names for kind in kinds[name]]
@@ -437,7 +439,4 @@ def coloured(depth_m: NDArray[np.float32]) -> Image.Image:
     """Depth from its nearest to its farthest value in a colour-blind-safe scale."""
     known = depth_m > 0
     low, high = (float(depth_m[known].min()), float(depth_m[known].max())) if known.any() else (0.0, 1.0)
-    scaled = np.clip((depth_m - low) / max(high - low, 1e-6), 0, 1)
-    colours = (matplotlib.colormaps[colors.DEPTH](scaled)[..., :3] * 255).astype(np.uint8)
-    colours[~known] = colors.HOLE_RGB
-    return Image.fromarray(colours)
+    return Image.fromarray(colors.depth_rgb(depth_m, low, high))

@@ -25,6 +25,7 @@ from trainables.data.files import CONTENT_LIMIT, FolderFiles
 from trainables.data.frames import BadFrame, Depth, FrameList, Kept, Reader, Rgb
 from trainables.data.pairs import Absent, root_of
 from trainables.data.pictures import decode_rgb
+from trainables.data.stand_in import stand_in_at
 from trainables.runtime.durable import sha256
 from trainables.runtime.errors import UserError
 from trainables.settings.config import DataConfig
@@ -134,7 +135,8 @@ def _opened(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is not a readable parquet file ({_first_line(error)}); download it again") from None
+        what = stand_in_at(path) or f"is not a readable parquet file ({_first_line(error)})"
+        raise UserError(f"{path} {what}; download it again") from None
 
 
 @lru_cache(maxsize=4)
