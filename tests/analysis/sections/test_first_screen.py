@@ -162,7 +162,8 @@ def test_a_study_is_named_in_a_line_and_its_state_stands_under_it(tmp_path: Path
     tables = runs.load(layout.root)
     said = first_screen.studied(tables)
     assert said.startswith(
-        "densedepth (densenet169) on rendered rooms, in NYU's folder layout (400 training, 40 validation frames) at 480 x 640"
+        "densedepth (densenet169) on rendered rooms, in NYU's folder layout (400 training, 40 validation frames) at "
+        "480 x 640"
     )
     assert said.endswith("2 trainings of 2,400 images each (1 complete, 1 running).")
     entries = first_screen.headlines(tables, [], [])
