@@ -60,6 +60,8 @@ def _value(text: str, path: str, annotation: Any) -> Any:
     if str in kinds and all(kind in (str, type(None)) for kind in kinds):
         return _text(text, name, nullable=type(None) in kinds)
     if any(get_origin(kind) is tuple and _alternatives(get_args(kind)[0]) == [str] for kind in kinds):
+        if not text.lstrip().startswith("[") and str not in kinds and text != "null":  # * alone is YAML's, too
+            raise UserError(f'{name}: write a list, for example ["{text}"], not {text}')
         return parse_texts(text, name)
     return parse_value(text, name)
 

@@ -78,6 +78,8 @@ def test_quotes_around_the_whole_are_yamls() -> None:
         ("optim.lr", r"--set optim\.lr: write PATH=VALUE"),
         ("=3", "write PATH=VALUE"),
         ("input=[1", "is not valid YAML"),
+        ("model.frozen=*", r'--set model\.frozen: write a list, for example \["\*"\], not \*'),
+        ("data.exclude=2018", r'write a list, for example \["2018"\], not 2018'),
         ("data.root=", "the value is empty; write null"),
         ("optim.clip_norm= ", "the value is empty; write null"),
         ("data.root=~", "could be none or your home folder"),
