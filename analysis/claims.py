@@ -113,7 +113,7 @@ def _headline(found: Sequence[ClaimAnswer]) -> Headline:
         }
         for answer in found
     ]  # fmt: skip
-    note = "measured: each arm's mean; difference: of the pairs that share a seed, with its 95% interval."
+    note = "measured: means of the pairs that share a seed; difference: with its 95% interval from three pairs on."
     return Headline([_counted(found)], (), [Table("first-claims", "Claims", pd.DataFrame(rows), note)])
 
 
@@ -251,10 +251,10 @@ def _table(found: Sequence[ClaimAnswer]) -> Table:
     rows = [asdict(answer) | {"also": "; ".join(answer.also)} for answer in found]
     frame = pd.DataFrame([{c: row[c] for c in columns} for row in rows], columns=columns)
     note = (
-        "mean_a, mean_b: of each arm's trainings; effect: mean paired difference, above zero a is better, with its "
-        "95% t interval over n seeds. holds, does not hold: the interval leaves out zero on the expected side, on the "
-        "other. No difference: the 90% interval lies within the margin. About m would do: so many seeds would tell in "
-        "four of five studies, if these mean and spread are the true ones."
+        "mean_a, mean_b: of each arm's paired trainings; effect: mean paired difference, above zero a is better, with "
+        "its 95% t interval over n seeds. holds, does not hold: the interval leaves out zero on the expected side, on "
+        "the other. No difference: the 90% interval lies within the margin. About m would do: so many seeds would tell "
+        "in four of five studies, if these mean and spread are the true ones."
     )
     return Table("claims", "Verdicts", frame, note)
 

@@ -94,7 +94,15 @@ def analyse(tables: StudyTables) -> Section:
         return Section("importance", TITLE, kept, (), (), plain(data), Headline(kept[:1]))
     figures = importance_plots.figures(tables, judge, dimensions, search, effects, clipping, skips)
     parts = _tables(unit_of(judge.metric), effects, early, divergence, clipping, skips)
-    return Section("importance", TITLE, answers, figures, parts, plain(data), _headline(answers, effects, early, judge))
+    return Section(
+        "importance",
+        TITLE,
+        answers,
+        figures,
+        parts,
+        plain(data),
+        _headline(answers, effects, early, len(reached), judge),
+    )
 
 
 def _at_first_report(tables: StudyTables, ended: pd.DataFrame, judge: Judge) -> pd.DataFrame:
@@ -132,9 +140,11 @@ def _early_sentences(early: Sequence[Row], reached: pd.DataFrame, judge: Judge) 
     return [f"{where}, these stand out from chance: {'; '.join(named)}."]
 
 
-def _headline(answers: Sequence[str], effects: Sequence[Row], early: Sequence[Row], judge: Judge) -> Headline:
-    """The settings that matter with their intervals, at the end or else at the first report; where none is clear, the
-    strongest as they are.
+def _headline(
+    answers: Sequence[str], effects: Sequence[Row], early: Sequence[Row], reached: int, judge: Judge
+) -> Headline:
+    """The settings that matter with their intervals, at the end or else at the first report, which so many trials
+    reached; where none is clear, the strongest as they are.
     """
     unit = unit_of(judge.metric)
     clear = [row for row in effects if row["distinguishable"]]
@@ -144,18 +154,20 @@ def _headline(answers: Sequence[str], effects: Sequence[Row], early: Sequence[Ro
     hint = "A hint, not a proof: the sampler chose the trials."
     if clear:
         named = ", ".join(row["setting"] for row in clear)
-        said = f"{named}: {len(clear)} of {counted(len(effects), 'setting')} compared stand out from chance. {hint}"
+        stands = "stands" if len(clear) == 1 else "stand"
+        said = f"Of {counted(len(effects), 'setting')} compared, {named} {stands} out from chance. {hint}"
     elif at_first:
         named = ", ".join(row["setting"] for row in at_first)
         others = [row["setting"] for row in early if not row["distinguishable"]]
-        said = f"At the first report, which every trial reached, {named} stands out from chance"
+        stands = "stands" if len(at_first) == 1 else "stand"
+        said = f"At the first report, which {reached} trials reached, {named} {stands} out from chance"
         said += f", not {', '.join(others)}" if others else ""
         said += ". Among the trials that the pruner let come to the end no setting does" if effects else ""
         said += f". {hint}"
     else:
         said = f"None of {len(effects)} compared settings stands out from chance; the strongest are listed."
     shown = (clear or at_first or effects)[:STRONGEST]
-    by = f"{judge.metric} times" if "factor" in shown[0] else f"{judge.metric} better by"
+    by = f"{judge.metric} less by a factor of" if "factor" in shown[0] else f"{judge.metric} better by"
     rows = [
         {
             "setting": row["setting"], "from worst": row["worst"], "to best": row["best"],

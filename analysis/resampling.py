@@ -98,6 +98,15 @@ def profile(scores: Scores, thresholds: Floats, seed: int) -> tuple[Floats, Floa
     return share, np.clip(low, 0, 1), np.clip(high, 0, 1)
 
 
+def no_interval(better: Scores, other: Scores) -> str | None:
+    """Why the probability of improvement has no interval; None where it has one."""
+    a, b = len(better.values), len(other.values)
+    if not better.resampled:
+        known = len(set(better.scenes))
+        return "scenes are unknown" if None in better.scenes else f"{known} scenes are too few"
+    return f"{a} and {b} seeds are too few" if 2 / math.comb(a + b, a) > 1 - LEVEL else None
+
+
 def improvement(better: Scores, other: Scores, seed: int) -> Estimate:
     """The probability that a training of `better` has a lower value than one of `other`, on a frame drawn at random:
     per frame the share of pairs of seeds (Mann-Whitney's U over all pairs, ties one half), averaged over frames.
@@ -109,7 +118,7 @@ def improvement(better: Scores, other: Scores, seed: int) -> Estimate:
     wins = (a[:, None, :] < b[None, :, :]) + 0.5 * (a[:, None, :] == b[None, :, :])  # (seeds, seeds, frames)
     value = float(wins.mean())
     n = f"{len(a)} and {len(b)} seeds x {better.n.partition(' x ')[2]}"
-    if not better.resampled or 2 / math.comb(len(a) + len(b), len(a)) > 1 - LEVEL:
+    if no_interval(better, other) is not None:
         return Estimate(value, None, None, n)
     first, second = draw(better, seed), _counts(np.random.default_rng(seed + 1), len(b))
     pairs = first.seeds[:, :, None] * second[:, None, :] / (first.seeds.sum(1) * second.sum(1))[:, None, None]

@@ -50,7 +50,7 @@ class Sampler:
 @dataclass(frozen=True)
 class Pruner:
     """A way to stop trials early. make: of Optuna's, from the images before which nothing is stopped, the budget of a
-    trial in images, and the reduction (one in so many goes on); None: nothing is stopped.
+    trial in images, and the reduction (one in so many continues); None: nothing is stopped.
     """
 
     make: Callable[[int, int, int], BasePruner] | None

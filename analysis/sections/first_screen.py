@@ -18,7 +18,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,16 +127,13 @@ def _steps(tables: StudyTables, verdicts: Sequence[tuple[str, str]]) -> Iterator
         if count := replays.waiting(tables, tables.extras.get("spikes.spikes", pd.DataFrame())):
             reason = f"{counted(count, 'spike')} can be replayed with and without the worst sample of the batch."
             yield reason, command("analysis.spikes", root, "--replay")
-        if seeds := seeds_needed(verdicts):
-            ids = [name for name, words in verdicts if _needed(words) is not None]
+        if needed := seeds_needed(verdicts):
             settings = (
-                f"name={tables.name[:50]}-{seeds}-seeds", f"claims.test={_asked(tables, ids)}", f"claims.seeds={seeds}",
+                f"name={tables.name[:50]}-{max(needed.values())}-seeds", f"claims.test={_asked(tables, needed)}",
                 "reproduce.recipes=[]", "search.trials=0", "confirm.top=0",
             )  # fmt: skip
-            each = ", ".join(f"{name} {n}" for name, words in verdicts if (n := _needed(words)) is not None)
-            reason = (
-                f"{', '.join(ids)} cannot be told on the seeds there are. So many would do if the spread stays: {each}."
-            )
+            each = ", ".join(f"{name} {n}" for name, n in needed.items())
+            reason = f"Of these claims more seeds would tell, if the spread stays: {each}."
             args = [part for setting in settings for part in ("--set", setting)]
             yield reason, command("study.run", f"{root}/study.yaml", *args)
         if images := longer(tables):
@@ -153,24 +150,24 @@ def _steps(tables: StudyTables, verdicts: Sequence[tuple[str, str]]) -> Iterator
         yield reason, command("study.run", NYU_STUDY, "--plan", "--set", "data.root=nyu_data.zip")
 
 
-def seeds_needed(verdicts: Sequence[tuple[str, str]]) -> int | None:
-    """The seeds at which the rule would decide every undecided claim, MOST_SEEDS at most; None: no such claim."""
-    needed = [n for _, words in verdicts if (n := _needed(words)) is not None]
-    return max(needed, default=None)
+def seeds_needed(verdicts: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """The seeds at which the rule would decide each undecided claim, of those that need MOST_SEEDS at most."""
+    found = {name: _WOULD_DO.search(words) for name, words in verdicts}
+    counts = {name: int(match[1].replace(",", "")) for name, match in found.items() if match}
+    return {name: seeds for name, seeds in counts.items() if seeds <= MOST_SEEDS}
 
 
-def _needed(verdict: str) -> int | None:
-    found = _WOULD_DO.search(verdict)
-    seeds = int(found[1].replace(",", "")) if found else None
-    return seeds if seeds is not None and seeds <= MOST_SEEDS else None
-
-
-def _asked(tables: StudyTables, ids: Sequence[str]) -> str:
-    """The study's own entries of claims.test with these ids, as --set takes them."""
-    entries = (tables.study.get("claims") or {}).get("test") or []
-    names = [entry if isinstance(entry, str) else entry.get("id", next(iter(entry))) for entry in entries]
-    kept = [entry for entry, name in zip(entries, names, strict=True) if name in ids]
-    return f"[{', '.join(entry if isinstance(entry, str) else json.dumps(entry) for entry in kept)}]"
+def _asked(tables: StudyTables, needed: Mapping[str, int]) -> str:
+    """The study's own entries of claims.test with these ids, each with the seeds it needs, as --set takes them."""
+    asked = []
+    for entry in (tables.study.get("claims") or {}).get("test") or []:
+        whole = not isinstance(entry, str) and "id" in entry
+        name = entry["id"] if whole else entry if isinstance(entry, str) else next(iter(entry))
+        if name in needed:
+            fields = {} if isinstance(entry, str) else entry if whole else entry[name]
+            changed = {**fields, "seeds": needed[name]}
+            asked.append(changed if whole else {name: changed})
+    return json.dumps(asked)
 
 
 def longer(tables: StudyTables) -> int | None:

@@ -19,7 +19,6 @@ from analysis.page.section import Figure, Section, Table, counted, number, plain
 from analysis.page.style import CYCLE
 from analysis.resampling import Scores
 from analysis.selection import unit_of, with_unit
-from analysis.statistics import MIN_SEEDS
 from analysis.tables import sealed
 from analysis.tables.tidy import StudyTables
 from trainables.settings.registry import METRICS
@@ -80,11 +79,13 @@ def _row(name: str, own: Scores, champion: Scores, sign: float) -> Row:
         "configuration": name, "seeds": len(own.values), "frames": len(own.scenes), "mean": mean.value,
         "mean_low": mean.low, "mean_high": mean.high, "iqm": middle.value, "iqm_low": middle.low,
         "iqm_high": middle.high, "n": mean.n, "champion_better": None, "better_low": None, "better_high": None,
+        "no_interval": None,
     }  # fmt: skip
     if name != CHAMPION and own.values.shape[1] == champion.values.shape[1]:
         signed = [Scores(sign * one.values, one.scenes) for one in (champion, own)]
         chance = resampling.improvement(signed[0], signed[1], SEED)
         row |= {"champion_better": chance.value, "better_low": chance.low, "better_high": chance.high}
+        row["no_interval"] = resampling.no_interval(*signed)
     return row
 
 
@@ -105,9 +106,7 @@ def _sentences(rows: Sequence[Row], metric: str, unit: str) -> list[str]:
         band = "" if row["better_low"] is None else (
             f" (95% interval {row['better_low']:.0%} to {row['better_high']:.0%})"
         )  # fmt: skip
-        fewest = min(first["seeds"], row["seeds"])
-        cause = f"one of the two has {counted(fewest, 'seed')}" if fewest < MIN_SEEDS else "too few scenes"
-        why = "" if band else f" (no interval: {cause})"
+        why = "" if band else f" (no interval: {row['no_interval']})"
         said.append(
             f"On a frame drawn at random a training of the champion's configuration beats {row['configuration']} with "
             f"probability {row['champion_better']:.0%}{band}{why}."
@@ -120,11 +119,11 @@ def _profiles(known: Mapping[str, Scores], sign: float) -> pd.DataFrame:
     drawn = {name: one for name, one in known.items() if name != sealed.RANDOM_GUESS}  # far off all others
     drawn = dict(list(drawn.items())[:MOST])
     every = np.concatenate([one.values.ravel() for one in drawn.values()])
-    thresholds = np.linspace(every.min(), every.max(), POINTS)
+    thresholds = np.unique(np.quantile(every, np.linspace(0.0, 1.0, POINTS)))  # close where values are
     parts = []
     for name, one in drawn.items():
         share, below, above = resampling.profile(Scores(sign * one.values, one.scenes), sign * thresholds, SEED)
-        nothing = np.full(POINTS, np.nan)
+        nothing = np.full(len(thresholds), np.nan)
         parts.append(pd.DataFrame({"configuration": name, "threshold": thresholds, "share": share,
                                    "low": nothing if below is None else below,
                                    "high": nothing if above is None else above}))  # fmt: skip

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.pruners import BasePruner
 
+KEYS = ("low", "high", "scale", "choices", "when")  # of a dimension in search.space
+
 
 @dataclass(frozen=True)
 class Dimension:
@@ -137,9 +139,10 @@ def _dimension(study: Study, path: str, base: Mapping[str, Any]) -> Dimension:
     if Mark.SEARCHABLE not in mark:
         why = "it changes no training" if Mark.BOOKKEEPING in mark else "the trials could not be compared"
         raise UserError(f"{where} cannot be searched: {why}; remove it")
-    if unknown := set(given) - {"low", "high", "scale", "choices", "when"}:
+    if unknown := set(given).difference(KEYS):
         raise UserError(
-            f"{where}.{min(unknown)} is not a setting; write low, high and scale (linear or log), or choices; when"
+            f"{where}.{min(unknown)} is not a setting; write low, high and scale (linear or log), or choices, "
+            "and when if it exists under some settings alone"
         )
     when = _conditions(study, path, given.get("when"), base)
     within = study.within(f"search.space.{path}")

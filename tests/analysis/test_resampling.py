@@ -45,7 +45,11 @@ def test_few_seeds_or_scenes_carry_less() -> None:
     unknown = Scores(three.values, (None,) * 80)
     assert resampling.mean(unknown, 0).low is None and unknown.n == "3 seeds x 80 frames of unknown scenes"
     assert resampling.improvement(three, three, 0).low is None  # 3 and 3 in order happen in one of ten alike studies
-    assert resampling.improvement(scores(rng.standard_normal((4, 80))), scores(rng.standard_normal((4, 80))), 0).low
+    assert resampling.no_interval(three, three) == "3 and 3 seeds are too few"
+    four = scores(rng.standard_normal((4, 80)))
+    assert resampling.improvement(four, four, 0).low and resampling.no_interval(four, four) is None
+    assert resampling.no_interval(Scores(four.values, (None,) * 80), four) == "scenes are unknown"
+    assert resampling.no_interval(scores(four.values, scenes=29), four) == "29 scenes are too few"
 
 
 @pytest.mark.parametrize(("seeds", "luck", "room"), [(3, 0.02, 0.02), (5, 0.02, 0.1)])

@@ -19,7 +19,7 @@ SCALES: Final = (1000.0, 256.0, 5000.0, 6553.5)  # whole numbers to the metre th
 SCALE_TOLERANCE: Final = 1.12  # half the way between the two nearest of them, in their logarithm
 SAMPLED: Final = 16  # maps whose median recognises the scale
 FAR_OFF: Final = 20  # how many times too large or small a metre is that is none; centimetres are 100 times
-GRID: Final = 32  # places along a side where a map is compared with the truth
+PLACES: Final = 1024  # pixels at which a map is compared with the truth
 UNLIKE: Final = -0.5  # correlation below which a map is large where the truth is near
 OPPOSITE: Final = (
     "the maps are large where the truth is near: they look like inverse depth or disparity; if so, state --kind"
@@ -45,7 +45,7 @@ def scale_of(
         raise UserError(f"{maps.where[0]} holds whole numbers, and inverse depth has no usual scale; state --scale")
     if kind != "metric":
         return None, ()
-    ratio, likeness = _beside_truth(maps, frames)
+    ratio, likeness, unknown = _beside_truth(maps, frames)
     notes = (OPPOSITE,) if likeness < UNLIKE else ()
     if not whole:
         if ratio > FAR_OFF or ratio < 1 / FAR_OFF:  # NaN compares false
@@ -55,7 +55,9 @@ def scale_of(
             )
         return None, notes
     if math.isnan(ratio):
-        raise UserError(f"{maps.where[0]} and the others hold no number above 0; write the depth that was predicted")
+        if UNREADABLE in unknown:  # which `inspect` names
+            return None, ()
+        raise UserError(f"{maps.where[0]} and the others: {unknown.pop()}, so their unit is not known; state --scale")
     best = min(SCALES, key=lambda scale: abs(math.log(ratio / scale)))
     if not 1 / SCALE_TOLERANCE < ratio / best < SCALE_TOLERANCE:  # NaN compares false
         known = ", ".join(f"{scale:g}" for scale in SCALES)
@@ -67,34 +69,47 @@ def scale_of(
     return best, (said, *notes)
 
 
-def _beside_truth(maps: DepthMaps, frames: FrameList) -> tuple[float, float]:
+UNREADABLE: Final = "a map cannot be read"
+
+
+def _beside_truth(maps: DepthMaps, frames: FrameList) -> tuple[float, float, set[str]]:
     """A map's numbers to a metre of the truth, and its correlation with the truth over a frame: medians over a sample
-    of the frames. NaN where no frame says it; what cannot be read is for `inspect` to say.
+    of the frames. NaN where no frame says it, for the reasons given.
     """
     ratios: list[float] = []
     likenesses: list[float] = []
+    unknown: set[str] = set()
     for i in np.unique(np.linspace(0, len(frames) - 1, min(SAMPLED, len(frames))).astype(int)).tolist():
         try:
             values, truth = maps.map(i, None), frames.reader.depth_m(frames.depth_of[i])
         except BadFrame:
+            unknown.add(UNREADABLE)
             continue
-        if values.ndim == 2 and np.isfinite(values).all() and (values > 0).any() and (truth > 0).any():
+        if values.ndim != 2 or not np.isfinite(values).all():
+            unknown.add(UNREADABLE)
+        elif not (values > 0).any():
+            unknown.add("no number is above 0")
+        elif not (truth > 0).any():
+            unknown.add("the truth has no depth")
+        else:
             ratios.append(float(np.median(values[values > 0]) / np.median(truth[truth > 0])))
-            pred, true = _grid(values), _grid(truth)
-            if np.ptp(pred[true > 0]) and np.ptp(true[true > 0]):
-                likenesses.append(float(np.corrcoef(pred[true > 0], true[true > 0])[0, 1]))
-    return _median(ratios), _median(likenesses)
+            pred, true = _at_places(values, truth)
+            if np.ptp(pred) and np.ptp(true):
+                likenesses.append(float(np.corrcoef(pred, true)[0, 1]))
+    return _median(ratios), _median(likenesses), unknown
 
 
 def _median(found: list[float]) -> float:
     return float(np.median(found)) if found else math.nan
 
 
-def _grid(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Values at GRID x GRID places over a frame, whatever its size."""
-    rows, columns = (np.linspace(0, side - 1, GRID).round().astype(int) for side in values.shape)
-    found: npt.NDArray[np.float64] = values[np.ix_(rows, columns)].astype(np.float64)
-    return found
+def _at_places(values: npt.NDArray[Any], truth: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """A map and the truth, of whatever sizes, at PLACES evenly spaced pixels at most of those that have truth."""
+    rows, columns = np.nonzero(truth > 0)
+    places = np.unique(np.linspace(0, len(rows) - 1, min(PLACES, len(rows))).round().astype(int))
+    rows, columns = rows[places], columns[places]
+    own = rows * values.shape[0] // truth.shape[0], columns * values.shape[1] // truth.shape[1]
+    return values[own].astype(np.float64), truth[rows, columns].astype(np.float64)
 
 
 def inspect(maps: DepthMaps, scale: float | None, frames: FrameList, kind: Kind) -> tuple[str, tuple[str, ...]]:

@@ -112,7 +112,8 @@ def _run(arguments: argparse.ArgumentParser, body: Body, argv: list[str] | None)
     from threadpoolctl import threadpool_limits
 
     try:
-        # numpy's products here are small: a second thread waits for the first, and takes a core from who needs it
+        # Where numpy is loaded by now (analysis, the doctor) its products are small: a second thread only waits for the
+        # first, and takes a core from who needs it.
         with (
             threadpool_limits(1, user_api="blas"),
             contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext(),

@@ -5,6 +5,7 @@ A shell's word `/x/set #2`, `a: b`, `2018` or `@x` is a fine name of a folder an
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -60,9 +61,11 @@ def _value(text: str, path: str, annotation: Any) -> Any:
     if str in kinds and all(kind in (str, type(None)) for kind in kinds):
         return _text(text, name, nullable=type(None) in kinds)
     if any(get_origin(kind) is tuple and _alternatives(get_args(kind)[0]) == [str] for kind in kinds):
-        if not text.lstrip().startswith("[") and str not in kinds and text != "null":  # * alone is YAML's, too
-            raise UserError(f'{name}: write a list, for example ["{text}"], not {text}')
-        return parse_texts(text, name)
+        found = text if text.strip() == "*" else parse_texts(text, name)  # * alone is an alias in YAML
+        if found is not None and not isinstance(found, list) and str not in kinds:
+            one = found if isinstance(found, str) else " ".join(text.split())
+            raise UserError(f"{name}: write a list, for example {json.dumps([one], ensure_ascii=False)}, not {one}")
+        return found
     return parse_value(text, name)
 
 

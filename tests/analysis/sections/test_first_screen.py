@@ -129,7 +129,11 @@ def proposed(tables: StudyTables, verdicts: list[tuple[str, str]] | None = None)
 def test_the_next_step_follows_from_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tables = ended(tmp_path / "results" / "s")
-    study = {**tables.study, "confirm": {"top": 0}, "claims": {"test": ["P1", "P2", {"P3": {"seeds": 5}}]}}
+    study = {
+        **tables.study,
+        "confirm": {"top": 0},
+        "claims": {"test": ["P1", "P2", {"P3": {"seeds": 5, "margin": 0.1}}]},
+    }
     tables = replace(tables, study=study, planned={**tables.planned, "claims": 0})
     assert "studies/nyu.yaml --plan" in proposed(tables)
     assert proposed(replace(tables, layout=None)) == proposed(tables)
@@ -137,9 +141,11 @@ def test_the_next_step_follows_from_the_study(tmp_path: Path, monkeypatch: pytes
     assert proposed(nyu) == ""
     told = [("P1", "holds"), ("P2", "cannot be told (3 seeds; about 9 would do)"), ("P3", "not testable here: why")]
     assert proposed(tables, told).endswith(
-        "study.run results/s/study.yaml --set name=s-9-seeds --set 'claims.test=[P2]' --set claims.seeds=9 "
+        """study.run results/s/study.yaml --set name=s-9-seeds --set 'claims.test=[{"P2": {"seeds": 9}}]' """
         "--set 'reproduce.recipes=[]' --set search.trials=0 --set confirm.top=0"
     )
+    told[2] = ("P3", "cannot be told (5 seeds; about 12 would do)")  # on more than its own 5
+    assert '{"P2": {"seeds": 9}}, {"P3": {"seeds": 12, "margin": 0.1}}]' in proposed(tables, told)
     assert "nyu" in proposed(tables, [("P2", "cannot be told (3 seeds; about 900 would do)")])
     rows = tables.reports[tables.reports["key"] == "search-0000"].head(2)
     others = tables.reports[tables.reports["key"] != "search-0000"]

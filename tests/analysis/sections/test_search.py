@@ -178,6 +178,7 @@ def test_configurations_are_compared_over_their_seeds(planted: StudyTables, tmp_
     assert (champion["seeds"], recipe["seeds"], mean["seeds"]) == (5, 5, 1)
     assert champion["mean_low"] < 0.4 < champion["mean_high"] and champion["iqm"] == pytest.approx(0.4, abs=0.02)
     assert recipe["champion_better"] > 0.9 and recipe["better_low"] > 0.5 and mean["better_low"] is None
+    assert "beats training mean with probability 100% (no interval: 5 and 1 seeds are too few)." in section.answers[-1]
     profile = drawn(section)["frames-profile"]
     for _, own in profile.groupby("configuration"):
         assert own["share"].is_monotonic_increasing and (own["low"] <= own["share"]).all()

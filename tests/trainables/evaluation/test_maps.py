@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -334,5 +335,28 @@ def test_depth_from_0_to_1_that_is_called_metric_is_noted(three: FrameList, tmp_
 
 def test_whole_numbers_without_any_depth(three: FrameList, tmp_path: Path) -> None:
     files = named("{:05d}.png", lambda v: picture(np.zeros(v.shape, np.uint16), "PNG"))
-    with pytest.raises(UserError, match=r"00000\.png and the others hold no number above 0; write the depth"):
+    with pytest.raises(UserError, match=r"00000\.png and the others: no number is above 0, so their unit is not known"):
         scale_of(open_maps(folder(tmp_path / "maps", files), three.ids), three, "metric", None)
+
+
+def test_whole_numbers_of_another_shape_are_named_as_such(three: FrameList, tmp_path: Path) -> None:
+    files = named("{:05d}.npy", lambda v: npy(np.full((*v.shape, 3), 7, np.uint8)))
+    maps = open_maps(folder(tmp_path / "maps", files), three.ids)
+    assert scale_of(maps, three, "metric", None) == (None, ())
+    with pytest.raises(UserError, match=r"holds uint8 of shape \(6, 8, 3\), not \(rows, columns\)"):
+        inspect(maps, None, three, "metric")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 5])
+def test_maps_are_looked_at_where_the_truth_is_sparse(kept: int, three: FrameList, tmp_path: Path) -> None:
+    """As a laser's: a few pixels of each frame have truth."""
+
+    class Sparse:
+        def depth_m(self, number: int) -> np.ndarray:
+            truth = three.reader.depth_m(number).copy()
+            truth.ravel()[kept:] = 0
+            return truth
+
+    sparse = replace(three, reader=Sparse())  # type: ignore[arg-type]
+    maps = open_maps(folder(tmp_path / "maps", named("{:05d}.npy", lambda v: npy(v * 1.05))), three.ids)
+    assert scale_of(maps, sparse, "metric", None) == (None, ())

@@ -233,6 +233,9 @@ def test_weights_that_are_no_numbers_are_refused(small: Any, tmp_path: Path, val
     broken["classifier.bias"][:] = value  # of the head, which no encoder needs
     torch.save({key: one.bfloat16() for key, one in broken.items()}, tmp_path / "w.pth")
     assert read_weights(network, str(tmp_path / "w.pth")).keys() == {key for key in state if not network.in_head(key)}
+    counted = {key: one + 100_000 if key.endswith("num_batches_tracked") else one for key, one in state.items()}
+    torch.save({key: one.half() for key, one in counted.items()}, tmp_path / "w.pth")  # counts become infinite
+    assert read_weights(network, str(tmp_path / "w.pth"))
 
 
 def test_what_a_profiler_left_in_a_model_is_not_asked_for(small: Any, tmp_path: Path) -> None:

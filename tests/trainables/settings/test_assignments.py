@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from study.config import load_study
+from study.config import StudyConfig, load_study
 from trainables.runtime.errors import UserError
 from trainables.settings.assignments import QUOTED, annotation_of, parse_assignments
 from trainables.settings.config import RoomsConfig, as_dict, flat
@@ -28,6 +28,10 @@ def test_values_have_the_type_of_their_setting() -> None:
         "model.skips": {"s1": "none"},
     }
     assert parse_assignments(["data.exclude=[2018, no, 'a, b']"]) == {"data.exclude": ["2018", "no", "a, b"]}
+    assert parse_assignments(["data.exclude=- a\n- 2018"]) == {"data.exclude": ["a", "2018"]}
+    assert parse_assignments(["search.objectives= ~"], partial(annotation_of, StudyConfig)) == {
+        "search.objectives": None
+    }
     assert parse_assignments(["size=[96, 128]"], partial(annotation_of, RoomsConfig)) == {"size": [96, 128]}
 
 
@@ -80,6 +84,7 @@ def test_quotes_around_the_whole_are_yamls() -> None:
         ("input=[1", "is not valid YAML"),
         ("model.frozen=*", r'--set model\.frozen: write a list, for example \["\*"\], not \*'),
         ("data.exclude=2018", r'write a list, for example \["2018"\], not 2018'),
+        ('data.exclude="a/b.jpg"', r'write a list, for example \["a/b\.jpg"\], not a/b'),
         ("data.root=", "the value is empty; write null"),
         ("optim.clip_norm= ", "the value is empty; write null"),
         ("data.root=~", "could be none or your home folder"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +21,7 @@ from trainables.runtime.errors import UserError
 
 HASH_SIDE: Final = 16  # a perceptual hash has its square of bits
 WHITE: Final = 225
+AHEAD: Final = 2  # frames examined before they are asked for
 LEVELS_STEP, BITS_STEP = 4, 17  # one pixel of so many is looked at for the levels of a picture and the bits of a depth
 
 
@@ -95,8 +98,14 @@ def examined(frames: FrameList, numbers: Iterable[int], split: str, references: 
     """The records of some frames, in order. Its operations are small: on one thread they take a quarter of the time
     that they take on two, and a twentieth where another process wants the second core.
     """
+    waiting: deque[Future[Record]] = deque()
     with single_threaded("doctor") as pool:
-        yield from pool.map(lambda number: examine(frames, number, split, references), numbers)
+        for number in numbers:
+            waiting.append(pool.submit(examine, frames, number, split, references))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        for future in waiting:
+            yield future.result()
 
 
 def lower(small: pairing.Small) -> float:
