@@ -8,6 +8,7 @@ it is part of a training's settings, and no command changes it by itself.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import shutil
@@ -25,7 +26,7 @@ from study.ledger import Entry
 from study.plan import Plan
 from study.resources import here, share_of, workers_of
 from trainables.runtime.errors import UserError
-from trainables.settings.config import TrialConfig
+from trainables.settings.config import ModelConfig, TargetKind, TrialConfig
 
 GIB = 2**30
 EFFICIENCY = 0.35  # share of a large matrix product's speed that these convolutions reach
@@ -145,7 +146,16 @@ def _concurrency(plan: Plan) -> tuple[int, int]:
 
 
 def _counted(config: TrialConfig) -> Cost:
-    """From the model on the meta device: no memory, no data."""
+    """From a forward pass without numbers: no memory, no data."""
+    flops, kept, parameters = _forward(config.model.model_dump_json(), config.target.kind, config.input)
+    seconds = config.budget_images * flops * BACKWARD / _matrix_rate(config) / EFFICIENCY
+    memory = parameters * STATE_BYTES + 2 * kept * config.batch_size
+    return Cost(seconds + START_S, memory, _trace(config), parameters, measured=False)
+
+
+@functools.lru_cache
+def _forward(settings: str, kind: TargetKind, input_hw: tuple[int, int]) -> tuple[float, float, int]:
+    """Multiplications and additions, bytes of all layers' outputs (both per image), and parameters of a model."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -158,16 +168,13 @@ def _counted(config: TrialConfig) -> Cost:
         kept += output.numel() * output.element_size() if isinstance(output, torch.Tensor) else 0
 
     with torch.device("meta"):
-        model = build_model(config.model, config.target.kind, pretrained=False)
+        model = build_model(ModelConfig.model_validate_json(settings), kind, pretrained=False)
         for module in model.modules():
             if not list(module.children()):
                 module.register_forward_hook(keep)
         with FlopCounterMode(display=False) as counter:
-            model(torch.empty(2, 3, *config.input))
-    parameters = sum(p.numel() for p in model.parameters())
-    seconds = config.budget_images * counter.get_total_flops() / 2 * BACKWARD / _matrix_rate(config) / EFFICIENCY
-    memory = parameters * STATE_BYTES + 2 * kept / 2 * config.batch_size
-    return Cost(seconds + START_S, memory, _trace(config), parameters, measured=False)
+            model(torch.empty(2, 3, *input_hw))  # two images: BatchNorm takes no single one
+    return counter.get_total_flops() / 2, kept / 2, sum(p.numel() for p in model.parameters())
 
 
 def _measured(config: TrialConfig) -> Cost:
