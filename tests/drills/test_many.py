@@ -20,6 +20,7 @@ from tests.drills.table import record
 from tests.study.conftest import STUDY, Workplace
 from tests.study.standin import value_of
 
+ROOT = Path(__file__).resolve().parents[2]
 BLOCK = 25  # trials whose samples become one point: neighbouring samples are no independent ones
 # What may grow, per 100 trials: a driver holds a record of every trial, and so do Tune and MLflow's client.
 TOLERATED = {"rss_mb": 6.0, "fds": 0.5, "threads": 0.5, "children": 0.5, "shm_mb": 0.5}
@@ -115,6 +116,40 @@ def test_one_second_trials_lose_nothing(workplace: Workplace) -> None:
     wrong = judge.faults(workplace, replay=value_of)
     record("200 one-second trials", 0, 200, f"{share:.1%} busy; {wrong or 'nothing wrong'}", time.monotonic() - began)
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cores", [2, 4, 8])
+def test_the_default_study_keeps_more_cores_busy(workplace: Workplace, cores: int) -> None:
+    """Its trainings as stand-ins that sleep, as long in proportion, on a Ray that counts so many cores.
+
+    On paper each phase takes its trainings' seconds by the cores, or as long as its longest training.
+    """
+    import ray
+
+    began, text = time.monotonic(), (ROOT / "study.yaml").read_text()
+    for old, new in (("name: rooms", "name: tiny"), ("validate_every_images: 480", "validate_every_images: 160")):
+        assert old in text
+        text = text.replace(old, new)
+    workplace.write(text)
+    ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
+    try:
+        address = ray.get_runtime_context().gcs_address
+        driver = workplace.start("--set", f"resources.address={address}", pause_s=1.0)
+        out, err = driver.communicate(timeout=900)
+    finally:
+        ray.shutdown()
+    assert driver.returncode == 0, (out[-2000:], err[-2000:])
+    _, span = spent(workplace)
+    by_phase: dict[str, list[float]] = {}
+    for path in (workplace.root / "results/tiny/trials").glob("*/summary.json"):
+        phase = path.parent.name.rpartition("-")[0]
+        by_phase.setdefault(phase, []).append(json.loads(path.read_text())["seconds"])
+    paper = sum(max(sum(seconds) / cores, max(seconds)) for seconds in by_phase.values())
+    count = sum(map(len, by_phase.values()))
+    result = f"{span:.0f} s, on paper {paper:.0f} s"
+    record(f"the default study's trainings as stand-ins, {cores} cores", 0, count, result, time.monotonic() - began)
+    assert count == 72 and span < 1.3 * paper
 
 
 def spent(place: Workplace) -> tuple[float, float]:
