@@ -68,7 +68,6 @@ class Endings:
             step=ending.step,
             summary=summary,
         )
-        self.ledger.store.describe(entry.phase, entry.trial_id, note(entry, self.ledger.judge.metric))
         sweep(self.ledger, self.plan)
         for listener in self.listeners:
             listener.ended(entry)
@@ -97,6 +96,13 @@ class Endings:
         folder = self.ledger.layout.trial(entry.key)
         if not held(folder / ".lock"):
             remove_unfinished(folder)
+
+
+def write_notes(ledger: Ledger) -> None:
+    """Write a note on each trial that has none, once the study has ended: each reads all of its phase's notes."""
+    for entry in ledger.everything():
+        if entry.outcome is not None:
+            ledger.store.describe(entry.phase, entry.trial_id, note(entry, ledger.judge.metric))
 
 
 def note(entry: Entry, metric: str) -> str:

@@ -152,7 +152,7 @@ def _make_root(layout: Layout) -> None:
 def _phases(plan: Plan, ledger: Ledger, data: Mapping[str, Any], worker: type | None, timings: dict[str, float]) -> Any:
     from study import cluster, executor, resources
     from study.display import Display
-    from study.endings import Listener
+    from study.endings import Listener, write_notes
     from study.mirror import Mirror
     from study.schedule import limits
     from study.session import Session
@@ -189,6 +189,8 @@ def _phases(plan: Plan, ledger: Ledger, data: Mapping[str, Any], worker: type | 
             print(missing)
     if session.blocked is not None:
         raise UserError(f"{session.blocked}; nothing is lost: continue with --resume")
+    if not session.stop.asked:
+        write_notes(ledger)
     ledger.store.close()
     return document, code
 

@@ -10,7 +10,7 @@ from optuna.trial import Trial
 from optuna_dashboard import get_note
 
 from study.contract import Layout, Outcome
-from study.endings import Endings, sweep
+from study.endings import Endings, sweep, write_notes
 from study.ledger import Ledger
 from study.session import Session
 from tests.study.test_config import plan_of
@@ -53,6 +53,8 @@ def test_what_judge_stages_and_replay_need_stays_and_nothing_else(tmp_path: Path
         "search-0004 latest",
     }  # fmt: skip
     assert len(list(layout.trials.glob("*/checkpoints/spikes/step-3"))) == len(values)
+    write_notes(ledger)
+    write_notes(ledger)  # once is enough
     ledger.store.close()
     again = Ledger(layout, None, plan.study.judge).store.studies  # sealed with its notes
     tried = entered["search-0001"].searched["optim.lr"]
