@@ -99,10 +99,10 @@ class Endings:
 
 
 def write_notes(ledger: Ledger) -> None:
-    """Write a note on each trial that has none, once the study has ended: each reads all of its phase's notes."""
-    for entry in ledger.everything():
-        if entry.outcome is not None:
-            ledger.store.describe(entry.phase, entry.trial_id, note(entry, ledger.judge.metric))
+    """Write a note on each trial that has none, once the study has ended: each takes time in proportion to them all."""
+    for phase, entries in ledger.entries.items():
+        ended = [entry for entry in entries if entry.outcome is not None]
+        ledger.store.describe(phase, {entry.trial_id: note(entry, ledger.judge.metric) for entry in ended})
 
 
 def note(entry: Entry, metric: str) -> str:

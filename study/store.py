@@ -112,17 +112,19 @@ class Store:
             storage=self.storage,
         )
 
-    def describe(self, phase: str, trial_id: int, text: str) -> None:
-        """Write a note (Markdown) on a trial, where optuna-dashboard is installed, which shows it; once."""
+    def describe(self, phase: str, notes: Mapping[int, str]) -> None:
+        """Write notes (Markdown) by trial, where optuna-dashboard is installed, which shows them, and there is none."""
         try:
-            from optuna_dashboard import get_note, save_note
+            from optuna_dashboard import save_note
         except ImportError:  # the extra `dashboard`
             return
         from optuna.trial import Trial
 
-        trial = Trial(self.studies[phase], trial_id)
-        if not get_note(trial):
-            save_note(trial, text)
+        study = self.studies[phase]
+        known = self.storage.get_study_system_attrs(self.storage.get_study_id_from_name(study.study_name))
+        for trial_id, text in notes.items():
+            if not any(name.startswith(f"{DASHBOARD}{trial_id}:") for name in known):
+                save_note(Trial(study, trial_id), text)
 
     def attribute(self, name: str) -> Any:
         """An attribute of the study, or None."""
