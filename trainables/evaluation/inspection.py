@@ -18,7 +18,9 @@ from trainables.runtime.errors import UserError
 SCALES: Final = (1000.0, 256.0, 5000.0, 6553.5)  # whole numbers to the metre that are in use (FACTS.md section 10)
 SCALE_TOLERANCE: Final = 1.12  # half the way between the two nearest of them, in their logarithm
 SAMPLED: Final = 16  # maps whose median recognises the scale
-FAR_OFF: Final = 20  # how many times too large or small a metre is that is none; centimetres are 100 times
+# Numbers to a metre of the truth beyond which they are hardly metres: centimetres are 100. Not nearer, because a poor
+# model is scored, too, and so are depth's square and inverse, if they are called metres.
+FEWEST, MOST = 1 / 200, 50
 PLACES: Final = 1024  # pixels at which a map is compared with the truth
 UNLIKE: Final = -0.5  # correlation below which a map is large where the truth is near
 OPPOSITE: Final = (
@@ -48,7 +50,7 @@ def scale_of(
     ratio, likeness, unknown = _beside_truth(maps, frames)
     notes = (OPPOSITE,) if likeness < UNLIKE else ()
     if not whole:
-        if ratio > FAR_OFF or ratio < 1 / FAR_OFF:  # NaN compares false
+        if ratio > MOST or ratio < FEWEST:  # NaN compares false
             raise UserError(
                 f"{maps.where[0]} and the others hold about {ratio:.4g} to a metre of the truth, so they are hardly "
                 "metres; state --scale (1000 for millimetres, 1 if they are meant as metres), or another --kind"

@@ -313,7 +313,7 @@ def test_floats_that_are_no_metres_are_refused(factor: float, about: str, three:
         assert scale_of(maps, three, kind, None) == (None, ())
 
 
-@pytest.mark.parametrize("factor", [0.2, 1, 5])
+@pytest.mark.parametrize("factor", [0.01, 0.2, 1, 5, 40])
 def test_a_poor_model_in_metres_is_scored(factor: float, three: FrameList, tmp_path: Path) -> None:
     maps = open_maps(folder(tmp_path / "maps", named("{:05d}.npy", lambda v: npy(v * factor))), three.ids)
     assert scale_of(maps, three, "metric", None) == (None, ())
