@@ -80,6 +80,7 @@ def ray_running(address: str | None) -> Iterator[None]:
 def _start(address: str | None) -> None:
     import ray
 
+    environment = _import_path() if address else None
     what = f"resources.address: what listens at {address} has let nobody join a Ray cluster for {JOIN_S:.0f} s"
     patience = threading.Timer(JOIN_S, _end, (what, 2))
     patience.daemon = True
@@ -92,7 +93,7 @@ def _start(address: str | None) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=True,
-            runtime_env=_import_path() if address else None,
+            runtime_env=environment,
         )
     except Exception as error:  # whatever it is, Ray raised it
         if refused_by_disk(error):

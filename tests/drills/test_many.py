@@ -22,9 +22,9 @@ from tests.study.standin import value_of
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = 25  # trials whose samples become one point: neighbouring samples are no independent ones
-# What may grow, per 100 trials: a driver holds a record of every trial, and so do Tune and MLflow's client. Of 6.5 MB
-# that Python counts, 2.5 are Optuna's cache of ended trials and 1.3 Tune's of their metrics.
-TOLERATED = {"rss_mb": 10.0, "fds": 0.5, "threads": 0.5, "children": 0.5, "shm_mb": 0.5}
+# What may grow, per 100 trials: a driver holds a record of every trial, and so do Tune and MLflow's client. Its memory
+# does not keep to this: 8.7 MB on 2026-11-28 (LOG.md says where they are).
+TOLERATED = {"rss_mb": 6.0, "fds": 0.5, "threads": 0.5, "children": 0.5, "shm_mb": 0.5}
 MANY = STUDY.replace("kind: successive_halving, min_images: 20, reduction: 3", "kind: none")
 
 

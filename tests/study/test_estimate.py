@@ -38,6 +38,13 @@ search: {{trials: 3, space: {{optim.lr: {{low: 1e-5, high: 1e-2, scale: log}}}}}
 """
 
 
+@pytest.fixture
+def study_here(tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working folder is the test's own and holds a study.yaml."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study.yaml").write_text(STUDY.format(root=tiny_root))
+
+
 def test_columns_of_a_large_plan_stay_apart() -> None:
     rows = [
         {"phase": "reproduce", "trainings": 3, "images": 50_688, "hours": 0.3, "disk_gib": 0.1, "memory_gib": 1.0},
@@ -81,16 +88,14 @@ def test_a_duration_in_words(seconds: float, words: str) -> None:
         ("resources.gpus_per_trial=99", "resources.gpus_per_trial: 99 wanted"),
     ],
 )
+@pytest.mark.usefixtures("study_here")
 def test_the_plan_refuses_what_a_run_would_refuse(
     setting: str,
     sentence: str | None,
     tiny_root: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "study.yaml").write_text(STUDY.format(root=tiny_root))
     given = setting.format(tmp=tmp_path, root=tiny_root)
     code = main(["--plan", "--json", "--set", given])
     told = capsys.readouterr()
@@ -101,11 +106,8 @@ def test_the_plan_refuses_what_a_run_would_refuse(
     assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
 
 
-def test_the_plan_of_a_study_on_a_cluster_does_not_judge_it_by_this_machine(
-    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "study.yaml").write_text(STUDY.format(root=tiny_root))
+@pytest.mark.usefixtures("study_here")
+def test_the_plan_of_a_study_on_a_cluster_does_not_judge_it_by_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     more = "--set=resources.cpus_per_trial=4096"
     assert main(["--plan", more]) == 2
     assert "needs 4096 CPUs and there" in capsys.readouterr().err
@@ -138,11 +140,8 @@ def test_rooms_are_looked_at_before_they_are_rendered(
     assert not (tmp_path / "data").exists()
 
 
-def test_a_limit_that_ends_the_study_before_its_trainings_is_said(
-    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "study.yaml").write_text(STUDY.format(root=tiny_root))
+@pytest.mark.usefixtures("study_here")
+def test_a_limit_that_ends_the_study_before_its_trainings_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     for limit, said in ((100, True), (144, False)):
         assert main(["--plan", "--set", f"budget.images={limit}"]) == 0
         assert ("budget.images is 100 and these take 144: it ends" in capsys.readouterr().out) is said
@@ -167,18 +166,15 @@ def begun(tmp_path: Path, ended: int, half: bool) -> None:
 
 
 @pytest.mark.parametrize(("ended", "half", "left", "images"), [(3, False, 0, 0), (1, True, 2, 72), (2, False, 1, 48)])
+@pytest.mark.usefixtures("study_here")
 def test_a_resumed_plan_counts_what_is_left(
     ended: int,
     half: bool,
     left: int,
     images: int,
-    tiny_root: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "study.yaml").write_text(STUDY.format(root=tiny_root))
     begun(tmp_path, ended, half)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert main(["--plan", "--resume", "--json"]) == 0

@@ -247,7 +247,8 @@ def _index(path: Path, size: int, mtime_ns: int) -> dict[str, Entry]:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
     except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise UserError(f"{path} is not a readable zip archive ({error}); download it again") from None
+        said = f"{path} is not a readable zip archive ({error}); see whether you may read it, else download it again"
+        raise UserError(said) from None
     entries: dict[str, Entry] = {}
     for info in infos:
         if info.is_dir():

@@ -145,13 +145,16 @@ def _official(path: Path, split: Literal["train", "test"], count: int) -> list[i
 
 
 def _matlab_array(path: Path, key: str) -> Any:
-    if path.read_bytes()[:4] == _MATLAB_7:
+    try:
+        with path.open("rb") as head:
+            newer = head.read(4) == _MATLAB_7
+        found = {} if newer else loadmat(path, variable_names=[key])
+    except (MatReadError, ValueError, TypeError, OSError, NotImplementedError) as error:
+        said = f"{path} is not a readable MATLAB file ({error}); see whether you may read it, else download it again"
+        raise UserError(said) from None
+    if newer:
         with opened(path) as file:
             return dataset(file, key, "f", (None, None))[()]
-    try:
-        found = loadmat(path, variable_names=[key])
-    except (MatReadError, ValueError, TypeError, OSError, NotImplementedError) as error:
-        raise UserError(f"{path} is not a MATLAB file ({error}); download it again") from None
     if key not in found:
         raise UserError(f"{path}: its {key} is missing; download it again")
     return found[key]

@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from trainables.data.dataset import fingerprint, open_test, open_training
-from trainables.data.formats import forms
+from trainables.data.formats import forms, labeled
 from trainables.data.frames import BadFrame
 from trainables.runtime.errors import UserError
 from trainables.settings.config import DataConfig, TrialConfig
@@ -411,7 +411,13 @@ def test_bad_hdf5(name: str, tmp_path: Path, settings: Callable[..., TrialConfig
     assert [name for name, _ in skipping.skipped] == ["train/study_0001a/00000.h5"]
 
 
-def test_truncated_hdf5_and_bad_splits(tmp_path: Path, settings: Callable[..., TrialConfig]) -> None:
+def denied(path: Path, *words: object, **more: object) -> None:
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+def test_truncated_hdf5_and_bad_splits(
+    tmp_path: Path, settings: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = write_labeled(tmp_path)
     data: DataConfig = settings("labeled", root).data
     savemat(root / "splits.mat", {"trainNdxs": [[1], [2]], "testNdxs": [[2], [3]]})
@@ -420,6 +426,15 @@ def test_truncated_hdf5_and_bad_splits(tmp_path: Path, settings: Callable[..., T
     savemat(root / "splits.mat", {"trainNdxs": [[1], [9]], "testNdxs": [[2]]})
     with pytest.raises(UserError, match="not frame numbers from 1 to 8"):
         open_test(data)
+    (root / "splits.mat").write_bytes((root / "splits.mat").read_bytes()[:150])
+    with pytest.raises(UserError, match=r"splits.mat is not a readable MATLAB file .*; see whether you may read it"):
+        open_test(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", denied)
+        with pytest.raises(
+            UserError, match=r"splits.mat is not a readable MATLAB file \(.*denied.*\); see whether you may"
+        ):
+            labeled._matlab_array(root / "splits.mat", "trainNdxs")
     (root / "splits.mat").unlink()
     with pytest.raises(UserError, match=r"splits.mat is missing; .* 80_10_10_by_scene"):
         open_test(data)
