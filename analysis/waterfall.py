@@ -1,4 +1,4 @@
-"""Where the gap comes from: the way from our number to a published one, one convention at a time.
+"""Waterfall of a gap between two numbers: from ours to a published one, one convention at a time.
 
 The maps stay the same; the protocol changes from ours to theirs, a convention a step, and each step's effect is the
 difference that it makes. What the steps leave is the remainder: the models' own difference, and what could not be

@@ -185,10 +185,6 @@ class Layout:
     def report(self) -> Path:
         return self.root / "report.html"
 
-    @property
-    def report_folder(self) -> Path:
-        return self.root / "report"
-
     def trial(self, key: str) -> Path:
         """The folder of one training."""
         return self.trials / key

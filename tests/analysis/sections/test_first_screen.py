@@ -47,7 +47,7 @@ def test_the_first_screen_answers_in_its_order_with_or_without_the_folder(tmp_pa
     assert 'id="table-first-claims"' in text and 'id="table-first-importance"' in text
     released = tmp_path / "released" / "study.parquet"
     released.parent.mkdir()
-    shutil.copy(layout.report_folder / "study.parquet", released)
+    shutil.copy(layout.root / "report/study.parquet", released)
     assert report.main(["--from-table", str(released)]) == 0
     again = (released.parent / "report.html").read_text(encoding="utf-8")
     assert re.findall(r'id="first-(\w+)"', again) == order

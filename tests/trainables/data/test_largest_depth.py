@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.trainables.evaluation.expectation import random_guess_expectation
 from trainables import predict
 from trainables.data.dataset import open_test, open_training
 from trainables.data.samples import prepare
@@ -114,7 +115,7 @@ def test_a_random_guess_and_every_limit_follow(config: TrialConfig) -> None:
     guess = baselines.random_guess((40, 40), 0, FAR_M)
     assert 78 < float(guess.max()) < 80
     truth = torch.full((1, 2, 2), 60.0)
-    exact = baselines.random_guess_expectation(truth, truth > 0, FAR_M)
+    exact = random_guess_expectation(truth, truth > 0, FAR_M)
     assert float(exact["abs_rel"]) == pytest.approx((60**2 + 20**2) / (160 * 60))
     for name, protocol in PROTOCOLS.items():
         assert protocol.reaching(10.0) == protocol, name

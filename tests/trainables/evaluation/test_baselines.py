@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from trainables.evaluation.baselines import mean_depth_map, random_guess, random_guess_expectation
+from tests.trainables.evaluation.expectation import random_guess_expectation
+from trainables.evaluation.baselines import mean_depth_map, random_guess
 from trainables.evaluation.metrics import FUNCTIONS, Comparison
 from trainables.settings.registry import NYU_MAX_DEPTH_M
 
