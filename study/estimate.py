@@ -167,14 +167,14 @@ def _forward(settings: str, kind: TargetKind, input_hw: tuple[int, int]) -> tupl
         nonlocal kept
         kept += output.numel() * output.element_size() if isinstance(output, torch.Tensor) else 0
 
-    with torch.device("meta"):
-        model = build_model(ModelConfig.model_validate_json(settings), kind, pretrained=False)
+    with torch.device("meta"), torch.no_grad():
+        model = build_model(ModelConfig.model_validate_json(settings), kind, pretrained=False).eval()
         for module in model.modules():
             if not list(module.children()):
                 module.register_forward_hook(keep)
         with FlopCounterMode(display=False) as counter:
-            model(torch.empty(2, 3, *input_hw))  # two images: BatchNorm takes no single one
-    return counter.get_total_flops() / 2, kept / 2, sum(p.numel() for p in model.parameters())
+            model(torch.empty(1, 3, *input_hw))
+    return counter.get_total_flops(), kept, sum(p.numel() for p in model.parameters())
 
 
 def _measured(config: TrialConfig) -> Cost:

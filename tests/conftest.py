@@ -86,12 +86,6 @@ def indoor() -> Path:
     return root
 
 
-@pytest.fixture
-def unpictured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings in this process without preview pictures, which take most of a tiny training's time."""
-    monkeypatch.setattr("trainables.training.trainer.write_preview", lambda *_: None)
-
-
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's store before its first run, to be copied: each study of a test would take seconds to make one."""

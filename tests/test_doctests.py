@@ -35,7 +35,6 @@ def names(tiny_config: Callable[..., TrialConfig], tmp_path: Path, monkeypatch: 
     return {"config": config, "checkpoint": checkpoint}
 
 
-@pytest.mark.usefixtures("unpictured")
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_give_what_they_say(module: str, names: dict[str, Any], tmp_path: Path) -> None:
     found = [test for test in doctest.DocTestFinder().find(importlib.import_module(module)) if test.examples]

@@ -19,7 +19,6 @@ from tests.analysis.make_results import PLANTED, Training, claim, make_results, 
 from trainables.runtime.errors import UserError
 from trainables.settings.registry import METRICS
 
-pytestmark = pytest.mark.usefixtures("unpictured")
 SEEDS = (1000, 1001, 1002)
 STUDIES = range(20)  # drawn seeds
 LUCK = 0.02  # standard deviation of a stand-in's metric over seeds

@@ -22,7 +22,7 @@ from trainables.trained import load_model
 from trainables.training import checkpoint
 from trainables.training.trainer import iter_fit
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("unpictured")]
+pytestmark = pytest.mark.gpu
 SAME_M = 0.02  # of depths up to 10 m: TF32 and bfloat16 round
 
 

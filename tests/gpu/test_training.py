@@ -22,7 +22,7 @@ from trainables.runtime.errors import OutOfMemory, Stopped
 from trainables.settings.config import TrialConfig
 from trainables.training.trainer import Training, iter_fit
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("unpictured")]
+pytestmark = pytest.mark.gpu
 Configs = Callable[..., TrialConfig]
 
 

@@ -18,7 +18,6 @@ from trainables import evaluate, fit, iter_fit, load_model, load_recipe, open_tr
 from trainables.runtime.errors import UserError
 from trainables.settings.config import TrialConfig
 
-pytestmark = pytest.mark.usefixtures("unpictured")
 Make = Callable[..., TrialConfig]
 ROOT = Path(__file__).resolve().parents[2]
 TIMED = ("speed/", "time/", "memory/", "device/")

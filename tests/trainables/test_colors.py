@@ -8,10 +8,12 @@ import numpy as np
 from trainables import colors
 
 
-def test_the_scale_is_that_of_the_plots() -> None:
-    depth_m = np.linspace(2.0, 4.0, 256)[None]
-    plotted = matplotlib.colormaps[colors.DEPTH](np.arange(256), bytes=True)[:, :3].astype(int)
-    assert np.abs(colors.depth_rgb(depth_m, 2.0, 4.0)[0].astype(int) - plotted).max() <= 2
+def test_the_scales_are_those_of_the_plots() -> None:
+    values = np.linspace(2.0, 4.0, 256)[None]
+    depth, error = (matplotlib.colormaps[name](np.arange(256), bytes=True) for name in (colors.DEPTH, colors.ERROR))
+    assert np.abs(colors.depth_rgb(values, 2.0, 4.0)[0] - depth[:, :3].astype(int)).max() <= 2
+    known = np.ones_like(values, dtype=bool)
+    assert np.abs(colors.error_rgb(values - 2.0, known, 2.0)[0] - error[:, :3].astype(int)).max() <= 2
 
 
 def test_beyond_the_scale_is_its_end_and_no_depth_is_grey() -> None:

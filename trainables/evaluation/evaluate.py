@@ -8,11 +8,11 @@ depths are averaged before they are upsampled: the same number, since bilinear r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from trainables.settings.config import TargetConfig, TrialConfig
 from trainables.settings.registry import METRICS
 
 Row = dict[str, Any]  # id, scene, requested, protocol, pixels, then metrics: float, or None where nothing was measured
-Watch = Callable[[list[int], Tensor, Tensor], None]  # given each batch: indices, predicted and true depth as scored
 
 
 def depth_from_outputs(
@@ -229,16 +228,25 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def predictions(
-    model: nn.Module, frames: FrameList, config: TrialConfig, device: torch.device, batch_size: int
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Frame indices with predicted and true depth in metres (N, H, W), on `device`; truth of 0 is a hole.
+class Answer(NamedTuple):
+    """A network's answer to some frames: their places in the list, its own output for the images as they are (N, 1, h,
+    w), and depth in metres (N, H, W), predicted and true; truth of 0 is a hole.
+    """
+
+    indices: list[int]
+    y: Tensor
+    pred: Tensor
+    truth: Tensor
+
+
+def answers(model: nn.Module, loader: EvalLoader, config: TrialConfig, device: torch.device) -> Iterator[Answer]:
+    """A network's answers, on `device`, to all frames of a loader that can be read.
 
     In float32 whatever the training's precision. Predictions are resized to the truth's size. Where the training cuts a
     border off its images, the depth at the cut is continued outwards, so that every pixel of a protocol is answered.
     """
     with evaluation_mode(model):
-        for _, images, depths_m, indices in EvalLoader(frames, config, batch_size):
+        for _, images, depths_m, indices in loader:
             with torch.inference_mode():
                 inputs = images.to(device, non_blocking=True).float().div_(255.0)
                 inputs = inputs.contiguous(memory_format=torch.channels_last)  # as in training
@@ -253,7 +261,20 @@ def predictions(
                 pred = depth_from_outputs(y[members], mirrored, config.target, inner)
                 if border:
                     pred = functional.pad(pred[:, None], (border,) * 4, mode="replicate")[:, 0]
-                yield [indices[k] for k in members], pred, truth
+                yield Answer([indices[k] for k in members], y[members], pred, truth)
+
+
+def predictions(
+    model: nn.Module, frames: FrameList, config: TrialConfig, device: torch.device, batch_size: int
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Frame indices with predicted and true depth in metres (N, H, W), as `answers` gives them."""
+    for answer in answers(model, EvalLoader(frames, config, batch_size), config, device):
+        yield answer.indices, answer.pred, answer.truth
+
+
+def scorer_of(frames: FrameList, protocols: Sequence[str]) -> Scorer:
+    """What scores these frames under protocols by name."""
+    return Scorer([PROTOCOLS[name].reaching(frames.max_depth_m) for name in protocols], frames.truth)
 
 
 def evaluate(
@@ -263,16 +284,10 @@ def evaluate(
     protocols: Sequence[str],
     device: torch.device,
     batch_size: int,
-    watch: Watch | None = None,
 ) -> Evaluation:
-    """Score a model, already on `device`, on every one of the frames, the last partial batch included.
-
-    watch: called with each batch as `predictions` yields it.
-    """
-    scorer = Scorer([PROTOCOLS[name].reaching(frames.max_depth_m) for name in protocols], frames.truth)
+    """Score a model, already on `device`, on every one of the frames, the last partial batch included."""
+    scorer = scorer_of(frames, protocols)
     for indices, pred, truth in predictions(model, frames, config, device, batch_size):
         ids, scenes = [frames.ids[i] for i in indices], [frames.scenes[i] for i in indices]
         scorer.add(ids, scenes, pred, {frames.truth: truth})
-        if watch is not None:
-            watch(indices, pred, truth)
     return scorer.finish()

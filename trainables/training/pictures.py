@@ -3,25 +3,26 @@
     previews/IMAGES.jpg   picture, truth and prediction, after so many images seen; of MOST_PICTURES reports at most
     preview.png           the same frames at the end, with scales in metres and errors
 
-The small ones show what validation predicts anyway, and are drawn without matplotlib.
+The small ones show what validation predicts anyway. None is drawn by matplotlib, which takes longer than many a step.
 """
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from trainables import colors, drawing
+from trainables import colors
 from trainables.data.frames import FrameList
-from trainables.evaluation.evaluate import Watch, predictions
+from trainables.evaluation.evaluate import Answer, predictions
 from trainables.runtime.durable import write_bytes
 from trainables.settings.config import TrialConfig
 
@@ -30,6 +31,8 @@ FRAMES = 3
 COLUMNS = ("rgb", "truth (m)", "prediction (m)", "error (m)")
 MOST_PICTURES = 20  # of a training
 TILE_PX = 160  # width of a frame in a report's picture
+LARGE_PX = 200  # and in preview.png
+LINE_PX, GAP_PX, BAR_PX, NUMBER_PX = 16, 4, 10, 34  # of preview.png: height of words; widths beside a map
 QUALITY = 85  # of JPEG
 
 
@@ -53,16 +56,16 @@ class ReportPictures:
         report = images // self.config.validate_every_images
         return report % self.every == 0 or images >= self.config.budget_images
 
-    def watch(self, frames: FrameList, images: int) -> Watch | None:
+    def watch(self, frames: FrameList, images: int) -> Callable[[Answer], None] | None:
         """What keeps the predictions to be shown from a validation; None where this report has no picture."""
         if not self.due(images):
             return None
         chosen = set(pictured(frames))
 
-        def keep(indices: list[int], pred: Tensor, truth: Tensor) -> None:
-            for place, index in enumerate(indices):
+        def keep(answer: Answer) -> None:
+            for place, index in enumerate(answer.indices):
                 if index in chosen:
-                    self._depths[index] = (_tile(pred[place]), _tile(truth[place]))
+                    self._depths[index] = (_tile(answer.pred[place]), _tile(answer.truth[place]))
 
         return keep
 
@@ -84,14 +87,14 @@ class ReportPictures:
         write_bytes(self.folder / f"{images}.jpg", buffer.getvalue())
 
 
-def _tile(map_: Tensor, height_px: int | None = None) -> NDArray[Any]:
-    """A map (H, W, ...) at TILE_PX columns, by the nearest pixel: means would invent depths at edges and holes.
+def _tile(map_: Tensor, height_px: int | None = None, width_px: int = TILE_PX) -> NDArray[Any]:
+    """A map (H, W, ...) at so many columns, by the nearest pixel: means would invent depths at edges and holes.
 
     height_px: None keeps the shape. Another frame's depth (a control) may have another one than the picture.
     """
     height, width = map_.shape[:2]
-    rows = torch.linspace(0, height - 1, height_px or max(1, round(height * TILE_PX / width))).round().long()
-    columns = torch.linspace(0, width - 1, TILE_PX).round().long()
+    rows = torch.linspace(0, height - 1, height_px or max(1, round(height * width_px / width))).round().long()
+    columns = torch.linspace(0, width - 1, width_px).round().long()
     return map_[rows.to(map_.device)][:, columns.to(map_.device)].cpu().numpy()
 
 
@@ -102,37 +105,55 @@ def _bounds(depths_m: NDArray[np.floating], config: TrialConfig) -> tuple[float,
 
 def write_preview(path: Path, model: nn.Module, frames: FrameList, config: TrialConfig, device: torch.device) -> None:
     """Write a PNG with a row per frame; truth and prediction of a row share a scale in metres, holes are grey."""
-    with drawing.own_settings():
-        write_bytes(path, _preview(model, frames, config, device))
-
-
-def _preview(model: nn.Module, frames: FrameList, config: TrialConfig, device: torch.device) -> bytes:
-    from matplotlib.figure import Figure  # slow to import, and a pruned training never needs it
-
     chosen = pictured(frames)
-    figure = Figure(figsize=(11, 2.2 * len(chosen) + 0.3))  # fixed margins: a solved layout takes longer than training
-    axes = figure.subplots(len(chosen), len(COLUMNS), squeeze=False)
-    figure.subplots_adjust(left=0.03, right=0.97, bottom=0.02, top=1 - 0.3 / figure.get_figheight(), hspace=0.05)
-    predicted = predictions(model, frames.subset(chosen), config, device, batch_size=1)
-    for row, index, (_, (pred,), (depth_m,)) in zip(axes, chosen, predicted, strict=True):
-        pred, truth = pred.cpu().numpy(), np.ma.masked_equal(depth_m.cpu().numpy(), 0.0)
-        low, high = _bounds(truth.compressed(), config)
-        error = np.ma.abs(pred - truth)
-        row[0].imshow(frames.read(index).rgb)
-        for axis, picture, colours, bounds in (
-            (row[1], truth, colors.DEPTH, (low, high)),
-            (row[2], pred, colors.DEPTH, (low, high)),
-            (row[3], error, colors.ERROR, (0.0, None)),
-        ):
-            axis.set_facecolor(colors.HOLE)
-            image = axis.imshow(picture, cmap=colours, vmin=bounds[0], vmax=bounds[1])
-            figure.colorbar(image, ax=axis, fraction=0.034, pad=0.02)
-        row[0].set_ylabel(frames.ids[index].rpartition("/")[2], fontsize=7)
-        for axis in row:
-            axis.set_xticks([])
-            axis.set_yticks([])
-    for axis, title in zip(axes[0], COLUMNS, strict=True):
-        axis.set_title(title, fontsize=9)
+    answers = predictions(model, frames.subset(chosen), config, device, batch_size=1)
+    rows = []
+    for index, (_, (pred_m,), (truth_m,)) in zip(chosen, answers, strict=True):
+        pred, truth = (_tile(map_m, width_px=LARGE_PX) for map_m in (pred_m, truth_m))
+        rgb = _tile(torch.from_numpy(frames.read(index).rgb), len(truth), LARGE_PX)
+        rows.append(_row(frames.ids[index], rgb, truth, pred, config))
+    page = Image.new("RGB", (max(row.width for row in rows), LINE_PX + sum(row.height for row in rows)), "white")
+    for column, title in enumerate(COLUMNS):
+        ImageDraw.Draw(page).text((column * _column_px(), 0), title, "black")
+    top = LINE_PX
+    for row in rows:
+        page.paste(row, (0, top))
+        top += row.height
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
-    return buffer.getvalue()
+    page.save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())
+
+
+def _row(
+    name: str, rgb: NDArray[np.uint8], truth: NDArray[np.float32], pred: NDArray[np.float32], config: TrialConfig
+) -> Image.Image:
+    """A frame's pictures beside each other, each map with its scale, below the frame's name."""
+    known = truth > 0
+    low, high = _bounds(truth[known], config)
+    error = np.abs(pred - truth)
+    worst = float(error[known].max(initial=0.0))
+    ramp = np.linspace(1.0, 0.0, len(truth))[:, None].repeat(BAR_PX, axis=1)
+    depth_bar = colors.depth_rgb(low + ramp * (high - low), low, high)
+    error_bar = colors.error_rgb(ramp, np.ones_like(ramp, dtype=bool), 1.0)
+    row = Image.new("RGB", (len(COLUMNS) * _column_px(), len(truth) + LINE_PX), "white")
+    draw = ImageDraw.Draw(row)
+    draw.text((0, 0), name, "black")
+    row.paste(Image.fromarray(rgb), (0, LINE_PX))
+    for column, picture, bar, ends in (
+        (1, colors.depth_rgb(truth, low, high), depth_bar, (low, high)),
+        (2, colors.depth_rgb(pred, low, high), depth_bar, (low, high)),
+        (3, colors.error_rgb(error, known, worst), error_bar, (0.0, worst)),
+    ):
+        left = column * _column_px()
+        row.paste(Image.fromarray(picture), (left, LINE_PX))
+        row.paste(Image.fromarray(bar), (left + LARGE_PX + GAP_PX, LINE_PX))
+        for place, share in enumerate((1.0, 0.5, 0.0)):  # from the top of the scale to its end
+            y = LINE_PX + round(place / 2 * (len(truth) - LINE_PX))
+            draw.text(
+                (left + LARGE_PX + BAR_PX + 2 * GAP_PX, y), f"{ends[0] + share * (ends[1] - ends[0]):.1f}", "black"
+            )
+    return row
+
+
+def _column_px() -> int:
+    return LARGE_PX + 2 * GAP_PX + BAR_PX + NUMBER_PX

@@ -96,7 +96,6 @@ def probe(config: TrialConfig, data: TrainingData, extent: Extent) -> str:
                 chosen.validation,
                 config,
                 training.learner.device,
-                training.learner.dtype,
                 skipped,
             )
             with _lengthened(training):

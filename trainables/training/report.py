@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,24 @@ from torch import Tensor, nn
 
 from trainables.data.dataset import TrainingData
 from trainables.data.frames import FrameList
-from trainables.data.loader import Batch, TrainLoader, augment
+from trainables.data.loader import Batch, EvalLoader
+from trainables.data.samples import cropped, prepare_target
 from trainables.data.target import data_range
-from trainables.evaluation.evaluate import Watch, evaluate, evaluation_mode
+from trainables.evaluation.evaluate import Answer, answers, scorer_of
 from trainables.evaluation.metrics import checkerboard
 from trainables.models.depth_model import parameter_counts
 from trainables.models.losses import composite
 from trainables.runtime import device, parallel
 from trainables.runtime.durable import write_bytes, write_json
 from trainables.runtime.errors import Diverged
-from trainables.settings.config import AugmentConfig, TrialConfig
+from trainables.settings.config import TrialConfig
 from trainables.settings.registry import STRUCTURE_METRICS
 from trainables.training.learner import Learner
 from trainables.training.pictures import ReportPictures
 from trainables.training.progress import Progress, Report
 
 REPORTS, SUMMARY = "reports.jsonl", "summary.json"
+Watch = Callable[[Answer], None]
 NAMED_FRAMES = 200  # skipped frames that the summary names; all are counted
 
 
@@ -68,9 +70,7 @@ class Reporter:
         validating = time.perf_counter()
         if parallel.leads():
             watch = self.pictures.watch(data.validation, progress.images)
-            metrics |= validate(
-                learner.model, data.validation, self.config, learner.device, learner.dtype, self.skipped, watch
-            )
+            metrics |= validate(learner.model, data.validation, self.config, learner.device, self.skipped, watch)
         metrics = parallel.from_first(metrics)
         metrics |= {"time/validation_s": time.perf_counter() - validating, "time/seconds": progress.seconds}
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -125,55 +125,44 @@ def validate(
     frames: FrameList,
     config: TrialConfig,
     device: torch.device,
-    dtype: torch.dtype,
     skipped: dict[str, str],
     watch: Watch | None = None,
 ) -> dict[str, float]:
     """{'val/loss': ..., 'val/<metric>': ...} over all validation frames; the model's mode is restored.
 
-    'val/checkerboard' is measured on the network's own outputs, before anything resizes them. With validate_structure
-    the metrics of protocol `structure` are added, those that no frame had anything to measure of (edges) left out.
-    Bad frames that were left out are added to `skipped`, id -> reason; `watch` is given each batch of predictions.
+    One pass over the frames gives all, in float32: 'val/loss' is the training loss without augmentation, averaged over
+    the frames' own losses, and 'val/checkerboard' is measured on the network's own outputs, before anything resizes
+    them. With validate_structure the metrics of protocol `structure` are added, those that no frame had anything to
+    measure of (edges) left out. Bad frames that were left out are added to `skipped`, id -> reason; `watch` is given
+    each answer.
     """
-    result = {"val/loss": validation_loss(model, frames, config, device, dtype, skipped)}
+    protocols = dict.fromkeys([config.protocol, *(["structure"] if config.validate_structure else [])])
+    scorer, loader = scorer_of(frames, list(protocols)), EvalLoader(frames, config, config.batch_size)
+    losses: list[Tensor] = []
     patterns: list[Tensor] = []
-    hook = model.register_forward_hook(lambda _, __, y: patterns.append(checkerboard(y[:, 0])))
-    protocols = list(dict.fromkeys([config.protocol, *(["structure"] if config.validate_structure else [])]))
-    try:
-        evaluation = evaluate(model, frames, config, protocols, device, config.batch_size, watch)
-    finally:
-        hook.remove()
-    for found in evaluation.summary.values():
+    for answer in answers(model, loader, config, device):
+        ids, scenes = [frames.ids[i] for i in answer.indices], [frames.scenes[i] for i in answer.indices]
+        scorer.add(ids, scenes, answer.pred, {frames.truth: answer.truth})
+        losses.append(_losses(answer, config))
+        patterns.append(checkerboard(answer.y[:, 0]))
+        if watch is not None:
+            watch(answer)
+    skipped.update(loader.skipped)
+    result = {"val/loss": float(torch.cat(losses).mean()), "val/checkerboard": float(torch.cat(patterns).mean())}
+    for found in scorer.finish().summary.values():
         for name, value in found.items():
             if math.isfinite(value) or name not in STRUCTURE_METRICS or name == config.best_metric:
                 result[f"val/{name}"] = float(value)
-    return result | {"val/checkerboard": float(torch.cat(patterns).mean())}
+    return result
 
 
-def validation_loss(
-    model: nn.Module,
-    frames: FrameList,
-    config: TrialConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    skipped: dict[str, str],
-) -> float:
-    """The training loss in eval mode, without augmentation, averaged over the frames' own losses."""
-    plain = config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"order": "listed"}),
-            "augment": AugmentConfig(flip=0.0, channel_swap=0.0),
-        }
-    )
-    total = torch.zeros((), device=device)
-    loader = TrainLoader(frames, plain, 0)
-    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    with evaluation_mode(model), torch.inference_mode(), autocast:
-        for batch in loader:
-            images, target, valid = augment(batch, device)
-            result = composite(model(images), target, valid, config.loss, data_range(config.target))
-            total += result.per_sample.sum()
-            if batch.position + len(batch.ids) >= len(frames):
-                break
-    skipped.update(loader.skipped)
-    return float(total) / len(frames)
+def _losses(answer: Answer, config: TrialConfig) -> Tensor:
+    """The training loss of each frame that was answered, (N,)."""
+    size = (answer.y.shape[-2], answer.y.shape[-1])
+    targets, valid = [], []
+    for depth_m in answer.truth.cpu().numpy():
+        target, known = prepare_target(cropped(depth_m, config.data.crop_border_px), config, size)
+        targets.append(torch.from_numpy(target))
+        valid.append(torch.from_numpy(known))
+    whole, where = (torch.stack(maps)[:, None].to(answer.y.device) for maps in (targets, valid))
+    return composite(answer.y, whole, where, config.loss, data_range(config.target)).per_sample

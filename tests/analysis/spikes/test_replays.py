@@ -21,8 +21,6 @@ from trainables.runtime.durable import write_json
 from trainables.runtime.errors import UserError
 from trainables.settings.config import TrialConfig, as_dict
 
-pytestmark = pytest.mark.usefixtures("unpictured")
-
 
 def test_a_study_is_replayed_and_its_report_shows_it(
     tiny_root: Path, tmp_path: Path, tiny_config: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch

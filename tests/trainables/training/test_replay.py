@@ -23,8 +23,6 @@ SETTINGS = {
     "optim.schedule": "constant",
 }  # fmt: skip
 
-pytestmark = pytest.mark.usefixtures("unpictured")
-
 
 def spiked(root: Path, folder: Path, make: Callable[..., TrialConfig], **more: object) -> tuple[Path, str]:
     """A training in which one frame's depth is noise between 4 cm and 10 m; its last snapshot, and that frame."""

@@ -22,9 +22,7 @@ from trainables.runtime.errors import Diverged, Stopped, UserError
 from trainables.settings.config import TrialConfig, as_dict, flat
 from trainables.training import checkpoint, trainer
 from trainables.training.learner import Learner
-from trainables.training.pictures import write_preview
 
-pytestmark = pytest.mark.usefixtures("unpictured")
 Make = Callable[..., TrialConfig]
 
 
@@ -37,8 +35,7 @@ def trace(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
-def test_a_training_leaves_what_it_promises(tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "write_preview", write_preview)
+def test_a_training_leaves_what_it_promises(tiny_config: Make, tmp_path: Path) -> None:
     config = tiny_config()
     reports = train(config, tmp_path)
     assert [r.images for r in reports] == [24, 48]
