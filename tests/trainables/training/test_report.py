@@ -28,6 +28,7 @@ def test_validation_loss_is_the_mean_of_the_frames_own_training_losses(
     root = write_tiny(tmp_path, holes=True)
     config = tiny_config(**{"data.root": str(root), "data.crop_border_px": 3, "augment.flip": 1.0, "mirrored": True})
     frames = open_training(config).validation
+    torch.manual_seed(0)
     model = build_model(config.model, config.target.kind)
     found = validate(model, frames, config, CPU, {})
     assert model.training
@@ -50,11 +51,12 @@ def test_a_validation_frame_that_turned_bad_is_left_out_and_named(
     root = write_tiny(tmp_path)
     config = tiny_config(**{"data.root": str(root), "data.on_bad_frame": "skip"})
     frames = open_training(config).validation
+    torch.manual_seed(0)
     model = build_model(config.model, config.target.kind)
     whole = validate(model, frames.subset([0, 2, 3, 4, 5]), config, CPU, {})
     (root / frames.ids[1]).write_bytes(b"")
     skipped: dict[str, str] = {}
-    assert validate(model, frames, config, CPU, skipped) == pytest.approx(whole)
+    assert validate(model, frames, config, CPU, skipped) == pytest.approx(whole, rel=1e-4)  # batches differ
     assert list(skipped) == [frames.ids[1]] and "is empty" in skipped[frames.ids[1]]
     with pytest.raises(BadFrame, match="is empty"):
         validate(model, frames, tiny_config(**{"data.root": str(root)}), CPU, {})
