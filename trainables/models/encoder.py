@@ -40,6 +40,9 @@ from trainables.settings.yamlfile import nearest
 IMAGENET = Training(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
+CHANNELS: dict[tuple[Any, ...], dict[str, int]] = {}  # (encoder, *taps) -> as measured; a search builds many alike
+
+
 @dataclass(frozen=True)
 class Encoder:
     """A module from an image to {scale: map}, with the channels and the tapped node of each; s1 is in `taps` alone.
@@ -69,7 +72,10 @@ def build_encoder(config: ModelConfig, *, pretrained: bool = True) -> Encoder:
     features = _tapped(network, {node: scale for scale, node in taps.items() if node != INPUT})
     for name, parameter in features.named_parameters():
         parameter.requires_grad_(not any(_within(name, prefix) for prefix in config.frozen))
-    return Encoder(features, tap_channels(features), taps, backbone.rectified, backbone.first_halving)
+    key = backbone.name, *taps.items()
+    if key not in CHANNELS:
+        CHANNELS[key] = tap_channels(features)
+    return Encoder(features, CHANNELS[key], taps, backbone.rectified, backbone.first_halving)
 
 
 def check_encoder(config: ModelConfig) -> None:
