@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.data.frames import FrameList
+from trainables.data.frames import Depth, FrameList
 from trainables.data.loader import EvalLoader
 from trainables.data.target import y_to_depth_m
 from trainables.evaluation.alignment import aligned
@@ -228,23 +228,36 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-class Answer(NamedTuple):
-    """A network's answer to some frames: their places in the list, its own output for the images as they are (N, 1, h,
-    w), and depth in metres (N, H, W), predicted and true; truth of 0 is a hole.
+class Outputs(NamedTuple):
+    """A network's outputs for a batch of frames: their places in the list, their depth as it is stored, in metres, 0
+    for a hole, and the outputs (N, 1, h, w), of the mirrored images where the settings average with them.
     """
 
     indices: list[int]
+    depths_m: list[Depth]
     y: Tensor
-    pred: Tensor
-    truth: Tensor
+    y_mirrored: Tensor | None
+
+    def in_metres(self, config: TrialConfig) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Places with predicted and true depth in metres (N, H, W), for frames of one stored size after another.
+
+        Predictions are resized to the truth's size. Where the training cuts a border off its images, the depth at the
+        cut is continued outwards, so that every pixel of a protocol is answered.
+        """
+        for size, group in groupby(range(len(self.indices)), key=lambda k: self.depths_m[k].shape):
+            members = list(group)
+            truth = torch.from_numpy(np.stack([self.depths_m[k] for k in members])).to(self.y.device)
+            border = config.data.crop_border_px
+            inner = (size[0] - 2 * border, size[1] - 2 * border)
+            mirrored = None if self.y_mirrored is None else self.y_mirrored[members]
+            pred = depth_from_outputs(self.y[members], mirrored, config.target, inner)
+            if border:
+                pred = functional.pad(pred[:, None], (border,) * 4, mode="replicate")[:, 0]
+            yield [self.indices[k] for k in members], pred, truth
 
 
-def answers(model: nn.Module, loader: EvalLoader, config: TrialConfig, device: torch.device) -> Iterator[Answer]:
-    """A network's answers, on `device`, to all frames of a loader that can be read.
-
-    In float32 whatever the training's precision. Predictions are resized to the truth's size. Where the training cuts a
-    border off its images, the depth at the cut is continued outwards, so that every pixel of a protocol is answered.
-    """
+def outputs(model: nn.Module, loader: EvalLoader, config: TrialConfig, device: torch.device) -> Iterator[Outputs]:
+    """A network's outputs, on `device`, batch by batch; in float32 whatever the training's precision."""
     with evaluation_mode(model):
         for _, images, depths_m, indices in loader:
             with torch.inference_mode():
@@ -252,24 +265,17 @@ def answers(model: nn.Module, loader: EvalLoader, config: TrialConfig, device: t
                 inputs = inputs.contiguous(memory_format=torch.channels_last)  # as in training
                 y_mirrored = model(inputs.flip(-1)) if config.mirrored else None
                 y = model(inputs)
-            for size, group in groupby(range(len(indices)), key=lambda k: depths_m[k].shape):
-                members = list(group)
-                truth = torch.from_numpy(np.stack([depths_m[k] for k in members])).to(device)
-                border = config.data.crop_border_px
-                inner = (size[0] - 2 * border, size[1] - 2 * border)
-                mirrored = None if y_mirrored is None else y_mirrored[members]
-                pred = depth_from_outputs(y[members], mirrored, config.target, inner)
-                if border:
-                    pred = functional.pad(pred[:, None], (border,) * 4, mode="replicate")[:, 0]
-                yield Answer([indices[k] for k in members], y[members], pred, truth)
+            yield Outputs(indices, depths_m, y, y_mirrored)
 
 
 def predictions(
     model: nn.Module, frames: FrameList, config: TrialConfig, device: torch.device, batch_size: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Frame indices with predicted and true depth in metres (N, H, W), as `answers` gives them."""
-    for answer in answers(model, EvalLoader(frames, config, batch_size), config, device):
-        yield answer.indices, answer.pred, answer.truth
+    """Frame indices with predicted and true depth in metres (N, H, W), on `device`, as `Outputs.in_metres` gives them;
+    truth of 0 is a hole.
+    """
+    for batch in outputs(model, EvalLoader(frames, config, batch_size), config, device):
+        yield from batch.in_metres(config)
 
 
 def scorer_of(frames: FrameList, protocols: Sequence[str]) -> Scorer:

@@ -38,9 +38,7 @@ from trainables.settings.config import SCALES, ModelConfig
 from trainables.settings.yamlfile import nearest
 
 IMAGENET = Training(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-
-
-CHANNELS: dict[tuple[Any, ...], dict[str, int]] = {}  # (encoder, *taps) -> as measured; a search builds many alike
+_CHANNELS: dict[tuple[Any, ...], dict[str, int]] = {}  # (encoder, *taps) -> as measured; a search builds many alike
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,9 @@ def build_encoder(config: ModelConfig, *, pretrained: bool = True) -> Encoder:
     for name, parameter in features.named_parameters():
         parameter.requires_grad_(not any(_within(name, prefix) for prefix in config.frozen))
     key = backbone.name, *taps.items()
-    if key not in CHANNELS:
-        CHANNELS[key] = tap_channels(features)
-    return Encoder(features, CHANNELS[key], taps, backbone.rectified, backbone.first_halving)
+    if key not in _CHANNELS:
+        _CHANNELS[key] = tap_channels(features)
+    return Encoder(features, _CHANNELS[key], taps, backbone.rectified, backbone.first_halving)
 
 
 def check_encoder(config: ModelConfig) -> None:

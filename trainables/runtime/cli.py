@@ -140,11 +140,11 @@ def _run(arguments: argparse.ArgumentParser, body: Body, argv: list[str] | None)
 
 @contextlib.contextmanager
 def _seldom_collected() -> Iterator[None]:
-    """Meanwhile Python looks for unreachable cycles after 50,000 new objects, not 700: imports and lists of frames make
-    millions that stay, and looking through them took a fifth of a plan's time.
+    """Meanwhile Python looks for unreachable cycles at longer intervals: imports and lists of frames make objects by
+    the million that stay, and looking through them again and again takes a tenth of a plan's time.
     """
     before = gc.get_threshold()
-    gc.set_threshold(50_000, *before[1:])
+    gc.set_threshold(10_000, *before[1:])
     try:
         yield
     finally:

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from trainables import colors
 from trainables.data.frames import FrameList
-from trainables.evaluation.evaluate import Answer, predictions
+from trainables.evaluation.evaluate import predictions
 from trainables.runtime.durable import write_bytes
 from trainables.settings.config import TrialConfig
 
+Watch = Callable[[list[int], Tensor, Tensor], None]  # given places, predicted and true depth in metres (N, H, W)
 PREVIEW, PREVIEWS = "preview.png", "previews"
 FRAMES = 3
 COLUMNS = ("rgb", "truth (m)", "prediction (m)", "error (m)")
@@ -56,16 +57,16 @@ class ReportPictures:
         report = images // self.config.validate_every_images
         return report % self.every == 0 or images >= self.config.budget_images
 
-    def watch(self, frames: FrameList, images: int) -> Callable[[Answer], None] | None:
+    def watch(self, frames: FrameList, images: int) -> Watch | None:
         """What keeps the predictions to be shown from a validation; None where this report has no picture."""
         if not self.due(images):
             return None
         chosen = set(pictured(frames))
 
-        def keep(answer: Answer) -> None:
-            for place, index in enumerate(answer.indices):
+        def keep(indices: list[int], pred: Tensor, truth: Tensor) -> None:
+            for place, index in enumerate(indices):
                 if index in chosen:
-                    self._depths[index] = (_tile(answer.pred[place]), _tile(answer.truth[place]))
+                    self._depths[index] = (_tile(pred[place]), _tile(truth[place]))
 
         return keep
 
@@ -105,14 +106,12 @@ def _bounds(depths_m: NDArray[np.floating], config: TrialConfig) -> tuple[float,
 
 def write_preview(path: Path, model: nn.Module, frames: FrameList, config: TrialConfig, device: torch.device) -> None:
     """Write a PNG with a row per frame; truth and prediction of a row share a scale in metres, holes are grey."""
-    chosen = pictured(frames)
-    answers = predictions(model, frames.subset(chosen), config, device, batch_size=1)
-    rows = []
-    for index, (_, (pred_m,), (truth_m,)) in zip(chosen, answers, strict=True):
-        pred, truth = (_tile(map_m, width_px=LARGE_PX) for map_m in (pred_m, truth_m))
-        rgb = _tile(torch.from_numpy(frames.read(index).rgb), len(truth), LARGE_PX)
-        rows.append(_row(frames.ids[index], rgb, truth, pred, config))
-    page = Image.new("RGB", (max(row.width for row in rows), LINE_PX + sum(row.height for row in rows)), "white")
+    shown = frames.subset(pictured(frames))
+    rows = [
+        _row(shown, index, pred_m[0], truth_m[0], config)
+        for (index,), pred_m, truth_m in predictions(model, shown, config, device, batch_size=1)
+    ]
+    page = Image.new("RGB", (len(COLUMNS) * _column_px(), LINE_PX + sum(row.height for row in rows)), "white")
     for column, title in enumerate(COLUMNS):
         ImageDraw.Draw(page).text((column * _column_px(), 0), title, "black")
     top = LINE_PX
@@ -124,25 +123,24 @@ def write_preview(path: Path, model: nn.Module, frames: FrameList, config: Trial
     write_bytes(path, buffer.getvalue())
 
 
-def _row(
-    name: str, rgb: NDArray[np.uint8], truth: NDArray[np.float32], pred: NDArray[np.float32], config: TrialConfig
-) -> Image.Image:
+def _row(frames: FrameList, index: int, pred_m: Tensor, truth_m: Tensor, config: TrialConfig) -> Image.Image:
     """A frame's pictures beside each other, each map with its scale, below the frame's name."""
-    known = truth > 0
-    low, high = _bounds(truth[known], config)
-    error = np.abs(pred - truth)
-    worst = float(error[known].max(initial=0.0))
+    error_m = (pred_m - truth_m).abs()
+    worst = float(torch.where(truth_m > 0, error_m, 0).amax())
+    low, high = _bounds(truth_m[truth_m > 0].cpu().numpy(), config)
+    pred, truth, error = (_tile(map_m, width_px=LARGE_PX) for map_m in (pred_m, truth_m, error_m))
     ramp = np.linspace(1.0, 0.0, len(truth))[:, None].repeat(BAR_PX, axis=1)
     depth_bar = colors.depth_rgb(low + ramp * (high - low), low, high)
     error_bar = colors.error_rgb(ramp, np.ones_like(ramp, dtype=bool), 1.0)
     row = Image.new("RGB", (len(COLUMNS) * _column_px(), len(truth) + LINE_PX), "white")
     draw = ImageDraw.Draw(row)
-    draw.text((0, 0), name, "black")
+    draw.text((0, 0), frames.ids[index], "black")
+    rgb = _tile(torch.from_numpy(frames.read(index).rgb), len(truth), LARGE_PX)
     row.paste(Image.fromarray(rgb), (0, LINE_PX))
     for column, picture, bar, ends in (
         (1, colors.depth_rgb(truth, low, high), depth_bar, (low, high)),
         (2, colors.depth_rgb(pred, low, high), depth_bar, (low, high)),
-        (3, colors.error_rgb(error, known, worst), error_bar, (0.0, worst)),
+        (3, colors.error_rgb(error, truth > 0, worst), error_bar, (0.0, worst)),
     ):
         left = column * _column_px()
         row.paste(Image.fromarray(picture), (left, LINE_PX))
@@ -150,7 +148,7 @@ def _row(
         for place, share in enumerate((1.0, 0.5, 0.0)):  # from the top of the scale to its end
             y = LINE_PX + round(place / 2 * (len(truth) - LINE_PX))
             draw.text(
-                (left + LARGE_PX + BAR_PX + 2 * GAP_PX, y), f"{ends[0] + share * (ends[1] - ends[0]):.1f}", "black"
+                (left + LARGE_PX + BAR_PX + 2 * GAP_PX, y), f"{ends[0] + share * (ends[1] - ends[0]):.2f}", "black"
             )
     return row
 

@@ -21,6 +21,8 @@ import numpy as np
 
 from trainables.data.dataset import TrainingData
 from trainables.data.frames import FrameList
+from trainables.data.loader import EvalLoader
+from trainables.evaluation.evaluate import outputs
 from trainables.models.backbone import STRIDE
 from trainables.runtime.device import Process
 from trainables.runtime.errors import Diverged
@@ -90,14 +92,12 @@ def probe(config: TrialConfig, data: TrainingData, extent: Extent) -> str:
             batches = iter(training.loader)
             shown: dict[str, Any] = {"frames": data.train.ids, "depth_of": data.train.depth_of}
             rows += _steps(training, batches, extent.steps)
-            skipped: dict[str, str] = {}
-            shown["validation"] = validate(
-                training.learner.model,
-                chosen.validation,
-                config,
-                training.learner.device,
-                skipped,
-            )
+            model, device = training.learner.model, training.learner.device
+            shown["validation"] = validate(model, chosen.validation, config, device, {})
+            # Beneath them, since so young a network's depths may all lie where they are clipped.
+            found = outputs(model, EvalLoader(chosen.validation, config, config.batch_size), config, device)
+            given = [y for batch in found for y in (batch.y, batch.y_mirrored) if y is not None]
+            shown["outputs"] = [float(y.double().sum()) for y in given]
             with _lengthened(training):
                 rows += _steps(training, batches, 1)
             rows += _steps(training, batches, 1)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,21 +19,20 @@ from trainables.data.frames import FrameList
 from trainables.data.loader import Batch, EvalLoader
 from trainables.data.samples import cropped, prepare_target
 from trainables.data.target import data_range
-from trainables.evaluation.evaluate import Answer, answers, scorer_of
+from trainables.evaluation.evaluate import Outputs, outputs, scorer_of
 from trainables.evaluation.metrics import checkerboard
 from trainables.models.depth_model import parameter_counts
 from trainables.models.losses import composite
 from trainables.runtime import device, parallel
 from trainables.runtime.durable import write_bytes, write_json
-from trainables.runtime.errors import Diverged
+from trainables.runtime.errors import Diverged, UserError
 from trainables.settings.config import TrialConfig
 from trainables.settings.registry import STRUCTURE_METRICS
 from trainables.training.learner import Learner
-from trainables.training.pictures import ReportPictures
+from trainables.training.pictures import ReportPictures, Watch
 from trainables.training.progress import Progress, Report
 
 REPORTS, SUMMARY = "reports.jsonl", "summary.json"
-Watch = Callable[[Answer], None]
 NAMED_FRAMES = 200  # skipped frames that the summary names; all are counted
 
 
@@ -134,20 +134,24 @@ def validate(
     the frames' own losses, and 'val/checkerboard' is measured on the network's own outputs, before anything resizes
     them. With validate_structure the metrics of protocol `structure` are added, those that no frame had anything to
     measure of (edges) left out. Bad frames that were left out are added to `skipped`, id -> reason; `watch` is given
-    each answer.
+    predictions and truth. Raises UserError where every frame is bad.
     """
     protocols = dict.fromkeys([config.protocol, *(["structure"] if config.validate_structure else [])])
     scorer, loader = scorer_of(frames, list(protocols)), EvalLoader(frames, config, config.batch_size)
     losses: list[Tensor] = []
     patterns: list[Tensor] = []
-    for answer in answers(model, loader, config, device):
-        ids, scenes = [frames.ids[i] for i in answer.indices], [frames.scenes[i] for i in answer.indices]
-        scorer.add(ids, scenes, answer.pred, {frames.truth: answer.truth})
-        losses.append(_losses(answer, config))
-        patterns.append(checkerboard(answer.y[:, 0]))
-        if watch is not None:
-            watch(answer)
+    for batch in outputs(model, loader, config, device):
+        losses.append(_losses(batch, config))
+        patterns.append(checkerboard(batch.y[:, 0]))
+        for indices, pred, truth in batch.in_metres(config):
+            ids, scenes = [frames.ids[i] for i in indices], [frames.scenes[i] for i in indices]
+            scorer.add(ids, scenes, pred, {frames.truth: truth})
+            if watch is not None:
+                watch(indices, pred, truth)
     skipped.update(loader.skipped)
+    if not losses:
+        first = next(iter(loader.skipped.values()))
+        raise UserError(f"every validation frame is bad, the first because {first}; run the doctor on the data")
     result = {"val/loss": float(torch.cat(losses).mean()), "val/checkerboard": float(torch.cat(patterns).mean())}
     for found in scorer.finish().summary.values():
         for name, value in found.items():
@@ -156,13 +160,11 @@ def validate(
     return result
 
 
-def _losses(answer: Answer, config: TrialConfig) -> Tensor:
-    """The training loss of each frame that was answered, (N,)."""
-    size = (answer.y.shape[-2], answer.y.shape[-1])
-    targets, valid = [], []
-    for depth_m in answer.truth.cpu().numpy():
-        target, known = prepare_target(cropped(depth_m, config.data.crop_border_px), config, size)
-        targets.append(torch.from_numpy(target))
-        valid.append(torch.from_numpy(known))
-    whole, where = (torch.stack(maps)[:, None].to(answer.y.device) for maps in (targets, valid))
-    return composite(answer.y, whole, where, config.loss, data_range(config.target)).per_sample
+def _losses(batch: Outputs, config: TrialConfig) -> Tensor:
+    """The training loss of each frame of a batch, (N,)."""
+    size = (batch.y.shape[-2], batch.y.shape[-1])
+    prepared = [prepare_target(cropped(depth, config.data.crop_border_px), config, size) for depth in batch.depths_m]
+    target, valid = (
+        torch.from_numpy(np.stack(maps)[:, None]).to(batch.y.device) for maps in zip(*prepared, strict=True)
+    )
+    return composite(batch.y, target, valid, config.loss, data_range(config.target)).per_sample

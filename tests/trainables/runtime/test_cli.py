@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import gc
 import json
 import os
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 from trainables import parity, predict, train, weights_keras
 from trainables.data.doctor import diagnosis
 from trainables.data.rooms import writer
+from trainables.runtime import cli
 from trainables.runtime.cli import path
 from trainables.runtime.durable import check_folder, write_bytes
 from trainables.runtime.errors import UserError
@@ -82,6 +85,17 @@ def test_neither_a_closed_pipe_nor_a_full_disk_loses_what_a_command_does(
         assert ran.stdout == b"python -m x: stdout: No space left on device; what was printed is lost\n"
     elif says is not None:
         assert ran.stdout + ran.stderr == says
+
+
+def test_collections_are_rare_within_a_command_and_as_the_caller_had_them_after() -> None:
+    before, within = gc.get_threshold(), list[tuple[int, int, int]]()
+
+    def body(_: argparse.Namespace) -> None:
+        within.append(gc.get_threshold())
+        raise UserError("a mistake")
+
+    assert cli.run(cli.parser("x", "A test.", "python -m x"), body, []) == 2
+    assert within[0][0] > before[0] and gc.get_threshold() == before
 
 
 def test_help_into_a_full_disk_or_a_closed_pipe_is_no_traceback() -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.conftest import write_tiny
 from trainables import colors
 from trainables.data.dataset import open_training
-from trainables.evaluation.evaluate import Answer, predictions
+from trainables.evaluation.evaluate import predictions
 from trainables.models.depth_model import build_model
 from trainables.settings.config import TrialConfig
 from trainables.training import pictures
@@ -26,8 +27,7 @@ def test_a_picture_shows_frame_truth_and_prediction(tiny_config: Callable[..., T
     watch = shown.watch(frames, 24)
     assert watch is not None
     truth = torch.from_numpy(np.stack([frames.read(i).depth_m for i in range(len(frames))]))
-    places, far_m = list(range(len(frames))), torch.full_like(truth, 100.0)  # all farther than any truth
-    watch(Answer(places, torch.empty(0), far_m, truth))
+    watch(list(range(len(frames))), torch.full_like(truth, 100.0), truth)  # all farther than any truth
     shown.write(frames, 24)
     chosen = pictures.pictured(frames)
     with Image.open(tmp_path / "previews" / "24.jpg") as picture:
@@ -57,29 +57,44 @@ def test_the_number_of_pictures_is_bounded(
 def test_the_last_picture_shows_maps_on_one_scale_and_errors_on_their_own(
     tiny_config: Callable[..., TrialConfig], tmp_path: Path
 ) -> None:
-    config = tiny_config()
+    config = tiny_config(**{"data.root": str(write_tiny(tmp_path, holes=True))})
     frames = open_training(config).validation
     model, cpu = build_model(config.model, config.target.kind).eval(), torch.device("cpu")
     pictures.write_preview(tmp_path / "preview.png", model, frames, config, cpu)
     with Image.open(tmp_path / "preview.png") as picture:
         pixels = np.asarray(picture)
-    first = pictures.pictured(frames)[0]
-    _, (pred_m,), (truth_m,) = next(predictions(model, frames.subset([first]), config, cpu, 1))
-    pred, truth = (pictures._tile(map_m, width_px=pictures.LARGE_PX) for map_m in (pred_m, truth_m))
-    known, error = truth > 0, np.abs(pred - truth)
-    low, high, worst = float(truth[known].min()), float(truth.max()), float(error[known].max())
-    top = 2 * pictures.LINE_PX  # below the headings and the frame's name
-    for column, expected in enumerate(
-        (
-            pictures._tile(torch.from_numpy(frames.read(first).rgb), len(truth), pictures.LARGE_PX),
-            colors.depth_rgb(truth, low, high),
-            colors.depth_rgb(pred, low, high),
-            colors.error_rgb(error, known, worst),
-        )
-    ):
-        left = column * (pixels.shape[1] // len(pictures.COLUMNS))
-        shown = pixels[top : top + len(truth), left : left + pictures.LARGE_PX]
-        assert (shown == expected).all(), pictures.COLUMNS[column]
-    bar = pixels[top : top + len(truth), pixels.shape[1] // 4 + pictures.LARGE_PX + pictures.GAP_PX]
-    assert (bar[0] == colors.depth_rgb(np.array([[high]]), low, high)[0, 0]).all()
-    assert (bar[-1] == colors.depth_rgb(np.array([[low]]), low, high)[0, 0]).all()
+    shown, top = frames.subset(pictures.pictured(frames)), pictures.LINE_PX
+    for (index,), pred_m, truth_m in predictions(model, shown, config, cpu, 1):
+        pred, truth = (pictures._tile(map_m[0], width_px=pictures.LARGE_PX) for map_m in (pred_m, truth_m))
+        low, high = float(truth_m[truth_m > 0].min()), float(truth_m.max())
+        worst = float((pred_m - truth_m).abs()[truth_m > 0].max())
+        rgb = pictures._tile(torch.from_numpy(shown.read(index).rgb), len(truth), pictures.LARGE_PX)
+        maps = [colors.depth_rgb(depth, low, high) for depth in (truth, pred)]
+        maps.append(colors.error_rgb(np.abs(pred - truth), truth > 0, worst))
+        grey = (maps[0] == colors.HOLE_RGB).all(-1)
+        assert grey.any() and (grey == (maps[2] == colors.HOLE_RGB).all(-1)).all()
+        top += pictures.LINE_PX  # the frame's name
+        for column, expected in enumerate([rgb, *maps]):
+            left = column * (pixels.shape[1] // len(pictures.COLUMNS))
+            part = pixels[top : top + len(truth), left : left + pictures.LARGE_PX]
+            assert (part == expected).all(), pictures.COLUMNS[column]
+            bar = pixels[top : top + len(truth), left + pictures.LARGE_PX + pictures.GAP_PX]
+            if column:
+                two = np.array([[high], [low]])
+                ends = colors.depth_rgb(two, low, high)
+                if column == 3:
+                    ends = colors.error_rgb(np.array([[1.0], [0.0]]), two > 0, 1.0)
+                assert (bar[[0, -1]] == ends[:, 0]).all()
+        top += len(truth)
+    assert top == len(pixels)
+
+
+def test_a_pictured_frame_that_turned_bad_is_left_out(tiny_config: Callable[..., TrialConfig], tmp_path: Path) -> None:
+    root = write_tiny(tmp_path)
+    config = tiny_config(**{"data.root": str(root), "data.on_bad_frame": "skip"})
+    frames = open_training(config).validation
+    model = build_model(config.model, config.target.kind).eval()
+    (root / frames.ids[pictures.pictured(frames)[1]]).write_bytes(b"")
+    pictures.write_preview(tmp_path / "preview.png", model, frames, config, torch.device("cpu"))
+    with Image.open(tmp_path / "preview.png") as picture:
+        assert picture.height == pictures.LINE_PX + 2 * (pictures.LINE_PX + 150)
