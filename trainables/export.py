@@ -109,7 +109,7 @@ def check(model: TrainedModel, path: Path, frames: FrameList) -> Check:
     from trainables.evaluation.evaluate import Scorer, predict_depth_m, resize_depth
     from trainables.evaluation.protocols import PROTOCOLS
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     network, config = model.network.cpu().eval(), model.config
     scorers = [Scorer([PROTOCOLS[config.protocol].reaching(frames.max_depth_m)], frames.truth) for _ in range(2)]
     pixel_m = 0.0

@@ -72,7 +72,10 @@ COMMANDS: dict[str, Command] = {
     "spikes": Command(("study",), {"--replay": ""}),
     "final_evaluation": Command(("study",), {"--again": "text"}),
     "served_model": STUDY,
-    "calibration": Command(("checkpoint",), {"--data-root": "data", "--source": "form"}, ("--tracking", "sqlite:///none/x")),
+    "score": Command(("maps",), {"--data": "data", "--source": "form", "--depth": "text", "--split": "split",
+                                 "--kind": "kind", "--scale": "count", "--against": "row", "--from": "row",
+                                 "--figure": "out"}),
+    "export": Command(("checkpoint",), {"--onnx": "", "--out": "out", "--data": "data"}, ("--frames", "1")),
     "train": Command(("recipe",), {"--set": "set", "--out": "out"}, ("--set", "budget_images=4", "--set", "threads=1")),
     "predict": Command(("picture", "picture"), {"--checkpoint": "checkpoint", "--out": "out", "--device": "device"}),
     "doctor": Command(("data",), {"--out": "out", "--form": "form", "--depth": "text", "--workers": "count",
@@ -125,6 +128,9 @@ def place(
     write_checkpoint(tmp_path / "damaged", take_snapshot(model, None, {"step": 0}), config)
     (tmp_path / "damaged/weights.safetensors").write_bytes(b"x")
     planted_study(tmp_path / "results" / "rooms", seed=0, trials=12)
+    (tmp_path / "maps").mkdir()
+    for number in range(6):
+        np.save(tmp_path / f"maps/{number:05d}_depth.npy", rng.uniform(1, 5, (24, 32)).astype(np.float32))
     (tmp_path / "results" / "torn").mkdir()
     (tmp_path / "results" / "torn" / "study.yaml").write_bytes(b"name: [")
     (tmp_path / "results" / "torn" / "ledger.db").write_bytes(b"SQLite format 3\0" + bytes(200))
@@ -140,6 +146,10 @@ FINE = {
     "file": ["one.yaml", "bytes.yaml", "deep.yaml", "list.yaml", "cycle.yaml", "h5.h5", "np.npz", "np.npy",
              "pq.parquet"],
     "recipe": ["densedepth", "densedepth+x", "michigan", "psiml_resnet50+berhu", "densdepth"],
+    "maps": ["set", "run/checkpoints/best", "np.npy", "np.npz", "zip.zip", "folder", "damaged", "maps"],
+    "split": ["official", "80_10_10_by_scene"],
+    "kind": ["metric", "inverse", "disparity", "relative"],
+    "row": ["densedepth_repo", "densedepth", "bts", "eigen", "densdepth"],
     "form": ["kaggle", "eigen", "h5", "labeled", "rooms"],
     "device": ["cpu", "cuda", "auto"],
     "count": ["1", "2", "0"],
@@ -220,6 +230,10 @@ def wrong(lines: int, seed: int) -> Iterator[tuple[str, list[str], str]]:
         if problem is not None:
             yield name, words, problem
     print(", ".join(f"{name} {seconds:.0f} s" for name, seconds in spent.most_common(6)), file=sys.stderr)
+
+
+def test_every_command_is_tried() -> None:
+    assert COMMANDS.keys() == densedepth.COMMANDS.keys()
 
 
 @pytest.mark.slow

@@ -77,9 +77,10 @@ def test_a_model_that_scores_otherwise_is_not_written(
     with torch.no_grad():
         for parameter in right.network.parameters():
             parameter.mul_(1.05)
-    (tmp_path / "wrong.onnx").write_bytes(content)
-    assert export.check(right, tmp_path / "wrong.onnx", frames).worst > export.TOLERANCE
-    monkeypatch.setattr(export, "export_onnx", lambda model, digest: (tmp_path / "wrong.onnx").read_bytes())
+    wrong = tmp_path / "wrong\udcff.onnx"  # a name that is no UTF-8
+    wrong.write_bytes(content)
+    assert export.check(right, wrong, frames).worst > export.TOLERANCE
+    monkeypatch.setattr(export, "export_onnx", lambda model, digest: wrong.read_bytes())
     monkeypatch.setattr("trainables.trained.load_model", lambda path, device: right)
     assert export.main([str(folder), "--onnx", "--out", str(out)]) == 1
     assert "is not written: on" in capsys.readouterr().err and not out.exists()

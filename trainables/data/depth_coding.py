@@ -21,6 +21,7 @@ from PIL import Image
 
 from trainables.data.frames import BadFrame, Depth
 from trainables.data.hdf5 import MAX_SENSIBLE_M, checked_depth
+from trainables.data.npy import read_npy_header
 from trainables.data.pictures import MAX_PIXELS, check_complete, check_depth, decode_grey, read_header
 from trainables.settings.config import DataConfig
 
@@ -28,7 +29,6 @@ MILLIMETRES: Final = 1000.0  # steps per metre
 _NPY: Final = b"\x93NUMPY"
 _TIFF: Final = (b"II*\0", b"MM\0*")
 _LEVELS: Final = 65533  # steps between MoGe's 1 and 65534
-_NPY_HEADER: Final = 4096  # bytes within which a .npy's header ends
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,7 @@ def _decode_npy(content: bytes, name: str) -> npt.NDArray[Any]:
     """An array (H, W) of floats or of 8 or 16 bits, of whole content; nothing is unpickled."""
     file = io.BytesIO(content)
     try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, columns_first, dtype = read(file, max_header_size=_NPY_HEADER)
+        shape, columns_first, dtype = read_npy_header(file)
     except (ValueError, EOFError, OSError) as error:
         raise BadFrame(f"{name} is no .npy array ({_first_line(error)}); replace it") from None
     sides = tuple(length for length in shape if length != 1) if len(shape) == 3 else shape

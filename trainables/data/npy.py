@@ -23,10 +23,15 @@ MAX_FRAMES: Final = 1 << 16
 
 def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether columns come first, and dtype of a .npy file at its start. Raises ValueError for no header."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, columns_first, dtype = read(file)
-    return shape, columns_first, np.dtype(dtype)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, columns_first, dtype = read(file)
+        return shape, columns_first, np.dtype(dtype)
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise
+    except Exception as error:  # NumPy reads a damaged header as Python's source, whose errors are of many kinds
+        raise ValueError(_first_line(error)) from error
 
 
 class Stack:
