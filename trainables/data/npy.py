@@ -19,6 +19,7 @@ from trainables.data.pictures import MAX_PIXELS
 from trainables.runtime.errors import UserError
 
 MAX_FRAMES: Final = 1 << 16
+_HEADER: Final = 4096  # bytes within which a .npy's header ends
 
 
 def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -26,7 +27,7 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[An
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, columns_first, dtype = read(file)
+        shape, columns_first, dtype = read(file, max_header_size=_HEADER)
         return shape, columns_first, np.dtype(dtype)
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
         raise

@@ -140,8 +140,8 @@ def _run(arguments: argparse.ArgumentParser, body: Body, argv: list[str] | None)
 
 @contextlib.contextmanager
 def _seldom_collected() -> Iterator[None]:
-    """Meanwhile Python looks for unreachable cycles at longer intervals: imports and lists of frames make objects by
-    the million that stay, and looking through them again and again takes a tenth of a plan's time.
+    """Rarer searches for unreachable cycles while a block runs: imports and lists of frames make objects by the
+    million that stay, and looking through them again and again takes a tenth of a plan's time.
     """
     before = gc.get_threshold()
     gc.set_threshold(10_000, *before[1:])

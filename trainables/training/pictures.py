@@ -3,7 +3,7 @@
     previews/IMAGES.jpg   picture, truth and prediction, after so many images seen; of MOST_PICTURES reports at most
     preview.png           the same frames at the end, with scales in metres and errors
 
-The small ones show what validation predicts anyway. None is drawn by matplotlib, which takes longer than many a step.
+The small ones show what validation predicts anyway. None is drawn by matplotlib, which is slow.
 """
 
 from __future__ import annotations
