@@ -6,7 +6,8 @@ makes trainings diverge is said in the reason.
 What claims measure of a training (study.contract.QUANTITIES) are functions of a study to {key: value}:
 
 validation metrics      of the report that the judge takes: the best by its own metric, or the last
-overfit_gap             the last report's validation loss minus its training loss, which is one with augmentation
+overfit_gap             the last report's validation loss, in float32, minus its training loss, which is one with
+                        augmentation and in the training's precision
 spikes_per_1000_steps   loss spikes of the step trace (analysis/spikes/traces.py) per 1,000 steps
 damage_after_spikes     how much worse the judged metric is at the validation after spikes than at the one before
                         them, summed over such spans of a training; a span without worsening is 0, no spike is 0
